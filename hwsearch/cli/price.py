@@ -1,0 +1,260 @@
+"""Commands of the price wing: latency, validate, profile, devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hwsearch.cli.output import console, json_option, note, print_json
+from hwsearch.errors import ArchitectureError, HwsearchError, ProfileError
+
+if TYPE_CHECKING:
+    from hwsearch.architecture import Architecture
+    from hwsearch.device import DeviceProfile, Runtime
+
+device_option = click.option("--device", required=True, help="Name, alias or TOML file of a device; 'hwsearch devices' lists them.")
+runtime_option = click.option("--runtime", help="Runtime on the device; the profile's first by default.")
+workload_options = (
+    click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences at once."),
+    click.option("--sequence", type=click.IntRange(1), default=128, show_default=True, help="Tokens of one input."),
+    click.option("--new-tokens", type=click.IntRange(0), default=0, show_default=True, help="Tokens generated after it."),
+    click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="How many in a row."),
+)
+
+
+@click.command()
+@device_option
+@click.option("--architecture", "file", type=click.Path(path_type=Path), help="JSON file of an architecture, in place of the options below.")
+@click.option("--block", type=click.Choice(["encoder", "decoder"]), default="encoder", show_default=True)
+@click.option("--layers", type=click.IntRange(1))
+@click.option("--width", type=click.IntRange(1))
+@click.option("--heads", type=click.IntRange(1))
+@click.option("--kv-heads", type=click.IntRange(1), help="Key and value heads; all heads by default.")
+@click.option("--head-dim", type=click.IntRange(1), help="Channels of a head; width / heads by default.")
+@click.option("--ffn", type=click.IntRange(1))
+@click.option("--gated-ffn", is_flag=True, help="A third feed-forward matrix gates the first.")
+@click.option("--vocab", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--head", type=click.Choice(["none", "classify", "span", "lm"]), default="none", show_default=True)
+@click.option("--precision", help="As int8, int8*6,fp16*2 or int8/fp16*8 (attention/feed-forward); the widest float by default.")
+@runtime_option
+@click.option("--power-mode", help="The profile's first by default.")
+@click.option("--threads", type=click.IntRange(1), help="The profile's by default.")
+@json_option
+def latency(device: str, runtime: str | None, power_mode: str | None, threads: int | None, file: Path | None, as_json: bool, **options: Any) -> None:
+    """The latency of one architecture on a device, with its interval and where it goes."""
+    from hwsearch.latency.estimator import Estimator
+    from hwsearch.units import format_ms
+    from hwsearch.workload import Workload
+
+    profile = _find(device)
+    target = profile.target(runtime, power_mode, threads)
+    workload = Workload(options["batch"], options["sequence"], options["new_tokens"], options["repeat"])
+    architecture = _read(file) if file else _build(profile.runtimes[target.runtime], **options)
+    _check_precisions(architecture, profile, target.runtime)
+    found = Estimator(profile, target, workload).one(architecture)
+    if as_json:
+        print_json(found)
+        return
+    out = console()
+    out.print(f"{architecture.id} on {target}: {workload}")
+    certainty = f"{found.source}, {'extrapolated' if found.extrapolated else 'inside measured shapes'} ({found.covered:.0%} covered)"
+    interval = f"90 % interval {format_ms(found.low_ms)} to {format_ms(found.high_ms)}"
+    out.print(f"[bold]{format_ms(found.median_ms)}[/bold]   {interval}   {certainty}")
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim")
+    for column in ("where it goes", "time", "share"):
+        table.add_column(column, justify="left" if column.startswith("where") else "right")
+    for kind, ms in sorted(found.ops.items(), key=lambda item: -item[1]):
+        table.add_row(kind, format_ms(ms), f"{ms / found.median_ms:.0%}")
+    out.print(table)
+
+
+for option in reversed(workload_options):
+    latency = option(latency)
+
+
+@click.command()
+@device_option
+@click.option("--cases", "file", type=click.Path(path_type=Path), required=True, help="CSV of measured latencies.")
+@click.option("--leave-one-model-out", "unseen", is_flag=True, help="Price each model by a fit on the rows of the others.")
+@json_option
+def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
+    """How wrong is a profile on measured cases?"""
+    from hwsearch.latency.cases import read_cases
+    from hwsearch.latency.validate import validate as compare
+
+    result = compare(_find(device), read_cases(file), unseen)
+    if result.skipped:
+        names = sorted({f"{case.device}/{case.runtime}" for case in result.skipped})
+        note(f"skipped {len(result.skipped)} cases of other devices or unknown runtimes: {', '.join(names)}")
+    if as_json:
+        print_json(result.to_json())
+        return
+    from rich.table import Table
+
+    table = Table(title="priced by a fit that has not seen the model" if unseen else None, box=None)
+    for column in ("device", "runtime", "precision", "n", "mean error", "within 10 %", "rank corr.", "in 90 % interval", "width"):
+        table.add_column(column, justify="left" if column in ("device", "runtime", "precision") else "right")
+    rows: list[tuple[tuple[str, str, str], Any]] = list(result.groups().items())
+    if (overall := result.scores()) is not None:
+        rows.append((("all", "", ""), overall))
+    for names_of_group, s in rows:
+        numbers = (f"{s.mape:.1%}", f"{s.within_10:.0%}", f"{s.spearman:.3f}", f"{s.coverage_90:.0%}", f"{s.width_90:.0%}")
+        table.add_row(*names_of_group, str(s.n), *numbers)
+    console().print(table)
+
+
+@click.command()
+@device_option
+@runtime_option
+@click.option("--from-cases", "file", type=click.Path(path_type=Path), required=True, help="CSV of measured latencies of whole models.")
+@click.option("--to", type=click.Path(path_type=Path), help="Folder to write the profile to; by default that of your own profiles.")
+@json_option
+def profile(device: str, runtime: str | None, file: Path, to: Path | None, as_json: bool) -> None:
+    """Fit a device's profile on measured latencies of whole models."""
+    from hwsearch.device import find_file, load_profile, save_profile, user_folder
+    from hwsearch.latency.calibrate import fit_device, matches
+    from hwsearch.latency.cases import read_cases
+
+    template = find_file(device)
+    facts = load_profile(template)
+    cases = read_cases(file)
+    if runtime is not None and runtime not in facts.runtimes:
+        raise ProfileError(f"no runtime {runtime!r} in {template} (have: {', '.join(facts.runtimes)}); add its facts there first")
+    if not any(matches(case, facts) and runtime in (None, case.runtime) for case in cases):
+        raise HwsearchError(f"{file} has no row of {facts.name!r}{f' with runtime {runtime!r}' if runtime else ''}; nothing to fit")
+    fitted = fit_device(facts, cases, file.name, only=runtime)
+    target = (to or user_folder()) / template.name
+    save_profile(fitted, template, target)
+    if as_json:
+        print_json({"profile": str(target), "fits": {name: r.fit for name, r in fitted.runtimes.items() if r.fit}})
+        return
+    console().print(_evidence(fitted))
+    note(f"written: {target}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def devices(name: str | None, as_json: bool) -> None:
+    """What is known of each device, and how it is known."""
+    from hwsearch.device import load_profile, profile_files
+
+    if name is not None:
+        found = _find(name)
+        if as_json:
+            print_json(found)
+        else:
+            _describe(found)
+        return
+    profiles = [load_profile(path) for path in profile_files()]
+    if as_json:
+        print_json(profiles)
+        return
+    from rich.table import Table
+
+    table = Table(box=None)
+    for column in ("device", "also", "runtimes (rows measured)", "how it is known"):
+        table.add_column(column)
+    for found in profiles:
+        runtimes = ", ".join(f"{name} ({runtime.fit.rows if runtime.fit else 0})" for name, runtime in found.runtimes.items())
+        table.add_row(found.name, ", ".join(found.aliases), runtimes, "measured here" if found.board_at_hand else "published rows, no board at hand")
+    console().print(table)
+
+
+def _find(device: str) -> DeviceProfile:
+    from hwsearch.device import find_profile
+
+    return find_profile(device)
+
+
+def _read(file: Path) -> Architecture:
+    import msgspec
+
+    from hwsearch.architecture import Architecture
+
+    try:
+        return Architecture.from_json(msgspec.json.decode(file.read_bytes()))
+    except OSError as error:
+        raise ArchitectureError(f"cannot read {file}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise ArchitectureError(f"{file} is not JSON: {error}") from error
+
+
+def _build(runtime: Runtime, **options: Any) -> Architecture:
+    from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
+
+    missing = [f"--{name}" for name in ("layers", "width", "heads", "ffn") if options[name] is None]
+    if missing:
+        raise click.UsageError(f"an architecture needs {', '.join(missing)}, or --architecture FILE.json")
+    plan = parse_precisions(options["precision"] or str(runtime.precisions[0]), options["layers"])
+    beside = runtime.float_beside(*(precision for pair in plan for precision in pair))
+    return Architecture(
+        block=options["block"],
+        width=options["width"],
+        head_dim=options["head_dim"] or max(1, options["width"] // options["heads"]),
+        layers=uniform_layers(options["layers"], options["heads"], options["kv_heads"] or options["heads"], options["ffn"], plan),
+        gated_ffn=options["gated_ffn"],
+        norm="rmsnorm" if options["gated_ffn"] else "layernorm",
+        vocab=options["vocab"],
+        head=options["head"],
+        head_precision=beside,
+        embedding_precision=beside,
+        kv_precision=beside,
+    )
+
+
+def _check_precisions(architecture: Architecture, profile: DeviceProfile, name: str) -> None:
+    runs = profile.runtimes[name].precisions
+    used = {precision for layer in architecture.layers for precision in (layer.attention, layer.feed_forward)}
+    if foreign := sorted(map(str, used - set(runs))):
+        raise ArchitectureError(f"{name} on {profile.name} runs {', '.join(map(str, runs))}; the architecture wants {', '.join(foreign)}")
+
+
+def _describe(profile: DeviceProfile) -> None:
+    from rich.table import Table
+
+    out = console()
+    out.print(f"[bold]{profile.title}[/bold]  {profile.name}{', '.join(['', *profile.aliases])}")
+    if profile.note:
+        out.print(profile.note)
+    facts = Table(box=None, title="facts", title_justify="left")
+    for column in ("", "value", "source"):
+        facts.add_column(column)
+    for label, figure in (("cache MiB", profile.cache_mib), ("memory MiB", profile.memory_mib), *((f"peak {k}", v) for k, v in profile.peaks.items())):
+        facts.add_row(label, f"{figure.value:g}", figure.source)
+    for mode, speed in profile.power_modes.items():
+        facts.add_row(f"mode {mode}", f"compute x{speed.compute.value:g}, memory x{speed.bandwidth.value:g}", speed.compute.source)
+    out.print(facts)
+    out.print(_evidence(profile))
+    for name, runtime in profile.runtimes.items():
+        if runtime.parameters is None:
+            continue
+        from hwsearch.latency.analytic import figures_of
+
+        table = Table(box=None, title=f"{name} {runtime.version}: {runtime.note}".rstrip(": "), title_justify="left")
+        for column in ("parameter", "value", "sd of log", "source"):
+            table.add_column(column)
+        for parameter, figure in figures_of(runtime.parameters).items():
+            table.add_row(parameter, f"{figure.value:.4g}", f"{figure.sd:.2f}", figure.source)
+        out.print(table)
+
+
+def _evidence(profile: DeviceProfile) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, title="evidence", title_justify="left")
+    for column in ("runtime", "precisions", "rows", "models", "mean error on unseen models (rows, in 90 % interval)"):
+        table.add_column(column)
+    for name, runtime in profile.runtimes.items():
+        fit = runtime.fit
+        errors = fit.leave_one_model_out if fit else {}
+        text = ", ".join(f"{p} {e.mape:.1%} ({e.rows}, {e.coverage:.0%})" for p, e in errors.items())
+        models = ", ".join(fit.models) if fit else ""
+        if not (fit and fit.rows):
+            text, models = f"extrapolated: borrows {', '.join(runtime.borrows) or 'the datasheet'}", "none"
+        table.add_row(name, ", ".join(map(str, runtime.precisions)), str(fit.rows if fit else 0), models, text)
+    return table

@@ -1,0 +1,364 @@
+"""What is known of a device, and how it is known.
+
+A profile is a TOML file: facts of the device with their sources, and for each runtime the parameters of the analytic latency model, each with
+its uncertainty and where it comes from. Profiles are per runtime, never per device alone: runtimes on one board differ by 8 to 50 %. A
+runtime's parameters are fitted on whole-model timings by `hwsearch profile --from-cases`; what the timings cannot tell is borrowed, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from hwsearch.errors import ProfileError
+from hwsearch.precision import Precision, Scheme
+
+
+class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A number and where it comes from.
+
+    Attributes:
+        value: in the unit that its name says.
+        source: a publication, a datasheet, or "fit" / "borrowed: ..." / "assumed: ..." for what was not read off anything.
+        sd: standard deviation of the logarithm; 0 where the source is taken as exact.
+    """
+
+    value: float
+    source: str
+    sd: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.source.strip():
+            raise ValueError("every figure needs a source")
+        if not 0 < self.value < float("inf") or not 0 <= self.sd < 10:
+            raise ValueError(f"a figure is positive and finite, its sd between 0 and 10; got {self.value} and {self.sd}")
+
+
+class PowerMode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of the default mode's speed a power mode leaves.
+
+    Attributes:
+        compute: factor on every arithmetic rate.
+        bandwidth: factor on memory bandwidth.
+        aliases: other names that measured cases use.
+    """
+
+    compute: Figure
+    bandwidth: Figure
+    aliases: tuple[str, ...] = ()
+
+
+class Hull(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The sizes of the matrix products that one precision was measured on, each as (smallest, largest)."""
+
+    m: tuple[float, float]
+    k: tuple[float, float]
+    n: tuple[float, float]
+
+
+class Error(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How wrong a fit was on models that it had not seen.
+
+    Attributes:
+        rows: how many.
+        mape: mean of |predicted / measured - 1|.
+        coverage: share of the rows inside their 90 % interval.
+    """
+
+    rows: int
+    mape: float
+    coverage: float
+
+
+class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a runtime's parameters rest on.
+
+    Attributes:
+        cases: the file of measured latencies and the hash of its rows, or how they were measured.
+        rows: how many of them belong to this runtime.
+        models: their models.
+        noise: standard deviation of the logarithm of measured over fitted.
+        order: names of the parameters that were fitted, as "rate_tops.fp16".
+        covariance: of their logarithms, [len(order), len(order)].
+        hulls: the shapes that were measured, by precision.
+        reach: the shapes that they and the lenders' span together: where the model's form has been seen to hold.
+        stretch: factor that leaving models out put on the noise and on the fit's own doubt, 1 at least.
+        leave_one_model_out: error by precision on each model when the fit had not seen it; empty for a single model.
+    """
+
+    cases: str
+    rows: int
+    models: tuple[str, ...]
+    noise: float
+    order: tuple[str, ...]
+    covariance: tuple[tuple[float, ...], ...]
+    hulls: dict[str, Hull] = {}
+    reach: Hull | None = None
+    stretch: float = 1.0
+    leave_one_model_out: dict[str, Error] = {}
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.order) for row in self.covariance) or len(self.covariance) != len(self.order):
+            raise ValueError(f"the covariance is a square of the {len(self.order)} fitted parameters")
+
+
+class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Parameters of the analytic latency model; `latency/analytic.py` has the formulas.
+
+    Attributes:
+        pass_us: what one forward pass costs before any work is done.
+        kernel_us: what one kernel costs before any work is done.
+        bandwidth_gbs: memory bandwidth reached, GB/s.
+        cache_speedup: bandwidth of the last-level cache over the memory's.
+        score_passes: how often an unfused attention moves its score matrix through memory.
+        rate_tops: arithmetic rate reached by large matrix products, 1e12 operations/s, by precision of the arithmetic.
+        ramp_us: what a product costs beside its arithmetic, by precision.
+        attention_share: rate of attention's products over `rate_tops`.
+        thread_exponent: the rate grows as threads to this power.
+    """
+
+    pass_us: Figure
+    kernel_us: Figure
+    bandwidth_gbs: Figure
+    cache_speedup: Figure
+    score_passes: Figure
+    rate_tops: dict[str, Figure]
+    ramp_us: dict[str, Figure]
+    attention_share: dict[str, Figure]
+    thread_exponent: Figure
+
+
+class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One runtime on one device.
+
+    Attributes:
+        version: that the parameters stand for.
+        precisions: those that it truly runs on this device, the widest first.
+        fused_attention: whether the score matrix stays on chip.
+        stored_bits: width of an activation in memory, by precision, where it is not the precision's own.
+        scheme: how it quantises.
+        alignment: channels that the matrix units want a multiple of.
+        threads: that the parameters stand for; 0 where there is nothing to choose.
+        borrows: runtimes ("runtime" of the same device, or "device/runtime") whose parameters stand in for what the cases cannot tell; the
+            datasheet where there are none.
+        note: what a reader should know.
+        parameters, fit: made by `hwsearch profile`; None in a profile that holds facts alone so far.
+    """
+
+    version: str
+    precisions: tuple[Precision, ...]
+    fused_attention: bool
+    scheme: Scheme
+    stored_bits: dict[str, int] = {}
+    alignment: int = 16
+    threads: int = 0
+    borrows: tuple[str, ...] = ()
+    note: str = ""
+    parameters: Parameters | None = None
+    fit: Fit | None = None
+
+    def __post_init__(self) -> None:
+        if not any(precision.is_float for precision in self.precisions):
+            raise ValueError("a runtime runs at least one float precision")
+        for group in self.arithmetics if self.parameters else ():
+            if group not in self.parameters.rate_tops:
+                raise ValueError(f"precisions need rate_tops.{group}, which is missing")
+
+    def float_beside(self, *precisions: Precision) -> Precision:
+        """The float that the rest of a network runs in when its layers run in `precisions`: the narrowest among them, else the runtime's."""
+        floats = [p for p in precisions if p.is_float] or [p for p in self.precisions if p.is_float]
+        return max(floats, key=lambda precision: precision.code)
+
+    @property
+    def arithmetics(self) -> tuple[str, ...]:
+        """The precisions that it computes in, the widest first."""
+        return tuple(dict.fromkeys(self.arithmetic(precision) for precision in self.precisions))
+
+    def arithmetic(self, precision: Precision) -> str:
+        """What a layer computes in: its own precision, or for quantised weights alone the narrowest float."""
+        if precision in (Precision.W8A16, Precision.INT4):
+            return "fp16" if Precision.FP16 in self.precisions else "fp32"
+        return str(precision)
+
+
+class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A device: facts with their sources, and its runtimes.
+
+    Attributes:
+        name: as on the command line and in measured cases.
+        title: for people.
+        board_at_hand: whether the project measured it itself.
+        aliases: other names.
+        cache_mib: last-level cache that the processors share.
+        memory_mib: what a model and its activations can use at most.
+        peaks: datasheet rates in 1e12 operations/s by precision, and "bandwidth_gbs".
+        power_modes: by name; the first is the default.
+        runtimes: by name; the first is the default.
+        note: what a reader should know.
+    """
+
+    name: str
+    title: str
+    board_at_hand: bool
+    cache_mib: Figure
+    memory_mib: Figure
+    peaks: dict[str, Figure]
+    power_modes: dict[str, PowerMode]
+    runtimes: dict[str, Runtime]
+    aliases: tuple[str, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.runtimes or not self.power_modes:
+            raise ValueError("a profile needs at least one runtime and one power mode")
+
+    def target(self, runtime: str | None = None, power_mode: str | None = None, threads: int | None = None) -> Target:
+        """What a latency is a latency of; the profile's first runtime and power mode unless named.
+
+        Raises:
+            ProfileError: the profile has no such runtime or power mode.
+        """
+        name = runtime or next(iter(self.runtimes))
+        mode = power_mode or next(iter(self.power_modes))
+        if name not in self.runtimes:
+            raise ProfileError(
+                f"no runtime {name!r} in the profile of {self.name!r} (have: {', '.join(self.runtimes)}). Fit one from measured latencies: "
+                f"hwsearch profile --device {self.name} --runtime {name} --from-cases CASES.csv"
+            )
+        if mode not in self.power_modes:
+            raise ProfileError(f"no power mode {mode!r} in the profile of {self.name!r} (have: {', '.join(self.power_modes)})")
+        if self.runtimes[name].parameters is None:
+            raise ProfileError(
+                f"the profile of {self.name!r} has no parameters for runtime {name!r} yet. Fit them from measured latencies: "
+                f"hwsearch profile --device {self.name} --runtime {name} --from-cases CASES.csv"
+            )
+        return Target(self.name, mode, name, self.runtimes[name].version, threads or self.runtimes[name].threads)
+
+    def power_mode_of(self, text: str) -> str:
+        """The power mode that a case's free text names ("MaxN (NVIDIA MaxP setting)"); the default where it names none."""
+        words = text.lower().replace("(", " ").replace(")", " ").replace(",", " ").split()
+        for name, mode in self.power_modes.items():
+            if any(known.lower() in words for known in (name, *mode.aliases)):
+                return name
+        return next(iter(self.power_modes))
+
+
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a latency is a latency of.
+
+    Attributes:
+        device, power_mode, runtime, version: names as in the profile.
+        threads: 0 where there is nothing to choose.
+    """
+
+    device: str
+    power_mode: str
+    runtime: str
+    version: str
+    threads: int
+
+    def __str__(self) -> str:
+        parts = [self.device, f"{self.runtime} {self.version}".strip()]
+        if self.power_mode != "default":
+            parts.append(self.power_mode)
+        if self.threads:
+            parts.append(f"{self.threads} thread{'s' if self.threads > 1 else ''}")
+        return ", ".join(parts)
+
+
+def data_folder(name: str) -> Path:
+    """A folder of data that ships with the package: inside it in a wheel, beside it in a checkout."""
+    package = Path(str(resources.files("hwsearch")))
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def user_folder() -> Path:
+    """Where profiles of one's own live; they take the place of shipped ones of the same name."""
+    return platformdirs.user_data_path("hwsearch") / "device_profiles"
+
+
+def profile_files() -> Iterator[Path]:
+    """Files of all profiles, one's own before those that come with hwsearch."""
+    own = sorted(user_folder().glob("*.toml"))
+    yield from own
+    yield from (path for path in sorted(data_folder("device_profiles").glob("*.toml")) if path.name not in {p.name for p in own})
+
+
+def load_profile(path: Path) -> DeviceProfile:
+    """Read one profile.
+
+    Raises:
+        ProfileError: the file cannot be read, is not TOML, or an entry is missing, unknown, of a wrong type or out of range.
+    """
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            return msgspec.convert(tomllib.load(file), DeviceProfile)
+    except OSError as error:
+        raise ProfileError(f"cannot read the profile {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"the profile {path} is not TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ProfileError(f"broken profile {path}: {error}") from error
+
+
+def find_profile(device: str) -> DeviceProfile:
+    """The profile of a device by name, alias or path of a TOML file.
+
+    Raises:
+        ProfileError: nothing by that name, or a broken file.
+    """
+    return load_profile(find_file(device))
+
+
+def find_file(device: str) -> Path:
+    """The file of a device's profile, by name, alias or path.
+
+    Raises:
+        ProfileError: nothing by that name.
+    """
+    if device.endswith(".toml") or "/" in device:
+        return Path(device)
+    wanted = device.lower()
+    for path in profile_files():
+        if path.stem == wanted:
+            return path
+    known: list[str] = []
+    for path in profile_files():
+        profile = load_profile(path)
+        if wanted in profile.aliases:
+            return path
+        known += [profile.name, *profile.aliases]
+    raise ProfileError(f"unknown device {device!r} (have: {', '.join(sorted(known))}, host). Give one of these or the path of a profile")
+
+
+def save_profile(profile: DeviceProfile, template: Path, to: Path) -> None:
+    """Write the parameters and fits of `profile` into a copy of the file `template`, whose facts, order and comments stay."""
+    import tomlkit
+
+    from hwsearch.files import write_text
+
+    document = tomlkit.parse(template.read_text(encoding="utf-8"))
+    runtimes: Any = document["runtimes"]
+    for name, runtime in profile.runtimes.items():
+        for part in ("parameters", "fit"):
+            runtimes[name].pop(part, None)
+            plain = msgspec.to_builtins(getattr(runtime, part))
+            if plain is not None:
+                runtimes[name][part] = _without_none(plain)
+    write_text(to, tomlkit.dumps(document))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_none(item) for item in value]
+    return value

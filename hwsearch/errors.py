@@ -1,0 +1,56 @@
+"""Every error that hwsearch raises on purpose, and the exit status that the command line gives it.
+
+    HwsearchError                 status 1
+    ├── UnitError                 a quantity that cannot be read: "280" where a time is wanted
+    ├── ArchitectureError         a shape that no transformer has
+    ├── ProfileError              a device profile that is unknown, broken or lacks what was asked of it
+    ├── CasesError                a file of measured latencies that cannot be read
+    ├── DataError                 text that is missing, unreadable or too little
+    ├── TeacherError              a checkpoint that is none, or of a family that is not supported
+    ├── RunError                  a run's directory that cannot be written, read or resumed
+    └── NothingFits               status 3: the nearest miss stands in the message
+
+A message gives the rule, the value and the way out, on one line.
+"""
+
+from __future__ import annotations
+
+
+class HwsearchError(Exception):
+    """The root; its message is meant for a person and fits on one line."""
+
+    exit_status = 1
+
+
+class UnitError(HwsearchError):
+    """A quantity that cannot be read."""
+
+
+class ArchitectureError(HwsearchError):
+    """A shape that no transformer has."""
+
+
+class ProfileError(HwsearchError):
+    """A device profile that is unknown, broken or lacks what was asked of it."""
+
+
+class CasesError(HwsearchError):
+    """A file of measured latencies that cannot be read."""
+
+
+class DataError(HwsearchError):
+    """Text that is missing, unreadable or too little."""
+
+
+class TeacherError(HwsearchError):
+    """A checkpoint that is none, or of a family that is not supported."""
+
+
+class RunError(HwsearchError):
+    """A run's directory that cannot be written, read or resumed."""
+
+
+class NothingFits(HwsearchError):
+    """No student fits the budget; the nearest miss stands in the message."""
+
+    exit_status = 3

@@ -1,0 +1,410 @@
+"""Fit a runtime's parameters on whole-model timings.
+
+Maximum a posteriori on the logarithms: residuals of the logarithm of the time under a soft-L1 loss (published timings have outliers), with a normal
+prior that says where a parameter comes from when the rows are silent. A root runtime takes its prior from the datasheet; others borrow from a related
+runtime's fit, scaled by the datasheets' ratio where the device differs, with the doubt of the transfer added. The covariance of the fit
+goes into the profile: it is what makes an interval grow where the rows say little.
+
+A fit is accepted by leaving whole models out, never by how it fits its own rows. No constant is keyed to a model, a row or a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec.structs import replace
+
+from hwsearch.device import DeviceProfile, Error, Figure, Fit, Hull, Parameters, Runtime, find_profile
+from hwsearch.errors import ProfileError
+from hwsearch.latency.analytic import BY_PRECISION, SCALARS, AnalyticModel, figures_of
+from hwsearch.latency.cases import Case, digest
+from hwsearch.latency.estimator import Estimates, estimate_with, log_gradient, medians_us
+from hwsearch.workload import KIND, OpTable, concatenate, lower
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+NOISE = 0.07  # sd of the logarithm that published rows scatter with; counts as NOISE_ROWS rows beside the data
+NOISE_ROWS = 4
+CONFORMAL_ROWS = 9  # below, a 90 % quantile does not exist
+REACHED = 0.4  # share of a datasheet's arithmetic peak that transformers reach, a guess with sd 0.5
+REACHED_BANDWIDTH = 0.7
+
+# Priors of a root runtime: median and sd of the logarithm. Launch floors: a CUDA kernel takes 2-10 us from launch to end when it has
+# nothing to do, and a product a few more to fill its pipelines.
+ROOT = {
+    "pass_us": (50.0, 1.0),
+    "kernel_us": (4.0, 0.7),
+    "cache_speedup": (3.0, 0.5),
+    "score_passes": (5.0, 0.4),
+    "thread_exponent": (0.8, 0.25),
+    "ramp_us": (2.0, 1.0),
+    "attention_share": (0.5, 0.5),
+    "rate_tops": (REACHED, 0.5),
+    "bandwidth_gbs": (REACHED_BANDWIDTH, 0.25),
+}
+# Doubt that a transfer adds, to another runtime on the same device and to the same runtime on another device. Arithmetic and memory belong to
+# the device, launches and tiling to the runtime; a lender that differs in both adds both.
+OTHER_RUNTIME = {"pass_us": 0.7, "kernel_us": 0.6, "cache_speedup": 0.2, "score_passes": 0.4, "thread_exponent": 0.2, "ramp_us": 0.5,
+                 "attention_share": 0.4, "rate_tops": 0.25, "bandwidth_gbs": 0.15}  # fmt: skip
+OTHER_DEVICE = {"pass_us": 0.4, "kernel_us": 0.4, "cache_speedup": 0.3, "score_passes": 0.2, "thread_exponent": 0.2, "ramp_us": 0.4,
+                "attention_share": 0.3, "rate_tops": 0.35, "bandwidth_gbs": 0.2}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """A normal distribution of the logarithms of the parameters.
+
+    Attributes:
+        order: names.
+        mean: [parameters].
+        covariance: [parameters, parameters].
+        sources: where each comes from.
+    """
+
+    order: tuple[str, ...]
+    mean: Floats
+    covariance: Floats
+    sources: tuple[str, ...]
+
+    def of(self, runtime: Runtime) -> Belief:
+        """The part of it that is about the precisions that `runtime` computes in."""
+        own = [i for i, entry in enumerate(self.order) if "." not in entry or entry.partition(".")[2] in runtime.arithmetics]
+        order, sources = tuple(self.order[i] for i in own), tuple(self.sources[i] for i in own)
+        return Belief(order, self.mean[own], self.covariance[np.ix_(own, own)], sources)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The medians by name."""
+        return dict(zip(self.order, np.exp(self.mean).tolist(), strict=True))
+
+
+def fit_device(profile: DeviceProfile, cases: Sequence[Case], origin: str, only: str | None = None) -> DeviceProfile:
+    """The profile with every runtime's parameters fitted on its rows of `cases`; a runtime without rows keeps what it borrows.
+
+    Args:
+        profile: facts of the device; its runtimes' parameters are not looked at.
+        cases: measured latencies; rows of other devices are ignored.
+        origin: what to call them in the profile.
+        only: fit this runtime alone and leave the others as they are.
+    """
+    mine = [case for case in cases if matches(case, profile)]
+    runtimes = {
+        name: _fitted(profile, name, mine, origin) if only in (None, name) else runtime for name, runtime in profile.runtimes.items()
+    }
+    return replace(profile, runtimes=runtimes)
+
+
+def matches(case: Case, profile: DeviceProfile) -> bool:
+    """Whether a case is of this device and of a runtime that its profile has."""
+    return (case.device == profile.name or case.device in profile.aliases) and case.runtime in profile.runtimes
+
+
+def table_of(profile: DeviceProfile, cases: Sequence[Case]) -> OpTable:
+    """The kernels of what each case measured, one architecture a case, of one runtime."""
+    tables = []
+    for case in cases:
+        table = lower([case.architecture(profile.runtimes[case.runtime])], case.workload)
+        passes = {"total": table.passes, "prefill": np.array([[1.0, 0.0]]), "decode_token": np.array([[0.0, 1.0]])}[case.phase]
+        tables.append(replace_passes(table, passes))
+    return concatenate(tables)
+
+
+def replace_passes(table: OpTable, passes: Floats) -> OpTable:
+    """The same kernels, run `passes` times by phase, [size, phases]."""
+    import dataclasses
+
+    return dataclasses.replace(table, passes=passes)
+
+
+def estimate_cases(profile: DeviceProfile, cases: Sequence[Case], values: dict[str, float] | None = None) -> list[tuple[float, float, float]]:
+    """(median, low, high) in milliseconds of each case, priced by its own runtime, power mode, threads and phase."""
+    found: list[tuple[float, float, float]] = [(0.0, 0.0, 0.0)] * len(cases)
+    for key, indices in _by_target(profile, cases).items():
+        model = AnalyticModel(profile, profile.target(*key), values)
+        estimates: Estimates = estimate_with(model, table_of(profile, [cases[i] for i in indices]))
+        for i, *interval in zip(indices, estimates.median_ms, estimates.low_ms, estimates.high_ms, strict=True):
+            found[i] = (float(interval[0]), float(interval[1]), float(interval[2]))
+    return found
+
+
+def _by_target(profile: DeviceProfile, cases: Sequence[Case]) -> dict[tuple[str, str, int], list[int]]:
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    for i, case in enumerate(cases):
+        groups.setdefault((case.runtime, profile.power_mode_of(case.power_mode), case.threads), []).append(i)
+    return groups
+
+
+def _fitted(profile: DeviceProfile, name: str, cases: Sequence[Case], origin: str) -> Runtime:
+    rows = [case for case in cases if case.runtime == name]
+    belief, noise = believe(profile, name, cases)
+    fresh = with_belief(profile, name, belief, noise, cases, origin)
+    held_out = leave_one_model_out(profile, cases, name)
+    stretch = _stretch(held_out)
+    fit = fresh.runtimes[name].fit
+    assert fit is not None
+    fit = replace(
+        fit,
+        noise=_round(noise * stretch),
+        covariance=tuple(tuple(_round(x * stretch**2) for x in row) for row in fit.covariance),
+        stretch=_round(stretch),
+        leave_one_model_out=_errors(held_out),
+    )
+    return replace(fresh.runtimes[name], fit=fit)
+
+
+def with_belief(profile: DeviceProfile, name: str, belief: Belief, noise: float, cases: Sequence[Case], origin: str) -> DeviceProfile:
+    """The profile with a runtime's parameters as `belief` has them."""
+    rows = [case for case in cases if case.runtime == name]
+    own = {str(p): _hull(profile, [case for case in rows if case.precision is p]) for p in sorted({c.precision for c in rows}, key=str)}
+    fit = Fit(
+        cases=f"{origin}, rows {digest(rows)}" if rows else "no rows of its own",
+        rows=len(rows),
+        models=tuple(sorted({case.identity for case in rows})),
+        noise=noise,
+        order=belief.order,
+        covariance=tuple(map(tuple, belief.covariance.tolist())),
+        hulls=own,
+        reach=_reach(profile, name, cases),
+    )
+    parameters = _parameters(belief, _identified(profile, name, cases, belief) if rows else {})
+    runtime = replace(profile.runtimes[name], parameters=parameters, fit=fit)
+    return replace(profile, runtimes={**profile.runtimes, name: runtime})
+
+
+def _stretch(held_out: Sequence[tuple[Case, tuple[float, float, float]]]) -> float:
+    """The factor on the interval that would have put 90 % of the held-out rows inside it, 1 at least (split-conformal,
+    Lei et al. 2018, doi:10.1080/01621459.2017.1307116, with rows for samples; below CONFORMAL_ROWS of them there is no such quantile).
+    """
+    if len(held_out) < CONFORMAL_ROWS:
+        return 1.0
+    scores = sorted(abs(np.log(case.latency_ms / median)) / (np.log(high / low) / 2) for case, (median, low, high) in held_out)
+    rank = min(len(scores), int(np.ceil(0.9 * (len(scores) + 1))))
+    return max(1.0, float(scores[rank - 1]))
+
+
+def leave_one_model_out(profile: DeviceProfile, cases: Sequence[Case], name: str) -> list[tuple[Case, tuple[float, float, float]]]:
+    """Each row of runtime `name` with the interval that a fit gives it which has not seen any row of its model, on this device.
+
+    Where the runtime borrows from another on the same device, that one too is fitted without the model.
+    """
+    found: list[tuple[Case, tuple[float, float, float]]] = []
+    mine = [case for case in cases if matches(case, profile)]
+    for model in sorted({case.identity for case in mine if case.runtime == name}):
+        rest = [case for case in mine if case.identity != model]
+        out = [case for case in mine if case.identity == model and case.runtime == name]
+        belief, noise = believe(profile, name, rest)
+        found += zip(out, estimate_cases(with_belief(profile, name, belief, noise, rest, ""), out), strict=True)
+    return found
+
+
+def believe(profile: DeviceProfile, name: str, cases: Sequence[Case], arithmetics: tuple[str, ...] = ()) -> tuple[Belief, float]:
+    """What the rows and the prior together say of a runtime's parameters, and the noise of its rows.
+
+    `arithmetics` are precisions that a borrower wants to hear of although this runtime does not run them.
+    """
+    prior = _prior(profile, name, cases, arithmetics)
+    rows = [case for case in cases if case.runtime == name]
+    if not rows:
+        return prior, NOISE
+    parts: list[tuple[Callable[[dict[str, float]], AnalyticModel], OpTable, Floats]] = []
+    blank = replace(profile.runtimes[name], parameters=_parameters(prior.of(profile.runtimes[name]), {}), fit=None)
+    stripped = replace(profile, runtimes={**profile.runtimes, name: blank})
+    for key, indices in _by_target(profile, rows).items():
+        table = table_of(profile, [rows[i] for i in indices])
+        measured = np.log([rows[i].latency_ms for i in indices])
+        target = stripped.target(*key)
+        parts.append((lambda values, target=target: AnalyticModel(stripped, target, values), table, measured))  # type: ignore[misc]
+
+    noise = NOISE
+    belief = prior
+    for _ in range(3):
+        belief, residuals = _maximise(prior, parts, noise, start=belief.mean)
+        robust = np.abs(_soften(residuals / noise)) * noise
+        noise = float(np.sqrt((np.square(robust).sum() + NOISE_ROWS * NOISE**2) / (len(rows) + NOISE_ROWS)))
+    return belief, noise
+
+
+def _maximise(
+    prior: Belief, parts: Sequence[tuple[Callable[[dict[str, float]], AnalyticModel], OpTable, Floats]], noise: float, start: Floats
+) -> tuple[Belief, Floats]:
+    from scipy.optimize import least_squares
+
+    whiten = np.linalg.inv(np.linalg.cholesky(prior.covariance))
+
+    def evaluate(theta: Floats) -> tuple[Floats, Floats]:
+        values = dict(zip(prior.order, np.exp(theta).tolist(), strict=True))
+        errors, slopes = [], []
+        for build, table, measured in parts:
+            model = build(values)
+            kernels = model.kernels(table)
+            median = medians_us(model, kernels, table)
+            gradient = log_gradient(model, kernels, table, median)
+            errors.append(np.log(median / 1e3) - measured)
+            slopes.append(np.column_stack([gradient.get(name, np.zeros(table.size)) for name in prior.order]))
+        return np.concatenate(errors), np.concatenate(slopes)
+
+    def residuals(theta: Floats) -> Floats:
+        errors, _ = evaluate(theta)
+        return np.concatenate([_soften(errors / noise), whiten @ (theta - prior.mean)])
+
+    def jacobian(theta: Floats) -> Floats:
+        errors, slopes = evaluate(theta)
+        z = errors / noise
+        softened = _soften(z)
+        steepness = np.where(np.abs(z) > 1e-6, z / np.sqrt(1 + z * z) / np.where(softened == 0, 1, softened), 1.0)
+        return np.concatenate([steepness[:, None] * slopes / noise, whiten])
+
+    found = least_squares(residuals, start, jac=jacobian)
+    errors, slopes = evaluate(found.x)
+    weights = 1 / np.sqrt(1 + np.square(errors / noise))
+    information = (slopes * weights[:, None]).T @ slopes / noise**2 + whiten.T @ whiten
+    return Belief(prior.order, found.x, np.linalg.inv(information), prior.sources), errors
+
+
+def _soften(z: Floats) -> Floats:
+    """Residuals whose squares are the soft-L1 loss 2 (sqrt(1 + z^2) - 1)."""
+    return np.asarray(np.sign(z) * np.sqrt(2 * (np.sqrt(1 + z * z) - 1)))
+
+
+def _prior(profile: DeviceProfile, name: str, cases: Sequence[Case], arithmetics: tuple[str, ...] = ()) -> Belief:
+    runtime = profile.runtimes[name]
+    groups = tuple(dict.fromkeys((*runtime.arithmetics, *arithmetics)))
+    order = (*SCALARS, *(f"{parameter}.{group}" for parameter in BY_PRECISION for group in groups))
+    root = {entry: _root(profile, entry) for entry in order}
+    mean = np.log([root[entry][0] for entry in order])
+    covariance = np.diag([root[entry][1] ** 2 for entry in order])
+    sources = [root[entry][2] for entry in order]
+    if not runtime.borrows:
+        return Belief(order, mean, covariance, tuple(sources))
+
+    # Lenders are combined as independent witnesses; what none of them knows stays with the datasheet.
+    information, weighted = np.zeros_like(covariance), np.zeros_like(mean)
+    known = np.zeros(len(order), bool)
+    for lender in runtime.borrows:
+        shared, borrowed_mean, borrowed_covariance = _borrow(profile, name, lender, cases, order)
+        here = [order.index(entry) for entry in shared]
+        inverse = np.linalg.inv(borrowed_covariance)
+        information[np.ix_(here, here)] += inverse
+        weighted[here] += inverse @ borrowed_mean
+        known[here] = True
+    for i in np.flatnonzero(known):
+        sources[i] = f"borrowed: {', '.join(runtime.borrows)}"
+    found = np.ix_(known, known)
+    covariance[found] = np.linalg.inv(information[found])
+    mean[known] = covariance[found] @ weighted[known]
+    return Belief(order, mean, covariance, tuple(sources))
+
+
+def _borrow(
+    profile: DeviceProfile, name: str, lender: str, cases: Sequence[Case], order: tuple[str, ...]
+) -> tuple[tuple[str, ...], Floats, Floats]:
+    """What the runtime `lender` ("runtime" or "device/runtime") says of parameters: their names, means and covariance."""
+    device, _, other = lender.rpartition("/")
+    if not device or device == profile.name:
+        owner = profile
+        belief, _ = believe(profile, other, cases, tuple(entry.partition(".")[2] for entry in order if entry.startswith("rate_tops.")))
+    else:
+        owner = find_profile(device)
+        belief = _stored(owner, other)
+    shared = tuple(entry for entry in order if entry in belief.order)
+    there = [belief.order.index(entry) for entry in shared]
+    doubt = np.zeros(len(shared))
+    for differs, added in ((owner is not profile, OTHER_DEVICE), (other != name, OTHER_RUNTIME)):
+        doubt += [added[entry.partition(".")[0]] ** 2 if differs else 0.0 for entry in shared]
+    ratios = np.log([_ratio(profile, owner, entry) for entry in shared])
+    return shared, belief.mean[there] + ratios, belief.covariance[np.ix_(there, there)] + np.diag(doubt)
+
+
+def _root(profile: DeviceProfile, entry: str) -> tuple[float, float, str]:
+    parameter, _, group = entry.partition(".")
+    value, sd = ROOT[parameter]
+    if parameter not in ("rate_tops", "bandwidth_gbs"):
+        return value, sd, "assumed: a typical value"
+    peak = profile.peaks.get(group or parameter)
+    if peak is None:
+        raise ProfileError(f"the profile of {profile.name!r} needs peaks.{group or parameter} (a datasheet figure with its source)")
+    return value * peak.value, sd, f"assumed: {value:.0%} of the datasheet's peak"
+
+
+def _ratio(profile: DeviceProfile, lender: DeviceProfile, entry: str) -> float:
+    parameter, _, group = entry.partition(".")
+    if parameter not in ("rate_tops", "bandwidth_gbs") or profile is lender:
+        return 1.0
+    return profile.peaks[group or parameter].value / lender.peaks[group or parameter].value
+
+
+def _stored(profile: DeviceProfile, name: str) -> Belief:
+    """What a profile on file says of a runtime."""
+    if name not in profile.runtimes:
+        raise ProfileError(f"nothing to borrow: the profile of {profile.name!r} has no runtime {name!r}")
+    runtime = profile.runtimes[name]
+    if runtime.parameters is None:
+        raise ProfileError(f"nothing to borrow: runtime {name!r} of {profile.name!r} has no parameters yet; fit it first")
+    figures = figures_of(runtime.parameters)
+    order = runtime.fit.order if runtime.fit else tuple(figures)
+    covariance = np.array(runtime.fit.covariance) if runtime.fit else np.diag([figure.sd**2 for figure in figures.values()])
+    return Belief(order, np.log([figures[entry].value for entry in order]), covariance, tuple(figures[entry].source for entry in order))
+
+
+def _identified(profile: DeviceProfile, name: str, cases: Sequence[Case], belief: Belief) -> dict[str, str]:
+    """The source of every parameter whose doubt the rows have halved at least: the fit."""
+    prior = _prior(profile, name, cases)
+    rows = sum(case.runtime == name for case in cases)
+    narrowed = np.sqrt(np.diag(belief.covariance) / np.diag(prior.covariance)) < 0.5
+    return {entry: f"fit: {rows} rows" for entry, yes in zip(belief.order, narrowed, strict=True) if yes}
+
+
+def _parameters(belief: Belief, sources: dict[str, str]) -> Parameters:
+    figures = {
+        entry: Figure(_round(value), sources.get(entry, source), _round(sd))
+        for entry, value, source, sd in zip(
+            belief.order, np.exp(belief.mean).tolist(), belief.sources, np.sqrt(np.diag(belief.covariance)).tolist(), strict=True
+        )
+    }
+    grouped = {p: {e.partition(".")[2]: f for e, f in figures.items() if e.startswith(p + ".")} for p in BY_PRECISION}
+    return Parameters(**{entry: figures[entry] for entry in SCALARS}, **grouped)  # type: ignore[arg-type]
+
+
+def _hull(profile: DeviceProfile, cases: Sequence[Case]) -> Hull:
+    table = table_of(profile, cases)
+    rows = np.isin(table.kind, [KIND[kind] for kind in ("qkv", "projection", "up", "down")]) & (table.passes[table.architecture, table.phase] > 0)
+    m, k, n = ((float(getattr(table, axis)[rows].min()), float(getattr(table, axis)[rows].max())) for axis in ("m", "k", "n"))
+    return Hull(m, k, n)
+
+
+def _reach(profile: DeviceProfile, name: str, cases: Sequence[Case]) -> Hull | None:
+    """The shapes that the runtime's rows, in any precision, and those of its lenders span together."""
+    rows = [case for case in cases if case.runtime == name]
+    hulls = [_hull(profile, rows)] if rows else []
+    for lender in profile.runtimes[name].borrows:
+        device, _, other = lender.rpartition("/")
+        if not device or device == profile.name:
+            hulls += filter(None, [_reach(profile, other, cases)])
+        else:
+            lent = find_profile(device).runtimes[other].fit
+            hulls += filter(None, [lent.reach if lent else None])
+    if not hulls:
+        return None
+    m, k, n = ((min(getattr(h, axis)[0] for h in hulls), max(getattr(h, axis)[1] for h in hulls)) for axis in ("m", "k", "n"))
+    return Hull(m, k, n)
+
+
+def _errors(held_out: Sequence[tuple[Case, tuple[float, float, float]]]) -> dict[str, Error]:
+    errors: dict[str, Error] = {}
+    for precision in sorted({str(case.precision) for case, _ in held_out}):
+        rows = [(case, interval) for case, interval in held_out if str(case.precision) == precision]
+        mape = float(np.mean([abs(median / case.latency_ms - 1) for case, (median, _, _) in rows]))
+        inside = float(np.mean([low <= case.latency_ms <= high for case, (_, low, high) in rows]))
+        errors[precision] = Error(len(rows), _round(mape), _round(inside))
+    return errors
+
+
+def _round(value: float) -> float:
+    """Four significant digits: more would claim more than a fit knows."""
+    return float(f"{value:.4g}")

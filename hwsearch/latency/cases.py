@@ -1,0 +1,127 @@
+"""Measured latencies of whole models, one a row of a CSV file: what profiles are fitted on and judged by."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from hwsearch.architecture import Architecture, Block, Head, Layer
+from hwsearch.device import Runtime
+from hwsearch.errors import CasesError
+from hwsearch.precision import Precision
+from hwsearch.workload import Workload
+
+
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One measured latency; an attribute is a column, an empty cell its default. `DESIGN` of the columns: see the README."""
+
+    device: str
+    runtime: str
+    layers: int
+    width: int
+    heads: int
+    ffn: int
+    precision: Precision
+    latency_ms: float
+    runtime_version: str = ""
+    threads: int = 0
+    power_mode: str = ""
+    io: Literal["", "compute", "copies", "server"] = ""
+    phase: Literal["total", "prefill", "decode_token"] = "total"
+    block: Block = "encoder"
+    model: str = ""
+    kv_heads: int = 0
+    head_dim: int = 0
+    gated_ffn: Literal[0, 1] = 0
+    vocab: int = 0
+    head: Head = "none"
+    batch: int = 1
+    sequence: int = 128
+    new_tokens: int = 0
+    statistic: str = ""
+    source: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if min(self.layers, self.width, self.heads, self.ffn, self.batch, self.sequence) < 1:
+            raise ValueError("layers, width, heads, ffn, batch and sequence are at least 1")
+        if not 0 < self.latency_ms < float("inf"):
+            raise ValueError(f"latency_ms is positive and finite; got {self.latency_ms}")
+        if min(self.kv_heads, self.head_dim, self.vocab, self.new_tokens, self.threads) < 0:
+            raise ValueError("kv_heads, head_dim, vocab, new_tokens and threads are not negative")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"kv_heads divide heads; got {self.kv_heads} and {self.heads}")
+        if self.head == "lm" and not self.vocab:
+            raise ValueError("head lm needs a vocab")
+
+    @property
+    def identity(self) -> str:
+        """Which model it is a case of, for leaving a whole model out: its name, or its shape where it has none."""
+        return self.model or f"{self.block}-{self.layers}x{self.width}-f{self.ffn}"
+
+    def architecture(self, runtime: Runtime) -> Architecture:
+        """The case's network, with the parts that `runtime` keeps in float in its narrowest float."""
+        layer = Layer(self.heads, self.kv_heads or self.heads, self.ffn, self.precision, self.precision)
+        beside = runtime.float_beside(self.precision)
+        return Architecture(
+            block=self.block,
+            width=self.width,
+            head_dim=self.head_dim or max(1, self.width // self.heads),
+            layers=(layer,) * self.layers,
+            gated_ffn=bool(self.gated_ffn),
+            norm="rmsnorm" if self.gated_ffn else "layernorm",
+            vocab=self.vocab,
+            head=self.head,
+            head_precision=beside if "head" in runtime.scheme.keeps_float else self.precision,
+            embedding_precision=beside if "embedding" in runtime.scheme.keeps_float else self.precision,
+            kv_precision=beside,
+        )
+
+    @property
+    def workload(self) -> Workload:
+        """What was run. A prefill is the pass before a generation, so that only its last position gets logits."""
+        new_tokens = max(1, self.new_tokens) if self.phase != "total" else self.new_tokens
+        return Workload(self.batch, self.sequence, new_tokens)
+
+
+COLUMNS = tuple(field.name for field in msgspec.structs.fields(Case))
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Read a cases file.
+
+    Raises:
+        CasesError: it cannot be read, lacks a column, has one that is unknown, or a row is wrong; the line is named.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or []
+            missing = [field.name for field in msgspec.structs.fields(Case) if field.required and field.name not in header]
+            unknown = [name for name in header if name not in COLUMNS]
+            if missing or unknown:
+                raise CasesError(f"{path}: a cases file has the columns {', '.join(COLUMNS)}; missing: {missing}, unknown: {unknown}")
+            return [_case(row, f"{path}, line {reader.line_num}") for row in reader]
+    except OSError as error:
+        raise CasesError(f"cannot read the cases {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CasesError(f"{path} is not a CSV file in UTF-8: {error}") from error
+
+
+def _case(row: dict[str | None, str | None], place: str) -> Case:
+    if None in row or None in row.values():
+        raise CasesError(f"{place}: the row does not have as many cells as the header")
+    try:
+        return msgspec.convert({name: cell.strip() for name, cell in row.items() if name and cell and cell.strip()}, Case, strict=False)
+    except msgspec.ValidationError as error:
+        raise CasesError(f"{place}: {error}") from error
+
+
+def digest(cases: Sequence[Case]) -> str:
+    """A hash of the rows, 12 hex digits."""
+    return hashlib.sha256(msgspec.json.encode(list(cases))).hexdigest()[:12]

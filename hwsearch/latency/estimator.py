@@ -1,0 +1,197 @@
+"""Latencies of whole architectures: medians, intervals, what is covered by measurements, where the time goes.
+
+The interval is 90 % doubt about the median, not jitter. Its variance, on the logarithm, is
+    noise^2                      how far whole models scatter around the fit
+  + g' C g                       the fit's own doubt: covariance C of the parameters' logarithms, g the derivatives of the logarithm of the time
+  + away^2                       the model's form outside the shapes that were seen, by the share of the time spent there
+It is as wide as the profile's evidence is thin: a parameter that no row identifies keeps the doubt of where it was borrowed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+
+from hwsearch.architecture import Architecture
+from hwsearch.device import DeviceProfile, Target
+from hwsearch.latency.analytic import AnalyticModel, Kernels, figures_of
+from hwsearch.workload import KIND, KINDS, OpTable, Workload, lower
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Bools = NDArray[np.bool_]
+
+Z90 = 1.6449  # standard normal quantile at 95 %: 5 % on either side
+ALL_COVERED = 0.999  # of the time inside measured shapes; below it a latency is called extrapolated
+
+Source = Literal["measured", "table", "analytic"]
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """One latency and how sure it is.
+
+    Attributes:
+        median_ms: of the whole workload.
+        low_ms, high_ms: 90 % interval of the median.
+        source: how it is known.
+        extrapolated: whether some of the time lies outside the shapes that the profile rests on.
+        covered: share of the time inside them.
+        phases: milliseconds by phase, of one pass each: "prefill" (the first pass) and "decode_token" (each new token).
+        ops: milliseconds of the whole workload by kind of kernel, with "overhead" for what a pass costs before any work.
+    """
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    source: Source
+    extrapolated: bool
+    covered: float
+    phases: dict[str, float] = {}
+    ops: dict[str, float] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """Latencies of many architectures, each column of shape [architectures]; milliseconds of the whole workload.
+
+    Attributes:
+        median_ms, low_ms, high_ms: as of `Latency`.
+        prefill_ms, decode_token_ms: medians of one pass.
+        covered: share of the time inside measured shapes.
+        ops_ms: by kind of kernel, [architectures, len(KINDS) + 1]; the last is the overhead of the passes.
+    """
+
+    median_ms: Floats
+    low_ms: Floats
+    high_ms: Floats
+    prefill_ms: Floats
+    decode_token_ms: Floats
+    covered: Floats
+    ops_ms: Floats
+
+    def __getitem__(self, index: int) -> Latency:
+        covered = float(self.covered[index])
+        phases = {"prefill": float(self.prefill_ms[index])}
+        if self.decode_token_ms[index] > 0:
+            phases["decode_token"] = float(self.decode_token_ms[index])
+        ops = zip((*KINDS, "overhead"), self.ops_ms[index].tolist(), strict=True)
+        return Latency(
+            median_ms=float(self.median_ms[index]),
+            low_ms=float(self.low_ms[index]),
+            high_ms=float(self.high_ms[index]),
+            source="analytic",
+            extrapolated=covered < ALL_COVERED,
+            covered=covered,
+            phases=phases,
+            ops={kind: ms for kind, ms in ops if ms > 0},
+        )
+
+
+class Estimator:
+    """Prices architectures on one target for one workload.
+
+    Args:
+        profile: of the device.
+        target: runtime, power mode and threads.
+        workload: what the latencies are the time of.
+    """
+
+    def __init__(self, profile: DeviceProfile, target: Target, workload: Workload) -> None:
+        self.profile, self.target, self.workload = profile, target, workload
+
+    def __call__(self, architectures: Sequence[Architecture]) -> Estimates:
+        """Latencies of `architectures` on the target."""
+        return estimate(lower(architectures, self.workload), self.profile, self.target)
+
+    def one(self, architecture: Architecture) -> Latency:
+        """The latency of one architecture."""
+        return self([architecture])[0]
+
+
+def estimate(table: OpTable, profile: DeviceProfile, target: Target) -> Estimates:
+    """Latencies of all architectures of `table`."""
+    return estimate_with(AnalyticModel(profile, target), table)
+
+
+def estimate_with(model: AnalyticModel, table: OpTable) -> Estimates:
+    """Latencies of all architectures of `table` by a model at hand."""
+    kernels = model.kernels(table)
+    size, pass_us = table.size, model.values["pass_us"]
+    times = kernels.total * table.runs
+    median = medians_us(model, kernels, table)
+
+    def by_architecture(values: Floats) -> Floats:
+        return np.bincount(table.architecture, values, size)
+
+    overhead = pass_us * table.passes.sum(axis=1)
+    one_pass = np.bincount(table.architecture * 2 + table.phase, kernels.total * table.count, size * 2).reshape(size, 2)
+    phases = np.where(one_pass > 0, one_pass + pass_us, 0.0)
+    sd = np.sqrt(_log_variance(model, kernels, table, median))
+    ops = np.bincount(table.architecture * len(KINDS) + table.kind, times, size * len(KINDS)).reshape(size, -1)
+    return Estimates(
+        median_ms=median / 1e3,
+        low_ms=median / 1e3 * np.exp(-Z90 * sd),
+        high_ms=median / 1e3 * np.exp(Z90 * sd),
+        prefill_ms=phases[:, 0] / 1e3,
+        decode_token_ms=phases[:, 1] / 1e3,
+        covered=by_architecture(times * kernels.covered) / (median - overhead),
+        ops_ms=np.column_stack([ops, overhead]) / 1e3,
+    )
+
+
+def medians_us(model: AnalyticModel, kernels: Kernels, table: OpTable) -> Floats:
+    """Microseconds of each architecture's workload, [architectures]."""
+    work = np.bincount(table.architecture, kernels.total * table.runs, table.size)
+    return np.asarray(work + model.values["pass_us"] * table.passes.sum(axis=1))
+
+
+def _log_variance(model: AnalyticModel, kernels: Kernels, table: OpTable, median: Floats) -> Floats:
+    """Variance of the logarithm of each architecture's time, [architectures]; `median` in microseconds."""
+    fit, parameters = model.runtime.fit, model.runtime.parameters
+    assert parameters is not None
+    gradient = log_gradient(model, kernels, table, median)
+    if fit is None:
+        figures = figures_of(parameters)
+        order, covariance, noise = tuple(figures), np.diag([figure.sd**2 for figure in figures.values()]), 0.0
+    else:
+        order, covariance, noise = fit.order, np.array(fit.covariance), fit.noise
+    g = np.column_stack([gradient[name] for name in order])
+    away = np.bincount(table.architecture, kernels.total * table.runs * kernels.away, table.size) / median
+    variance: Floats = noise**2 + np.einsum("ap,pq,aq->a", g, covariance, g) + away**2
+    return variance
+
+
+def log_gradient(model: AnalyticModel, kernels: Kernels, table: OpTable, median: Floats) -> dict[str, Floats]:
+    """Derivatives of the logarithm of each architecture's time by the logarithm of each parameter, by name, [architectures]."""
+    size, groups, runs = table.size, model.groups, table.runs
+    slot = table.architecture * len(groups) + model.group_of[table.precision]
+
+    def by_architecture(values: Floats) -> Floats:
+        return np.bincount(table.architecture, values * runs, size) / median
+
+    def by_group(values: Floats) -> Floats:
+        return np.bincount(slot, values * runs, size * len(groups)).reshape(size, -1) / median[:, None]
+
+    scores = by_architecture(kernels.scores)
+    compute = by_group(kernels.compute)
+    ramp = by_group(kernels.ramp)
+    attention = by_group(np.where(table.kind == KIND["attention"], kernels.compute, 0.0))
+    gradient = {
+        "pass_us": model.values["pass_us"] * table.passes.sum(axis=1) / median,
+        "kernel_us": by_architecture(kernels.launch),
+        "bandwidth_gbs": -by_architecture(kernels.memory) - scores,
+        "cache_speedup": -by_architecture(kernels.cached),
+        "score_passes": scores,
+        "thread_exponent": -compute.sum(axis=1) * model.values["thread_exponent"] * model.log_threads,
+    }
+    for i, group in enumerate(groups):
+        gradient[f"rate_tops.{group}"] = -compute[:, i]
+        gradient[f"ramp_us.{group}"] = ramp[:, i]
+        gradient[f"attention_share.{group}"] = -attention[:, i]
+    return gradient
