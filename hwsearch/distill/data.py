@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "select", "report"]
 SPLITS: tuple[Split, ...] = ("train", "select", "report")
+BLOCK_CHARACTERS = 4000  # of a text file: neighbouring chunks share their names, blocks far less
+CHARACTERS_A_TOKEN = 6  # more than any tokeniser makes of one, so that enough text is read
 HELD_OUT_SHARE = 0.05  # of the groups, for select and for report each
 
 
@@ -94,6 +96,85 @@ def standard_library(root: Path | None = None) -> Corpus:
             "Use a Python that was installed with its .py files, or give a text file of your own: --data FILE"
         )
     return Corpus("python standard library", {split: tuple(found) for split, found in texts.items()})
+
+
+def text_files(data: Path, held_out: Path | None = None) -> Corpus:
+    """Plain text of one's own: split by blocks of lines, or with a second file for what is held out.
+
+    Raises:
+        DataError: a file that cannot be read, is not UTF-8 text, or is too short to be split.
+    """
+    blocks = _blocks(data)
+    texts: dict[Split, list[str]] = {split: [] for split in SPLITS}
+    if held_out is None:
+        # Every tenth block is held out, from all over the file, to select and to report in turn.
+        for i, block in enumerate(blocks):
+            texts[("select", "report")[i // 10 % 2] if i % 10 == 9 else "train"].append(block)
+    else:
+        texts["train"] = blocks
+        for i, block in enumerate(_blocks(held_out)):
+            texts[("select", "report")[i % 2]].append(block)
+    for split, found in texts.items():
+        if not found:
+            raise DataError(
+                f"{data}: too little text for a {split} split; at least {20 * BLOCK_CHARACTERS // 1000} kB are needed, or a file of its own: --eval FILE"
+            )
+    return Corpus(data.name, {split: tuple(found) for split, found in texts.items()})
+
+
+def _blocks(path: Path) -> list[str]:
+    """The text of a file in blocks of whole lines."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text in UTF-8 (byte {error.start}); convert it first") from error
+    blocks: list[str] = []
+    size = BLOCK_CHARACTERS
+    for line in lines:
+        if size >= BLOCK_CHARACTERS:
+            blocks.append("")
+            size = 0
+        blocks[-1] += line
+        size += len(line)
+    if not "".join(blocks).strip():
+        raise DataError(f"{path} holds no text")
+    return blocks
+
+
+def draw_chunks(texts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, count: int, sequence: int, seed: int | None) -> NDArray[np.int64]:
+    """Up to `count` chunks of `sequence` + 1 tokens, [chunks, sequence + 1]: neighbours share one token, the label of one and the input of the next.
+
+    Args:
+        texts: documents to draw from.
+        tokenizer: of the teacher.
+        count: how many at most.
+        sequence: tokens of an input.
+        seed: of the order in which documents are taken until there are enough; None takes chunks evenly from all of them.
+
+    Raises:
+        DataError: the texts do not fill a single chunk.
+    """
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(len(texts))
+        wanted, taken = count * (sequence + 1) * CHARACTERS_A_TOKEN, 0
+        chosen = []
+        for i in order:
+            chosen.append(texts[i])
+            taken += len(texts[i])
+            if taken >= wanted:
+                break
+        texts = tuple(chosen)
+    stream = token_stream(texts, tokenizer)
+    total = (len(stream) - 1) // sequence
+    if total < 1:
+        raise DataError(f"the text fills no chunk of {sequence} tokens ({len(stream)} tokens in all); give more text or a shorter --sequence")
+    if seed is None:
+        places = np.linspace(0, total - 1, min(count, total)).astype(int)
+    else:
+        places = np.random.default_rng(seed).permutation(total)[:count]
+    return np.stack([stream[place * sequence : place * sequence + sequence + 1] for place in places])
 
 
 def token_stream(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:

@@ -1,0 +1,86 @@
+"""The distillation loss, fused with the output head.
+
+A vocabulary is the widest thing in a small student: with 2,048 tokens of 2,048 logits the loss costs more than the network when it is written as
+a chain of PyTorch operations, each of them through 16 MB of memory. Here the head's product, the softmax, the loss and its gradient go through a few
+hundred positions at a time, in cache, forward and backward at once (as fused linear cross-entropy kernels do on GPUs, Hsu et al. 2024,
+arXiv:2410.10989); a step is 2 to 4 times faster.
+
+The teacher's distribution is kept as its k largest probabilities and the rest as one mass. With p over top-k set K and r = 1 - sum p,
+    KL = sum_K p log(p / q) + r log(r / q_rest),   q_rest = 1 - sum_K q
+which is the divergence of the two distributions after merging everything outside K: a lower bound of the full one, zero where they agree.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+POSITIONS = 256  # at a time: 256 x 2,048 floats are 2 MB
+_SMALL = 1e-30  # keeps a quotient finite
+_SMALL_REST = 1e-6  # single precision of one minus a sum
+
+
+def head_kl(hidden: Tensor, weight: Tensor, indices: Tensor, probabilities: Tensor) -> Tensor:
+    """Mean over positions of KL(teacher || student), differentiable by `hidden` and `weight`.
+
+    Args:
+        hidden: the student's last hidden states, [positions, width].
+        weight: the output head, [vocab, width].
+        indices: the teacher's k most likely tokens, [positions, k], int64.
+        probabilities: their probabilities, [positions, k].
+    """
+    result: Tensor = _HeadKL.apply(hidden, weight, indices, probabilities)  # type: ignore[no-untyped-call]
+    return result
+
+
+def positionwise_kl(hidden: Tensor, weight: Tensor, indices: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(teacher || student) of each position and the student's most likely token, both of shape [positions]; arguments as of `head_kl`."""
+    losses, best = [], []
+    for start in range(0, len(hidden), POSITIONS):
+        part = slice(start, start + POSITIONS)
+        p = probabilities[part].to(hidden.dtype)
+        q = torch.softmax(hidden[part] @ weight.T, dim=-1)
+        top = q.gather(-1, indices[part])
+        losses.append(_kl(p, (1 - p.sum(-1)).clamp_min(0), top, (1 - top.sum(-1)).clamp_min(_SMALL_REST)))
+        best.append(q.argmax(-1))
+    return torch.cat(losses), torch.cat(best)
+
+
+def _kl(p: Tensor, rest: Tensor, top: Tensor, q_rest: Tensor) -> Tensor:
+    inside: Tensor = torch.xlogy(p, p / top.clamp_min(_SMALL)).sum(-1)
+    return inside + torch.xlogy(rest, rest / q_rest)
+
+
+class _HeadKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, indices: Tensor, probabilities: Tensor) -> Tensor:
+        wants_gradient = hidden.requires_grad or weight.requires_grad
+        total = hidden.new_zeros(())
+        d_hidden = torch.empty_like(hidden) if wants_gradient else None
+        d_weight = torch.zeros_like(weight) if wants_gradient else None
+        count = len(hidden)
+        for start in range(0, count, POSITIONS):
+            part = slice(start, start + POSITIONS)
+            h, k, p = hidden[part], indices[part], probabilities[part].to(hidden.dtype)
+            q = torch.softmax(h @ weight.T, dim=-1)
+            top = q.gather(-1, k)
+            rest = (1 - p.sum(-1)).clamp_min(0)
+            q_rest = (1 - top.sum(-1)).clamp_min(_SMALL_REST)
+            total += _kl(p, rest, top, q_rest).sum()
+            if d_hidden is not None and d_weight is not None:
+                # d KL / d logit_j = q_j - p_j inside K, q_j (1 - r / q_rest) outside
+                q *= (1 - rest / q_rest).unsqueeze(-1)
+                q.scatter_(-1, k, top - p)
+                torch.mm(q, weight, out=d_hidden[part])
+                d_weight.addmm_(q.T, h)
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.count = count
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        d_hidden, d_weight = ctx.saved_tensors
+        scale = d_loss / ctx.count
+        return d_hidden * scale, d_weight * scale, None, None

@@ -1,0 +1,211 @@
+"""Score an architecture by a short distillation from teacher slices.
+
+What makes a short run rank as a long one does (measured; `benchmarks/` and CONTRIBUTING have the figures): it starts from importance-sorted slices, it keeps
+the long run's constant learning rate and data order, it is judged on one fixed held-out set, and its loss is extrapolated by one doubling of the
+steps, because curves of small and large students cross. A longer run of the same student goes on where the short one stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwsearch.distill.losses import head_kl, positionwise_kl
+from hwsearch.distill.quantise import quantise_layers
+from hwsearch.distill.student import StudentPlan, build_student, random_student
+from hwsearch.distill.task import HeldOut, Task
+from hwsearch.distill.teacher import Outputs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+    from hwsearch.architecture import Architecture
+
+RESAMPLES = 2000
+EVALUATION_BATCH = 32
+
+
+class ProxyScore(msgspec.Struct, frozen=True):
+    """What a short run says of an architecture.
+
+    Attributes:
+        loss: held-out KL to the teacher in nats a token, extrapolated by one doubling of the steps.
+        quality: held-out next-token accuracy, with its 90 % bootstrap interval.
+        retention: quality over the teacher's on the same tokens, with its paired interval.
+        steps: trained.
+        seconds: that it took.
+        curve: (step, held-out KL) as measured.
+    """
+
+    loss: float
+    quality: float
+    quality_low: float
+    quality_high: float
+    retention: float
+    retention_low: float
+    retention_high: float
+    steps: int
+    seconds: float
+    curve: tuple[tuple[int, float], ...]
+
+
+class Student:
+    """A student in training: its model, optimiser and place in the data.
+
+    Args:
+        task: what it is trained on.
+        architecture: of the student.
+        fresh: random weights from this seed in place of the teacher's slices.
+        layers: the teacher's layers behind the student's; the best by default.
+    """
+
+    def __init__(
+        self, task: Task, architecture: Architecture, fresh: int | None = None, layers: tuple[int, ...] | None = None
+    ) -> None:
+        teacher = task.teacher.model
+        plan = StudentPlan(architecture, layers or task.layers[architecture.depth])
+        self.task, self.architecture = task, architecture
+        self.model: PreTrainedModel = (
+            build_student(teacher, plan, task.importance) if fresh is None else random_student(teacher, architecture, fresh)
+        )
+        quantise_layers(self.model.get_submodule("model.layers").children(), architecture, task.scheme)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.recipe.rate, betas=(0.9, 0.98))
+        self.step = 0
+        self.seconds = 0.0
+        self.curve: list[tuple[int, float]] = []
+
+    def train(self, until: int, advance: Callable[[int], None] | None = None, cool_from: int | None = None) -> None:
+        """Train up to step `until`; `advance` is told of every step. From step `cool_from` on the rate falls linearly to zero."""
+        recipe, started = self.task.recipe, time.perf_counter()
+        trunk, head = self.model.get_submodule("model"), self.model.get_submodule("lm_head")
+        self.model.train()
+        while self.step < until:
+            for group in self.optimizer.param_groups:
+                group["lr"] = recipe.rate * min(1.0, (self.step + 1) / recipe.warm_up)
+                if cool_from is not None and self.step > cool_from:
+                    group["lr"] *= (until - self.step) / (until - cool_from)
+            rows = self._rows()
+            inputs = torch.from_numpy(self.task.chunks[rows, :-1])
+            hidden = trunk(input_ids=inputs, use_cache=False).last_hidden_state
+            loss = head_kl(hidden.flatten(0, 1), head.weight, *self.task.outputs.batch(rows))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+            self.optimizer.step()
+            self.step += 1
+            if advance:
+                advance(1)
+        self.seconds += time.perf_counter() - started
+
+    def _rows(self) -> NDArray[np.int64]:
+        """The chunks of this step: every pass over the data in an order of its own, the same for all students."""
+        count, batch = len(self.task.chunks), self.task.recipe.batch
+        places = np.arange(self.step * batch, (self.step + 1) * batch)
+        orders = {p: np.random.default_rng((self.task.recipe.seed, int(p))).permutation(count) for p in set(places // count)}
+        return np.array([orders[place // count][place % count] for place in places])
+
+    def evaluate(self, held_out: HeldOut) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """KL to the teacher summed over each chunk, and next tokens that are right, both of shape [chunks]."""
+        return evaluate(self.model, held_out.chunks, held_out.outputs)
+
+    def score(self, held_out: HeldOut) -> ProxyScore:
+        """Judge the student as it stands; the curve gets a point."""
+        started = time.perf_counter()
+        losses, hits = self.evaluate(held_out)
+        self.seconds += time.perf_counter() - started
+        tokens = held_out.chunks.shape[1] - 1
+        loss = float(losses.sum() / (tokens * len(losses)))
+        if not self.curve or self.curve[-1][0] != self.step:
+            self.curve.append((self.step, loss))
+        quality, retention = bootstrap(hits, held_out.teacher_hits, tokens)
+        return ProxyScore(
+            loss=extrapolate(self.curve),
+            quality=quality[0],
+            quality_low=quality[1],
+            quality_high=quality[2],
+            retention=retention[0],
+            retention_low=retention[1],
+            retention_high=retention[2],
+            steps=self.step,
+            seconds=self.seconds,
+            curve=tuple(self.curve),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that going on needs, as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": list(self.curve),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.curve = [(int(step), float(loss)) for step, loss in state["curve"]]
+
+
+def evaluate(model: PreTrainedModel, chunks: NDArray[np.int64], outputs: Outputs) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """KL to the teacher summed over each chunk, and next tokens that are right, both of shape [chunks]."""
+    trunk, head = model.get_submodule("model"), model.get_submodule("lm_head")
+    assert isinstance(head.weight, Tensor)
+    model.eval()
+    losses, hits = [], []
+    with torch.inference_mode():
+        for start in range(0, len(chunks), EVALUATION_BATCH):
+            rows = np.arange(start, min(start + EVALUATION_BATCH, len(chunks)))
+            part = torch.from_numpy(chunks[rows])
+            hidden = trunk(input_ids=part[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
+            loss, best = positionwise_kl(hidden, head.weight, *outputs.batch(rows))
+            losses.append(loss.view(len(rows), -1).sum(1).double().numpy())
+            hits.append((best.view(len(rows), -1) == part[:, 1:]).sum(1).numpy())
+    return np.concatenate(losses), np.concatenate(hits)
+
+
+def divergence(model: PreTrainedModel, chunks: NDArray[np.int64], outputs: Outputs) -> float:
+    """Mean KL to the teacher, nats a token."""
+    losses, _ = evaluate(model, chunks, outputs)
+    return float(losses.sum() / chunks[:, 1:].size)
+
+
+def extrapolate(curve: list[tuple[int, float]]) -> float:
+    """The loss after twice the steps, a straight line in log-log through the last point and the one nearest to half its steps; the last loss
+    itself while there are no two points.
+    """
+    step, loss = curve[-1]
+    earlier = [(s, value) for s, value in curve[:-1] if s > 0]
+    if not earlier or loss <= 0:
+        return loss
+    s, value = min(earlier, key=lambda point: abs(np.log(point[0] * 2 / step)))
+    slope = (np.log(loss) - np.log(value)) / (np.log(step) - np.log(s))
+    return float(loss * 2 ** min(slope, 0.0))
+
+
+def bootstrap(
+    hits: NDArray[np.int64], teacher_hits: NDArray[np.int64], tokens: int
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """(value, low, high) of accuracy and of retention, resampling chunks, student and teacher together; 90 % intervals."""
+    rows = np.random.default_rng(0).integers(0, len(hits), (RESAMPLES, len(hits)))
+    resampled, teacher = hits[rows].sum(1), teacher_hits[rows].sum(1)
+    accuracy = resampled / (tokens * len(hits))
+    retention = resampled / np.maximum(teacher, 1)
+
+    def interval(value: float, samples: NDArray[np.float64]) -> tuple[float, float, float]:
+        low, high = np.quantile(samples, [0.05, 0.95])
+        return value, float(low), float(high)
+
+    return (
+        interval(float(hits.sum() / (tokens * len(hits))), accuracy),
+        interval(float(hits.sum() / max(1, teacher_hits.sum())), retention),
+    )

@@ -1,0 +1,101 @@
+"""Fake quantisation: what the runtime will do to a layer's numbers, inside the training graph.
+
+PyTorch's own fake-quantise kernels round to the runtime's grid and let gradients through inside the range (straight-through, Bengio et al. 2013,
+arXiv:1308.3432). Which grid is the `Scheme`'s: a static range is a running maximum over the training batches, a dynamic one is taken from each tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from hwsearch.architecture import Architecture
+from hwsearch.distill.families import ATTENTION_LINEARS, FEED_FORWARD_LINEARS
+from hwsearch.precision import Precision, Scheme
+
+RANGE_MOMENTUM = 0.95  # of the running range of static activations
+_TINY = 1e-8
+
+
+class QuantisedLinear(nn.Linear):
+    """A linear layer that computes as its int8 counterpart does.
+
+    A float layer becomes one by `quantise` and a float one again by `restore`; its weights stay where they are.
+    """
+
+    scheme: Scheme
+    low: Tensor  # running range of the input, for static schemes; both 0 before the first batch
+    high: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the parent's name
+        """The layer's output, [..., out], with input and weights on their int8 grids."""
+        return nn.functional.linear(self._activations(input), self._weights(), self.bias)
+
+    def _weights(self) -> Tensor:
+        per_channel = self.scheme.weights == "channel"
+        with torch.no_grad():
+            largest = self.weight.abs().amax(dim=1) if per_channel else self.weight.abs().amax()
+            scale = largest.clamp_min(_TINY) / 127
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+        if per_channel:
+            return torch.fake_quantize_per_channel_affine(self.weight, scale, zero, 0, -127, 127)
+        return torch.fake_quantize_per_tensor_affine(self.weight, scale, zero, -127, 127)
+
+    def _activations(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            low, high = self._range(x)
+            if self.scheme.activation_type == "uint8":
+                bounds = (0, 255)
+                scale = ((high - low) / 255).clamp_min(_TINY)
+                zero = torch.round(-low / scale).to(torch.int32)
+            else:
+                bounds = (-127, 127)
+                scale = (torch.maximum(-low, high) / 127).clamp_min(_TINY)
+                zero = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, *bounds)
+
+    def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        known = bool(self.high > self.low)
+        if self.scheme.activations == "static" and known and not self.training:
+            return self.low, self.high
+        low, high = torch.aminmax(x.detach())
+        low, high = low.clamp_max(0.0), high.clamp_min(0.0)  # zero is on the grid
+        if self.scheme.activations == "dynamic":
+            return low, high
+        if known:
+            low, high = torch.lerp(low, self.low, RANGE_MOMENTUM), torch.lerp(high, self.high, RANGE_MOMENTUM)
+        if self.training:
+            self.low.copy_(low)
+            self.high.copy_(high)
+        return low, high
+
+
+def quantise(linear: nn.Module, scheme: Scheme) -> None:
+    """Make a linear layer compute as its int8 counterpart, in place."""
+    assert isinstance(linear, nn.Linear)
+    linear.__class__ = QuantisedLinear
+    linear.scheme = scheme  # type: ignore[assignment]
+    for name in ("low", "high"):
+        linear.register_buffer(name, torch.zeros((), device=linear.weight.device))
+
+
+def restore(model: nn.Module) -> None:
+    """Make every quantised layer of a model a float one again, in place."""
+    for module in model.modules():
+        if isinstance(module, QuantisedLinear):
+            module.__class__ = nn.Linear
+            for name in ("low", "high"):
+                module._buffers.pop(name, None)
+
+
+def quantise_layers(layers: Iterable[nn.Module], architecture: Architecture, scheme: Scheme) -> None:
+    """Quantise the parts of a student's layers that `architecture` has in int8, in place. Float parts stay in float32: fp16's rounding is three
+    orders of magnitude finer than int8's.
+    """
+    for module, layer in zip(layers, architecture.layers, strict=True):
+        for names, precision in ((ATTENTION_LINEARS, layer.attention), (FEED_FORWARD_LINEARS, layer.feed_forward)):
+            if precision is Precision.INT8:
+                for name in names:
+                    quantise(module.get_submodule(name), scheme)

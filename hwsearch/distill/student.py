@@ -1,0 +1,210 @@
+"""A student cut out of the teacher: the layers, directions, heads and units that matter most, in the teacher's own class.
+
+- Layers are chosen together, by the loss of the teacher with the others left out.
+- Width: the residual stream is rotated to its principal directions and the first are kept (Ashkboos et al. 2024, SliceGPT, arXiv:2401.15024). A
+  root-mean-square norm does not see a rotation once its weights are folded into the matrices behind it; the last one's are folded into the
+  output head, which therefore parts from the embedding.
+- Heads and units: the most important are kept, and their output projections solve a ridge regression for the contribution of all.
+
+Slicing to the teacher's own shape gives the teacher's own outputs, exactly: an axis that keeps everything is not touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from hwsearch.architecture import Architecture
+from hwsearch.distill.families import Family, config_of, family_of, head_dim_of
+from hwsearch.distill.importance import Importance
+from hwsearch.errors import ArchitectureError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RIDGE = 1e-3  # of the mean second moment
+EXHAUSTIVE = 70  # subsets of layers that are all tried; beyond, layers leave one by one
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """An architecture and which teacher layers it keeps.
+
+    Attributes:
+        architecture: of the student; every layer of one shape.
+        layers: the teacher's layer behind each of the student's, rising.
+    """
+
+    architecture: Architecture
+    layers: tuple[int, ...]
+
+
+def choose_layers(count: int, depth: int, loss: Callable[[Sequence[int]], float]) -> tuple[int, ...]:
+    """The `depth` of `count` layers that lose least when the others are left out.
+
+    All subsets are tried where they are few; else the layer that is missed least leaves, again and again.
+    """
+    if math.comb(count, depth) <= EXHAUSTIVE:
+        return min(combinations(range(count), depth), key=loss)
+    kept = tuple(range(count))
+    while len(kept) > depth:
+        kept = min((kept[:i] + kept[i + 1 :] for i in range(len(kept))), key=loss)
+    return kept
+
+
+def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -> PreTrainedModel:
+    """The student of `plan`, in float32, cut out of the teacher.
+
+    Raises:
+        ArchitectureError: the plan has more of anything than the teacher, head counts that do not fit the teacher's groups, or a narrower
+            residual stream with a tied head.
+    """
+    family = family_of(teacher.config)
+    kept = _kept(teacher, plan, importance)
+    source = {name: weight.detach() for name, weight in teacher.state_dict().items()}
+    weights: dict[str, Tensor] = {}
+    student = empty_student(teacher, plan.architecture)
+    for name in student.state_dict():
+        layer, axes = family.axes(name)
+        origin = name if layer is None else name.replace(f"{family.prefix}{layer}.", f"{family.prefix}{plan.layers[layer]}.", 1)
+        weight = source[origin]
+        for position, axis in enumerate(axes):
+            indices = kept.get(f"{axis}.{layer}")
+            if indices is None or len(indices) == weight.shape[position]:
+                continue
+            moments = _moments(axis, position, plan.layers[layer or 0], importance)
+            weight = weight.index_select(position, indices) if moments is None else _take_over(weight, moments, indices)
+        weights[name] = weight
+    if plan.architecture.width < int(teacher.config.hidden_size):
+        weights = _rotate(weights, plan, importance, family)
+    student.load_state_dict(weights)
+    return student
+
+
+def random_student(teacher: PreTrainedModel, architecture: Architecture, seed: int) -> PreTrainedModel:
+    """A student of the same shape with fresh weights, as Transformers initialises them."""
+    torch.manual_seed(seed)
+    return empty_student(teacher, architecture)
+
+
+def empty_student(teacher: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
+    """A student of a shape with fresh weights, in float32."""
+    if not architecture.uniform:
+        raise ArchitectureError(f"stock Transformers loads layers of one shape alone; got {architecture.id}")
+    student: PreTrainedModel = type(teacher)(config_of(architecture, teacher.config))
+    return student.float()
+
+
+def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -> dict[str, Tensor]:
+    """Indices kept along "head.N", "kv_head.N" and "ffn.N" of the student's layer N."""
+    config, shape = teacher.config, plan.architecture.layers[0]
+    heads = int(config.num_attention_heads)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    group, wanted_group = heads // kv_heads, shape.heads // shape.kv_heads
+    sizes = (
+        ("width", plan.architecture.width, config.hidden_size),
+        ("kv_heads", shape.kv_heads, kv_heads),
+        ("heads per key-value head", wanted_group, group),
+        ("ffn", shape.ffn, config.intermediate_size),
+        ("depth", plan.architecture.depth, config.num_hidden_layers),
+    )
+    for name, wanted, available in sizes:
+        if wanted > available:
+            raise ArchitectureError(f"a student is cut out of its teacher: {name} is {available} at most; got {wanted}")
+    if plan.architecture.head_dim != head_dim_of(config):
+        raise ArchitectureError(f"heads are kept whole: head_dim is {head_dim_of(config)}; got {plan.architecture.head_dim}")
+    if plan.architecture.tied and plan.architecture.width < config.hidden_size:
+        raise ArchitectureError("a narrower student has a head of its own (tied = false): the last norm is folded into it")
+
+    kept: dict[str, Tensor] = {}
+    for i, origin in enumerate(plan.layers):
+        by_group = importance.heads[origin].view(kv_heads, group)
+        groups = _largest(by_group.sum(1), shape.kv_heads)
+        members = torch.stack([g * group + _largest(by_group[g], wanted_group) for g in groups]).flatten()
+        kept[f"head.{i}"] = _channels(members, plan.architecture.head_dim)
+        kept[f"kv_head.{i}"] = _channels(groups, plan.architecture.head_dim)
+        kept[f"ffn.{i}"] = _largest(importance.ffn[origin], shape.ffn)
+    return kept
+
+
+def _moments(axis: str, position: int, layer: int, importance: Importance) -> Tensor | None:
+    """Second moments of what a weight reads along an axis, where it is an output projection."""
+    if position != 1 or axis not in ("head", "ffn"):
+        return None
+    return (importance.attention if axis == "head" else importance.feed_forward)[layer]
+
+
+def _take_over(weight: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
+    """The matrix over the kept inputs whose outputs come nearest to those of `weight` over all: argmin E |W x - W' x_kept|^2 with a ridge."""
+    among = moments[kept][:, kept].double()
+    ridge = RIDGE * among.diagonal().mean().clamp_min(1e-12)
+    among = among + ridge * torch.eye(len(kept), dtype=among.dtype)
+    solved = torch.linalg.solve(among, (weight @ moments[:, kept]).double().T)
+    return solved.T.to(weight.dtype)
+
+
+def _rotate(weights: dict[str, Tensor], plan: StudentPlan, importance: Importance, family: Family) -> dict[str, Tensor]:
+    """Fold the norms' weights away and keep the first principal directions of the residual stream."""
+    width = plan.architecture.width
+    origins = {name: name for name in weights}
+    for i, layer in enumerate(plan.layers):
+        here, there = f"{family.prefix}{i}.", f"{family.prefix}{layer}."
+        origins.update({name: there + name.removeprefix(here) for name in weights if name.startswith(here)})
+    norms = {name: importance.stream[origins[name].removesuffix(".weight")] for name in weights if family.axes(name)[1] == ("width",) and "norm" in name}
+    stream = torch.stack(list(norms.values())).mean(0)
+    basis = torch.linalg.eigh(stream.double()).eigenvectors.flip(1)[:, :width].to(stream.dtype)  # [teacher width, width]
+
+    rotated: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        axes = family.axes(name)[1]
+        if name in norms:
+            # The kept directions' root mean square, where all of them have 1: what the student's norm divides by instead.
+            energy = torch.trace(basis.T @ norms[name] @ basis) / width
+            rotated[name] = torch.full((width,), float(energy.sqrt()))
+        elif axes == ("width",):  # a bias that is added to the stream
+            rotated[name] = weight @ basis
+        elif axes[0] == "width":  # writes to the stream
+            rotated[name] = basis.T @ weight
+        elif axes[-1] == "width":  # reads the stream, through a norm but for the embedding
+            norm = _norm_before(name, family)
+            rotated[name] = (weight if norm is None else weight * weights[norm]) @ basis
+        else:
+            rotated[name] = weight
+    return rotated
+
+
+def _norm_before(name: str, family: Family) -> str | None:
+    """The norm through which a weight reads the residual stream."""
+    if name == "lm_head.weight":
+        return "model.norm.weight"
+    for part, norm in (("self_attn.", "input_layernorm.weight"), ("mlp.", "post_attention_layernorm.weight")):
+        if name.startswith(family.prefix) and part in name:
+            return name.split(part)[0] + norm
+    return None
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Indices of the `count` largest values, in rising order."""
+    return values.topk(count).indices.sort().values
+
+
+def _channels(heads: Tensor, head_dim: int) -> Tensor:
+    return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
+
+
+def with_layers(trunk: nn.Module, layers: Sequence[int], run: Callable[[], float]) -> float:
+    """What `run` returns while `trunk` has only some of its layers."""
+    whole, config = trunk.layers, trunk.config
+    assert isinstance(whole, nn.ModuleList)
+    depth = config.num_hidden_layers
+    try:
+        trunk.layers, config.num_hidden_layers = nn.ModuleList([whole[i] for i in layers]), len(layers)  # type: ignore[union-attr]
+        return run()
+    finally:
+        trunk.layers, config.num_hidden_layers = whole, depth  # type: ignore[union-attr]

@@ -1,0 +1,306 @@
+"""What students are trained on and judged by: prepared once for a teacher and a text, kept on disk by content, read by every worker.
+
+Preparation is cut into pieces that several processes can take: the tokens, blocks of the teacher's outputs, and the teacher's statistics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import platformdirs
+import torch
+from safetensors.torch import load_file, save_file
+
+from hwsearch.architecture import Architecture
+from hwsearch.distill.data import Corpus, Split, draw_chunks, standard_library, text_files
+from hwsearch.distill.families import architecture_of
+from hwsearch.distill.importance import Importance, measure_importance
+from hwsearch.distill.student import choose_layers, with_layers
+from hwsearch.distill.teacher import Outputs, Teacher, load_teacher, teacher_outputs
+from hwsearch.errors import DataError
+from hwsearch.files import whole
+from hwsearch.precision import Precision, Scheme
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
+STATISTICS_CHUNKS = 192
+SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a student is trained; the same for a short run and a long one.
+
+    Attributes:
+        rate: of Adam, constant after the warm-up.
+        batch: chunks a step.
+        warm_up: steps.
+        clip: largest norm of the gradient.
+        cool_down: share of a long run's steps at its end over which the rate falls to zero; a short run has none.
+        seed: of the data and its order.
+    """
+
+    rate: float = 2e-3
+    batch: int = 16
+    warm_up: int = 20
+    clip: float = 1.0
+    cool_down: float = 0.3
+    seed: int = 0
+
+
+class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that a score depends on beside the architecture and the steps.
+
+    Attributes:
+        teacher: folder of a checkpoint; empty for the embedded one.
+        data, held_out: text files; empty for the standard library and for a split of `data`.
+        sequence: tokens of an input.
+        chunks: to train on, at most.
+        held_out_chunks: to judge by on *select* and on *report* each, at most.
+        recipe: how to train.
+        scheme: how the runtime quantises.
+    """
+
+    teacher: str = ""
+    data: str = ""
+    held_out: str = ""
+    sequence: int = 128
+    chunks: int = 6144
+    held_out_chunks: int = 384
+    recipe: Recipe = Recipe()
+    scheme: Scheme = Scheme()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out set and what the teacher makes of it.
+
+    Attributes:
+        chunks: token ids, [chunks, sequence + 1].
+        outputs: the teacher's.
+        teacher_hits: next tokens that it gets right, [chunks].
+    """
+
+    chunks: NDArray[np.int64]
+    outputs: Outputs
+    teacher_hits: NDArray[np.int64]
+
+    @property
+    def teacher_quality(self) -> float:
+        """Its next-token accuracy."""
+        return float(self.teacher_hits.sum() / self.chunks[:, 1:].size)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What students are trained on and judged by.
+
+    Attributes:
+        teacher: whose students.
+        importance: of its parts.
+        layers: the best layers to keep, by depth.
+        sensitivities: KL to itself of the teacher with one part in int8, [layers, 2] (attention, feed-forward).
+        chunks: token ids to train on, [chunks, sequence + 1].
+        outputs: the teacher's on them.
+        select, report: held-out sets.
+        recipe: how to train.
+        scheme: how the runtime quantises.
+    """
+
+    teacher: Teacher
+    importance: Importance
+    layers: dict[int, tuple[int, ...]]
+    sensitivities: NDArray[np.float64]
+    chunks: NDArray[np.int64]
+    outputs: Outputs
+    select: HeldOut
+    report: HeldOut
+    recipe: Recipe
+    scheme: Scheme
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What the search needs to know of a task, in plain values.
+
+    Attributes:
+        teacher: its name.
+        digest: hash of teacher, text and everything else that a score depends on.
+        architecture: the teacher's, in fp32.
+        corpus: what the text is called.
+        quality: the teacher's next-token accuracy on *select*.
+        layers: the best layers to keep, by depth.
+        sensitivities: KL to itself of the teacher with one part in int8, a pair (attention, feed-forward) for each layer.
+        blocks: of the teacher's outputs.
+    """
+
+    teacher: str
+    digest: str
+    architecture: Architecture
+    corpus: str
+    blocks: int
+    quality: float = 0.0
+    layers: dict[int, tuple[int, ...]] = {}
+    sensitivities: tuple[tuple[float, float], ...] = ()
+
+
+class Workshop:
+    """One process' view of a task: prepares pieces of it and keeps what it has loaded.
+
+    Args:
+        spec: of the task.
+    """
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.spec = spec
+        self.teacher = load_teacher(spec.teacher or None)
+        limit = int(getattr(self.teacher.model.config, "max_position_embeddings", spec.sequence))
+        if spec.sequence > limit:
+            raise DataError(f"the teacher reads at most {limit} tokens; --sequence asks for {spec.sequence}")
+        corpus = read_corpus(spec)
+        self.corpus = corpus.name
+        settings = msgspec.json.encode((spec.sequence, spec.chunks, spec.held_out_chunks, spec.recipe, spec.scheme))
+        self.digest = hashlib.sha256(f"{self.teacher.digest} {corpus.digest} ".encode() + settings).hexdigest()[:16]
+        self.folder = platformdirs.user_cache_path("hwsearch") / "tasks" / self.digest
+        self.tokens = self._tokens(corpus)
+        self._task: Task | None = None
+
+    def facts(self) -> Facts:
+        """What is known before anything was computed."""
+        architecture = architecture_of(self.teacher.model.config, Precision.FP32)
+        return Facts(self.teacher.name, self.digest, architecture, self.corpus, self._blocks)
+
+    @property
+    def _blocks(self) -> int:
+        return -(-len(self.tokens["train"]) // BLOCK)
+
+    def compute_block(self, index: int) -> None:
+        """The teacher's outputs on one block of the training chunks."""
+        self._outputs("train", slice(index * BLOCK, (index + 1) * BLOCK))
+
+    def compute_statistics(self) -> None:
+        """The teacher's importance, its best layers by depth and its sensitivity to int8, from training chunks."""
+        if self._importance_path.is_file():
+            return
+        chunks = torch.from_numpy(self.tokens["train"][:STATISTICS_CHUNKS])
+        importance = measure_importance(self.teacher.model, chunks)
+        layers, sensitivities = self._layers(), self._sensitivities()
+        tensors = {"heads": importance.heads, "ffn": importance.ffn, "sensitivities": torch.from_numpy(sensitivities)}
+        tensors |= {f"stream.{name}": value for name, value in importance.stream.items()}
+        for i, (attention, feed_forward) in enumerate(zip(importance.attention, importance.feed_forward, strict=True)):
+            tensors |= {f"attention.{i}": attention, f"feed_forward.{i}": feed_forward}
+        tensors |= {f"layers.{depth}": torch.tensor(kept) for depth, kept in layers.items()}
+        with whole(self._importance_path) as temporary:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+
+    @property
+    def _importance_path(self) -> Path:
+        return self.folder / "statistics.safetensors"
+
+    def finish(self) -> Facts:
+        """What is known once every piece is there."""
+        task = self.task
+        sensitivities = tuple((float(a), float(f)) for a, f in task.sensitivities)
+        return msgspec.structs.replace(
+            self.facts(), quality=task.select.teacher_quality, layers=task.layers, sensitivities=sensitivities
+        )
+
+    @property
+    def task(self) -> Task:
+        """The whole task; pieces that nobody has computed yet are computed now."""
+        if self._task is None:
+            self.compute_statistics()
+            stored = load_file(self._importance_path)
+            depth = len(stored["heads"])
+            importance = Importance(
+                heads=stored["heads"],
+                ffn=stored["ffn"],
+                stream={name.removeprefix("stream."): value for name, value in stored.items() if name.startswith("stream.")},
+                attention=tuple(stored[f"attention.{i}"] for i in range(depth)),
+                feed_forward=tuple(stored[f"feed_forward.{i}"] for i in range(depth)),
+            )
+            blocks = [self._outputs("train", slice(i * BLOCK, (i + 1) * BLOCK)) for i in range(self._blocks)]
+            self._task = Task(
+                teacher=self.teacher,
+                importance=importance,
+                layers={d: tuple(stored[f"layers.{d}"].tolist()) for d in range(1, depth + 1)},
+                sensitivities=stored["sensitivities"].numpy(),
+                chunks=self.tokens["train"],
+                outputs=Outputs.join(blocks),
+                select=self._held_out("select"),
+                report=self._held_out("report"),
+                recipe=self.spec.recipe,
+                scheme=self.spec.scheme,
+            )
+        return self._task
+
+    def _tokens(self, corpus: Corpus) -> dict[Split, NDArray[np.int64]]:
+        path = self.folder / "tokens.safetensors"
+        if not path.is_file():
+            spec, seed = self.spec, self.spec.recipe.seed
+            found = {
+                "train": draw_chunks(corpus.texts["train"], self.teacher.tokenizer, spec.chunks, spec.sequence, seed),
+                "select": draw_chunks(corpus.texts["select"], self.teacher.tokenizer, spec.held_out_chunks, spec.sequence, None),
+                "report": draw_chunks(corpus.texts["report"], self.teacher.tokenizer, spec.held_out_chunks, spec.sequence, None),
+            }
+            with whole(path) as temporary:
+                save_file({name: torch.from_numpy(value) for name, value in found.items()}, temporary)
+        stored = load_file(path)
+        return {"train": stored["train"].numpy(), "select": stored["select"].numpy(), "report": stored["report"].numpy()}
+
+    def _outputs(self, split: Split, part: slice = slice(None)) -> Outputs:
+        return teacher_outputs(self.teacher, self.tokens[split][part], self.folder)
+
+    def _held_out(self, split: Split) -> HeldOut:
+        chunks, outputs = self.tokens[split], self._outputs(split)
+        return HeldOut(chunks, outputs, (outputs.indices[:, :, 0] == chunks[:, 1:]).sum(1))
+
+    def _layers(self) -> dict[int, tuple[int, ...]]:
+        from hwsearch.distill.proxy import divergence
+
+        model = self.teacher.model
+        chunks, outputs = self._probe()
+        trunk = model.get_submodule("model")
+        count = int(model.config.num_hidden_layers)
+
+        @lru_cache(maxsize=None)
+        def loss(kept: Sequence[int]) -> float:
+            return with_layers(trunk, kept, lambda: divergence(model, chunks, outputs))
+
+        return {depth: choose_layers(count, depth, loss) for depth in range(1, count + 1)}
+
+    def _sensitivities(self) -> NDArray[np.float64]:
+        from hwsearch.distill.families import ATTENTION_LINEARS, FEED_FORWARD_LINEARS
+        from hwsearch.distill.proxy import divergence
+        from hwsearch.distill.quantise import quantise, restore
+
+        model = self.teacher.model
+        chunks, outputs = self._probe()
+        found = []
+        for layer in model.get_submodule("model.layers").children():
+            for names in (ATTENTION_LINEARS, FEED_FORWARD_LINEARS):
+                for name in names:
+                    quantise(layer.get_submodule(name), self.spec.scheme)
+                found.append(divergence(model, chunks, outputs))
+                restore(model)
+        return np.array(found).reshape(-1, 2)
+
+    def _probe(self) -> tuple[NDArray[np.int64], Outputs]:
+        outputs = self._outputs("train", slice(0, BLOCK))
+        return self.tokens["train"][:SUBSET_CHUNKS], Outputs(outputs.indices[:SUBSET_CHUNKS], outputs.probabilities[:SUBSET_CHUNKS])
+
+
+def read_corpus(spec: TaskSpec) -> Corpus:
+    """The text that a spec names."""
+    if not spec.data:
+        if spec.held_out:
+            raise DataError("--eval is the held-out part of --data; give both")
+        return standard_library()
+    return text_files(Path(spec.data), Path(spec.held_out) if spec.held_out else None)

@@ -1,0 +1,163 @@
+"""The teacher: loaded once, its outputs computed once and kept on disk by content.
+
+A distillation step never runs the teacher. What is kept of each position is the k largest probabilities; the rest counts as one mass
+(`losses.py`). The key is a hash of the weights, the tokens and k, so that a changed teacher or text never meets old outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwsearch.distill.families import family_of
+from hwsearch.errors import TeacherError
+from hwsearch.files import whole
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOP_K = 32
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A checkpoint that students are cut out of.
+
+    Attributes:
+        name: what a person calls it.
+        model: in float32, in evaluation mode.
+        tokenizer: beside it.
+        digest: hash of the weights and the configuration, 16 hex digits.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the teacher says of some chunks.
+
+    Attributes:
+        indices: the k most likely next tokens of each position, [chunks, sequence, k].
+        probabilities: of them, [chunks, sequence, k], float16.
+    """
+
+    indices: NDArray[np.integer[Any]]
+    probabilities: NDArray[np.float16]
+
+    @classmethod
+    def join(cls, parts: Sequence[Outputs]) -> Outputs:
+        """The outputs on many blocks of chunks as one."""
+        return cls(np.concatenate([p.indices for p in parts]), np.concatenate([p.probabilities for p in parts]))
+
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Indices and probabilities of some chunks, [chunks x sequence, k], int64 and float32."""
+        k = self.indices.shape[-1]
+        indices = torch.from_numpy(self.indices[rows].reshape(-1, k).astype(np.int64))
+        return indices, torch.from_numpy(self.probabilities[rows].reshape(-1, k).astype(np.float32))
+
+
+def embedded_teacher() -> Path:
+    """The folder of the teacher that comes with hwsearch."""
+    return Path(__file__).parent.parent / "embedded_teacher"
+
+
+def load_teacher(source: str | None) -> Teacher:
+    """Load a causal language model from a folder, or the embedded one.
+
+    Raises:
+        TeacherError: no checkpoint there, a broken one, or one of a family that is not supported.
+    """
+    _quiet()
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(source) if source else embedded_teacher()
+    name = folder.resolve().name if source else "embedded-teacher"
+    if not (folder / "config.json").is_file():
+        raise TeacherError(f"a teacher is a folder with config.json, safetensors and a tokenizer; {folder} has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise TeacherError(f"no safetensors in {folder}; pickled weights are not loaded. Save the model with save_pretrained")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        family_of(config)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="sdpa"
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except TeacherError:
+        raise
+    except Exception as error:  # Transformers, safetensors and JSON raise a dozen kinds for a broken folder
+        raise TeacherError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {error}") from error
+    if broken := [name for name, weight in model.state_dict().items() if not bool(torch.isfinite(weight).all())]:
+        raise TeacherError(f"the checkpoint {folder} has weights that are not finite: {broken[0]} and {len(broken) - 1} more")
+    return Teacher(name, model.eval().requires_grad_(False), tokenizer, _digest(model))
+
+
+def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, advance: Callable[[int], None] | None = None) -> Outputs:
+    """The teacher's outputs on `chunks`, [chunks, sequence + 1], from the cache or computed and cached.
+
+    Args:
+        teacher: whose.
+        chunks: token ids; the last column holds only labels.
+        cache: folder that keeps them.
+        advance: told how many chunks were done, for a progress bar.
+    """
+    vocab = int(teacher.model.config.vocab_size)
+    k = min(TOP_K, vocab)
+    key = hashlib.sha256(f"{teacher.digest} {k} {chunks.shape} ".encode() + np.ascontiguousarray(chunks).tobytes()).hexdigest()[:24]
+    path = cache / f"{key}.npz"
+    if path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                found = Outputs(stored["indices"], stored["probabilities"])
+            if advance:
+                advance(len(chunks))
+            return found
+        except (OSError, ValueError, KeyError):
+            path.unlink()  # cut off or damaged: compute it again
+    indices = np.empty((*chunks[:, 1:].shape, k), np.uint16 if vocab <= 2**16 else np.int32)
+    probabilities = np.empty((*chunks[:, 1:].shape, k), np.float16)
+    inputs = torch.from_numpy(chunks[:, :-1])
+    with torch.inference_mode():
+        for start in range(0, len(inputs), BATCH):
+            part = slice(start, start + BATCH)
+            top = torch.softmax(teacher.model(input_ids=inputs[part], use_cache=False).logits, -1).topk(k)
+            indices[part], probabilities[part] = top.indices.numpy(), top.values.numpy()
+            if advance:
+                advance(len(inputs[part]))
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, indices=indices, probabilities=probabilities)
+    return Outputs(indices, probabilities)
+
+
+def _digest(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _quiet() -> None:
+    """Transformers prints progress bars and advice to stderr; ours are elsewhere. Nothing is fetched unasked."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging as chatter
+
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
