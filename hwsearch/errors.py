@@ -15,6 +15,8 @@ A message gives the rule, the value and the way out, on one line.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class HwsearchError(Exception):
     """The root; its message is meant for a person and fits on one line."""
@@ -51,6 +53,15 @@ class RunError(HwsearchError):
 
 
 class NothingFits(HwsearchError):
-    """No student fits the budget; the nearest miss stands in the message."""
+    """No student fits the budget; the nearest miss stands in the message.
+
+    Args:
+        message: for a person.
+        details: for a program: the nearest miss, or the document of a search that ended with it.
+    """
 
     exit_status = 3
+
+    def __init__(self, message: str, details: Any) -> None:
+        super().__init__(message)
+        self.details = details

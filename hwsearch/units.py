@@ -23,6 +23,9 @@ class Budget:
     ms: float | None = None
     share: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.share:g}x" if self.ms is None else format_ms(self.ms).replace(" ", "")
+
     def resolve(self, teacher_ms: float) -> float:
         """The budget in milliseconds, given the teacher's latency."""
         if self.ms is not None:

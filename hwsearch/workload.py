@@ -50,6 +50,11 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if min(self.batch, self.sequence, self.repeat) < 1 or self.new_tokens < 0:
             raise ValueError(f"batch, sequence and repeat are at least 1 and new_tokens at least 0; got {self}")
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that it reads and writes in all."""
+        return self.batch * (self.sequence + self.new_tokens) * self.repeat
+
     def __str__(self) -> str:
         text = f"batch {self.batch} x {self.sequence} tokens"
         if self.new_tokens:

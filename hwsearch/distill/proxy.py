@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from hwsearch.distill.job import ProxyScore
 from hwsearch.distill.losses import head_kl, positionwise_kl
 from hwsearch.distill.quantise import quantise_layers
 from hwsearch.distill.student import StudentPlan, build_student, random_student
 from hwsearch.distill.task import HeldOut, Task
 from hwsearch.distill.teacher import Outputs
+from hwsearch.files import whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,30 +32,6 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 EVALUATION_BATCH = 32
-
-
-class ProxyScore(msgspec.Struct, frozen=True):
-    """What a short run says of an architecture.
-
-    Attributes:
-        loss: held-out KL to the teacher in nats a token, extrapolated by one doubling of the steps.
-        quality: held-out next-token accuracy, with its 90 % bootstrap interval.
-        retention: quality over the teacher's on the same tokens, with its paired interval.
-        steps: trained.
-        seconds: that it took.
-        curve: (step, held-out KL) as measured.
-    """
-
-    loss: float
-    quality: float
-    quality_low: float
-    quality_high: float
-    retention: float
-    retention_low: float
-    retention_high: float
-    steps: int
-    seconds: float
-    curve: tuple[tuple[int, float], ...]
 
 
 class Student:
@@ -81,8 +59,10 @@ class Student:
         self.seconds = 0.0
         self.curve: list[tuple[int, float]] = []
 
-    def train(self, until: int, advance: Callable[[int], None] | None = None, cool_from: int | None = None) -> None:
-        """Train up to step `until`; `advance` is told of every step. From step `cool_from` on the rate falls linearly to zero."""
+    def train(
+        self, until: int, advance: Callable[[int], None] | None = None, cool_from: int | None = None, end: int | None = None
+    ) -> None:
+        """Train up to step `until`; `advance` is told of every step. From step `cool_from` on the rate falls linearly, to zero at `end`."""
         recipe, started = self.task.recipe, time.perf_counter()
         trunk, head = self.model.get_submodule("model"), self.model.get_submodule("lm_head")
         self.model.train()
@@ -90,7 +70,8 @@ class Student:
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.rate * min(1.0, (self.step + 1) / recipe.warm_up)
                 if cool_from is not None and self.step > cool_from:
-                    group["lr"] *= (until - self.step) / (until - cool_from)
+                    end = end or until
+                    group["lr"] *= max(0, end - self.step) / (end - cool_from)
             rows = self._rows()
             inputs = torch.from_numpy(self.task.chunks[rows, :-1])
             hidden = trunk(input_ids=inputs, use_cache=False).last_hidden_state
@@ -115,18 +96,22 @@ class Student:
         """KL to the teacher summed over each chunk, and next tokens that are right, both of shape [chunks]."""
         return evaluate(self.model, held_out.chunks, held_out.outputs)
 
-    def score(self, held_out: HeldOut) -> ProxyScore:
-        """Judge the student as it stands; the curve gets a point."""
+    def mark(self, held_out: HeldOut) -> None:
+        """Add a point to the curve."""
         started = time.perf_counter()
-        losses, hits = self.evaluate(held_out)
+        losses, _ = self.evaluate(held_out)
+        self.curve.append((self.step, float(losses.sum() / held_out.chunks[:, 1:].size)))
         self.seconds += time.perf_counter() - started
+
+    def score(self, held_out: HeldOut, extrapolated: bool = True) -> ProxyScore:
+        """Judge the student as it stands; a run that has cooled down is taken as it is, not extrapolated."""
+        losses, hits = self.evaluate(held_out)
         tokens = held_out.chunks.shape[1] - 1
-        loss = float(losses.sum() / (tokens * len(losses)))
-        if not self.curve or self.curve[-1][0] != self.step:
-            self.curve.append((self.step, loss))
+        measured = float(losses.sum() / (tokens * len(losses)))
         quality, retention = bootstrap(hits, held_out.teacher_hits, tokens)
         return ProxyScore(
-            loss=extrapolate(self.curve),
+            loss=extrapolate(self.curve) if extrapolated and self.curve else measured,
+            measured_loss=measured,
             quality=quality[0],
             quality_low=quality[1],
             quality_high=quality[2],
@@ -138,18 +123,23 @@ class Student:
             curve=tuple(self.curve),
         )
 
-    def state(self) -> dict[str, Any]:
-        """Everything that going on needs, as tensors and plain values."""
-        return {
+    def keep(self, path: Path) -> None:
+        """Write everything that going on needs."""
+        state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
-            "curve": list(self.curve),
+            "curve": self.curve,
         }
+        with whole(path) as temporary:
+            torch.save(state, temporary)
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+    def resume(self, path: Path) -> None:
+        """Go on from what `keep` wrote, if it did."""
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]

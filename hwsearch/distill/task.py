@@ -18,9 +18,9 @@ import platformdirs
 import torch
 from safetensors.torch import load_file, save_file
 
-from hwsearch.architecture import Architecture
 from hwsearch.distill.data import Corpus, Split, draw_chunks, standard_library, text_files
 from hwsearch.distill.families import architecture_of
+from hwsearch.distill.job import Facts, Recipe, TaskSpec
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.student import choose_layers, with_layers
 from hwsearch.distill.teacher import Outputs, Teacher, load_teacher, teacher_outputs
@@ -34,49 +34,6 @@ if TYPE_CHECKING:
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
 STATISTICS_CHUNKS = 192
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
-
-
-class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a student is trained; the same for a short run and a long one.
-
-    Attributes:
-        rate: of Adam, constant after the warm-up.
-        batch: chunks a step.
-        warm_up: steps.
-        clip: largest norm of the gradient.
-        cool_down: share of a long run's steps at its end over which the rate falls to zero; a short run has none.
-        seed: of the data and its order.
-    """
-
-    rate: float = 2e-3
-    batch: int = 16
-    warm_up: int = 20
-    clip: float = 1.0
-    cool_down: float = 0.3
-    seed: int = 0
-
-
-class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that a score depends on beside the architecture and the steps.
-
-    Attributes:
-        teacher: folder of a checkpoint; empty for the embedded one.
-        data, held_out: text files; empty for the standard library and for a split of `data`.
-        sequence: tokens of an input.
-        chunks: to train on, at most.
-        held_out_chunks: to judge by on *select* and on *report* each, at most.
-        recipe: how to train.
-        scheme: how the runtime quantises.
-    """
-
-    teacher: str = ""
-    data: str = ""
-    held_out: str = ""
-    sequence: int = 128
-    chunks: int = 6144
-    held_out_chunks: int = 384
-    recipe: Recipe = Recipe()
-    scheme: Scheme = Scheme()
 
 
 @dataclass(frozen=True)
@@ -125,30 +82,6 @@ class Task:
     report: HeldOut
     recipe: Recipe
     scheme: Scheme
-
-
-class Facts(msgspec.Struct, frozen=True):
-    """What the search needs to know of a task, in plain values.
-
-    Attributes:
-        teacher: its name.
-        digest: hash of teacher, text and everything else that a score depends on.
-        architecture: the teacher's, in fp32.
-        corpus: what the text is called.
-        quality: the teacher's next-token accuracy on *select*.
-        layers: the best layers to keep, by depth.
-        sensitivities: KL to itself of the teacher with one part in int8, a pair (attention, feed-forward) for each layer.
-        blocks: of the teacher's outputs.
-    """
-
-    teacher: str
-    digest: str
-    architecture: Architecture
-    corpus: str
-    blocks: int
-    quality: float = 0.0
-    layers: dict[int, tuple[int, ...]] = {}
-    sensitivities: tuple[tuple[float, float], ...] = ()
 
 
 class Workshop:

@@ -1,0 +1,161 @@
+"""The main job, and what is done with a finished run: search, report, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hwsearch.cli.output import console, json_option, print_json
+from hwsearch.cli.progress import Progress
+from hwsearch.errors import NothingFits, UnitError
+
+if TYPE_CHECKING:
+    from hwsearch.distill.workers import Workers
+    from hwsearch.search.engine import Outcome, Wishes
+    from hwsearch.search.main_job import Deliver
+    from hwsearch.search.run import Run
+    from hwsearch.units import Budget
+
+BULK = {"batch": 64, "sequence": 128, "new_tokens": 0, "repeat": 256}  # the embedded teacher's job: 16,384 chunks of 128 tokens
+LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
+
+
+class BudgetType(click.ParamType):
+    """A time with its unit, or a share of the teacher's latency."""
+
+    name = "budget"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Budget:
+        from hwsearch.units import parse_budget
+
+        try:
+            return parse_budget(value)
+        except UnitError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Numbers(click.ParamType):
+    """Whole numbers: "4-8" or "128,192"."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        found: list[int] = []
+        for part in value.split(","):
+            first, dash, last = part.strip().partition("-")
+            if not first.isdigit() or (dash and not last.isdigit()):
+                self.fail(f"numbers are given as 4-8 or 128,192; got {value!r}", param, ctx)
+            found += range(int(first), int(last or first) + 1)
+        if not found:
+            self.fail(f"numbers are given as 4-8 or 128,192; got {value!r}", param, ctx)
+        return tuple(found)
+
+
+@click.command(short_help="Find the best student inside the budget (the main job; the word may be left out).")
+@click.option("--device", required=True, help="Name, alias or TOML file of a device; 'hwsearch devices' lists them.")
+@click.option("--budget", type=BudgetType(), required=True, help="As 280ms, 1.5s, or 0.25x of the teacher's latency.")
+@click.option("--teacher", help="Folder of a causal language model (Llama, Qwen2, Mistral); the embedded one by default.")
+@click.option("--data", type=click.Path(path_type=Path), help="Text to distil on; the Python standard library by default.")
+@click.option("--eval", "held_out", type=click.Path(path_type=Path), help="Text to judge on; a part of --data by default.")
+@click.option("--runtime", help="On the device; the profile's first by default.")
+@click.option("--power-mode", help="Of the device; the profile's first by default.")
+@click.option("--threads", type=click.IntRange(1), help="Of the runtime on the device; the profile's by default.")
+@click.option("--batch", type=click.IntRange(1), help="Sequences at once.")
+@click.option("--sequence", type=click.IntRange(2), help="Tokens of one input.")
+@click.option("--new-tokens", type=click.IntRange(0), help="Tokens generated after it.")
+@click.option("--repeat", type=click.IntRange(1), help="How many in a row the budget covers.")
+@click.option("--depth", type=Numbers(), help="Layers to choose from, as 2-4.")
+@click.option("--width", type=Numbers(), help="Widths to choose from, as 64,96,128.")
+@click.option("--heads", type=Numbers(), help="Head counts to choose from.")
+@click.option("--ffn", type=Numbers(), help="Feed-forward sizes to choose from.")
+@click.option("--precision", help="Precisions of a layer's parts to choose from, as fp16,int8.")
+@click.option("--min-quality", type=click.FloatRange(0, 1), help="Least retention of the teacher's accuracy; the fastest that has it is chosen.")
+@click.option("--max-size-mib", type=click.FloatRange(0, min_open=True), help="Limit of the stored weights.")
+@click.option("--max-memory-mib", type=click.FloatRange(0, min_open=True), help="Limit of weights and activations.")
+@click.option("--trials", type=click.IntRange(1), default=18, show_default=True, help="Students to try.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin no new trial after this time.")
+@click.option("--steps", type=click.IntRange(4), default=150, show_default=True, help="Training steps of a trial; finalists get 6.7 times as many.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; reports/<what it is> by default.")
+@click.option("--dry-run", is_flag=True, help="Price the teacher and the space, and stop.")
+@json_option
+def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: Budget, **options: Any) -> None:
+    """Find the student that loses least inside a latency budget on a device."""
+    from hwsearch.device import find_profile
+    from hwsearch.distill.job import Recipe, TaskSpec
+    from hwsearch.distill.workers import Workers
+    from hwsearch.search.main_job import run_search
+
+    profile = find_profile(device)
+    target = profile.target(options["runtime"], options["power_mode"], options["threads"])
+    wishes = _wishes(budget, options)
+    spec = TaskSpec(
+        teacher=str(Path(options["teacher"]).resolve()) if options["teacher"] else "",
+        data=str(options["data"].resolve()) if options["data"] else "",
+        held_out=str(options["held_out"].resolve()) if options["held_out"] else "",
+        sequence=wishes.workload.sequence,
+        recipe=Recipe(seed=wishes.seed),
+        scheme=profile.runtimes[target.runtime].scheme,
+    )
+    workers = Workers(spec)
+    try:
+        with Progress() as progress:
+            progress.say(f"workload: {wishes.workload}, {wishes.workload.tokens:,} tokens")
+            folder, document = run_search(
+                profile, target, wishes, spec, workers, progress, _deliver(workers), out, str(budget), dry_run
+            )
+    except NothingFits as miss:
+        if as_json:
+            print_json(miss.details)
+        raise
+    finally:
+        workers.close()
+    if as_json:
+        print_json(document)
+    else:
+        from hwsearch.report.tables import print_summary
+
+        print_summary(document, folder, console())
+
+
+def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:
+    from hwsearch.precision import Precision
+    from hwsearch.search.engine import Wishes
+    from hwsearch.workload import Workload
+
+    given = {name: options[name] for name in LONE if options[name] is not None}
+    workload = BULK if not given and not options["teacher"] else {**LONE, **given}
+    try:
+        precisions = tuple(Precision(name.strip()) for name in options["precision"].split(",")) if options["precision"] else None
+    except ValueError as error:
+        raise click.UsageError(f"precisions are {', '.join(map(str, Precision))}: {error}") from None
+    names = ("trials", "steps", "seed", "minutes", "min_quality", "max_size_mib", "max_memory_mib")
+    return Wishes(
+        budget=budget,
+        workload=Workload(**workload),
+        depths=options["depth"],
+        widths=options["width"],
+        heads=options["heads"],
+        ffns=options["ffn"],
+        precisions=precisions,
+        **{name: options[name] for name in names},
+    )
+
+
+def _deliver(workers: Workers) -> Deliver:
+    """Write everything that a person opens."""
+
+    def deliver(run: Run, outcome: Outcome, document: dict[str, Any]) -> None:
+        from hwsearch.distill.job import Job
+        from hwsearch.report.page import write_page
+        from hwsearch.report.tables import write_tables
+
+        write_tables(run.folder, outcome)
+        write_page(run.folder / "report.html", document, outcome.trials)
+        if (chosen := outcome.chosen) is not None:
+            job = Job(path=str(run.student(f"{chosen.trial}-long")), architecture=chosen.architecture, steps=chosen.steps)
+            workers.export(job, run.folder / "chosen").result()
+
+    return deliver

@@ -1,0 +1,130 @@
+"""What goes to a worker and comes back: plain values, without torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from hwsearch.architecture import Architecture
+from hwsearch.precision import Scheme
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a student is trained; the same for a short run and a long one.
+
+    Attributes:
+        rate: of Adam, constant after the warm-up.
+        batch: chunks a step.
+        warm_up: steps.
+        clip: largest norm of the gradient.
+        seed: of the data and its order.
+    """
+
+    rate: float = 2e-3
+    batch: int = 16
+    warm_up: int = 20
+    clip: float = 1.0
+    seed: int = 0
+
+
+class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that a score depends on beside the architecture and the steps.
+
+    Attributes:
+        teacher: folder of a checkpoint; empty for the embedded one.
+        data, held_out: text files; empty for the standard library and for a split of `data`.
+        sequence: tokens of an input.
+        chunks: to train on, at most.
+        held_out_chunks: to judge by on *select* and on *report* each, at most.
+        recipe: how to train.
+        scheme: how the runtime quantises.
+    """
+
+    teacher: str = ""
+    data: str = ""
+    held_out: str = ""
+    sequence: int = 128
+    chunks: int = 6144
+    held_out_chunks: int = 384
+    recipe: Recipe = Recipe()
+    scheme: Scheme = Scheme()
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What the search needs to know of a task, in plain values.
+
+    Attributes:
+        teacher: its name.
+        digest: hash of teacher, text and everything else that a score depends on.
+        architecture: the teacher's, in fp32.
+        corpus: what the text is called.
+        quality: the teacher's next-token accuracy on *select*.
+        layers: the best layers to keep, by depth.
+        sensitivities: KL to itself of the teacher with one part in int8, a pair (attention, feed-forward) for each layer.
+        blocks: of the teacher's outputs.
+    """
+
+    teacher: str
+    digest: str
+    architecture: Architecture
+    corpus: str
+    blocks: int
+    quality: float = 0.0
+    layers: dict[int, tuple[int, ...]] = {}
+    sensitivities: tuple[tuple[float, float], ...] = ()
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One student to train.
+
+    Attributes:
+        path: where its state is kept; a state that is there already is gone on from.
+        start: a shorter run's state to go on from where `path` has none.
+        architecture: of the student.
+        steps: to train up to.
+        cool_from: step from which on the rate falls to zero; None keeps it constant.
+        split: to judge it on at the end.
+        layers: the teacher's layers behind the student's; the best by default.
+        fresh: random weights from this seed in place of the teacher's slices.
+    """
+
+    path: str
+    architecture: Architecture
+    steps: int
+    start: str = ""
+    cool_from: int | None = None
+    split: Literal["select", "report"] = "select"
+    layers: tuple[int, ...] | None = None
+    fresh: int | None = None
+
+
+class ProxyScore(msgspec.Struct, frozen=True):
+    """What a short run says of an architecture.
+
+    Attributes:
+        loss: held-out KL to the teacher in nats a token, extrapolated by one doubling of the steps.
+        measured_loss: the same as measured.
+        quality: held-out next-token accuracy, with its 90 % bootstrap interval.
+        retention: quality over the teacher's on the same tokens, with its paired interval.
+        steps: trained.
+        seconds: that it took.
+        curve: (step, held-out KL) as measured.
+    """
+
+    loss: float
+    measured_loss: float
+    quality: float
+    quality_low: float
+    quality_high: float
+    retention: float
+    retention_low: float
+    retention_high: float
+    steps: int
+    seconds: float
+    curve: tuple[tuple[int, float], ...]
+
+
+def work_of(architecture: Architecture, steps: int) -> float:
+    """How much work training is: parameters that every token goes through times steps, with a floor for what no size saves."""
+    return (architecture.parameters + 150_000.0) * steps

@@ -1,0 +1,162 @@
+"""Processes that prepare a task and train students.
+
+Students are small: one thread each on as many processes as there are cores trains nearly twice as fast on two cores as two threads in one. A worker
+loads the teacher once and then trains whatever it is handed; a job leaves its whole state on disk, so that a longer run, or the next
+process after a crash, goes on from there.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec, work_of
+
+MOST = 8  # processes; each holds a teacher and its outputs
+
+
+class Workers:
+    """A pool of processes at work on one task.
+
+    Args:
+        spec: of the task.
+        count: processes; one a core by default.
+    """
+
+    def __init__(self, spec: TaskSpec, count: int | None = None) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        self.count = min(count or cores, MOST)
+        context = multiprocessing.get_context("spawn")
+        self._done = context.Value("d", 0.0)
+        self._pool = ProcessPoolExecutor(
+            self.count, mp_context=context, initializer=_start, initargs=(spec, max(1, cores // self.count), self._done)
+        )
+
+    def open(self) -> Future[Facts]:
+        """Load the teacher and the text: what is known before anything was computed."""
+        return self._pool.submit(_facts)
+
+    def prepare(self, blocks: int) -> list[Future[None]]:
+        """Compute what the task needs, in pieces; those that are on disk already take no time."""
+        return [self._pool.submit(_statistics), *(self._pool.submit(_block, i) for i in range(blocks))]
+
+    def finish(self) -> Future[Facts]:
+        """What is known once every piece is there."""
+        return self._pool.submit(_finish)
+
+    def train(self, job: Job) -> Future[ProxyScore]:
+        """Train a student and judge it."""
+        return self._pool.submit(_train, job)
+
+    def export(self, job: Job, folder: Path) -> Future[None]:
+        """Write the student of a finished job as a Transformers folder."""
+        return self._pool.submit(_export, job, folder)
+
+    @property
+    def work_done(self) -> float:
+        """Training work done so far, in the unit of `work_of`."""
+        return float(self._done.value)
+
+    def close(self) -> None:
+        """End all processes, at once."""
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(timeout=5)
+
+
+_workshop: Any = None
+_counter: Any = None
+
+
+def _start(spec: TaskSpec, threads: int, counter: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # the parent was killed: nobody wants the result
+
+    threading.Thread(target=watch, daemon=True).start()
+    global _workshop, _counter  # noqa: PLW0603 - a worker process is one workshop
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    from hwsearch.distill.task import Workshop
+
+    _counter = counter
+    _workshop = _Lazy(lambda: Workshop(spec))
+
+
+class _Lazy:
+    """Made on first use: what goes wrong then reaches the caller as an error of its job, not as a broken pool."""
+
+    def __init__(self, make: Any) -> None:
+        self._make, self._made = make, None
+
+    def __call__(self) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+
+def _facts() -> Facts:
+    result: Facts = _workshop().facts()
+    return result
+
+
+def _statistics() -> None:
+    _workshop().compute_statistics()
+
+
+def _block(index: int) -> None:
+    _workshop().compute_block(index)
+
+
+def _finish() -> Facts:
+    result: Facts = _workshop().finish()
+    return result
+
+
+def _export(job: Job, folder: Path) -> None:
+    from hwsearch.distill.proxy import Student
+    from hwsearch.export.huggingface import save_student
+
+    student = Student(_workshop().task, job.architecture, layers=job.layers)
+    student.resume(Path(job.path))
+    save_student(student, folder)
+
+
+def _train(job: Job) -> ProxyScore:
+    """Runs in a worker."""
+    from hwsearch.distill.proxy import Student
+
+    task = _workshop().task
+    student = Student(task, job.architecture, job.fresh, job.layers)
+    path = Path(job.path)
+    student.resume(path if path.is_file() or not job.start else Path(job.start))
+    work = work_of(job.architecture, 1)
+
+    def advance(steps: int) -> None:
+        with _counter.get_lock():
+            _counter.value += work * steps
+
+    advance(min(student.step, job.steps))
+    held_out = getattr(task, job.split)
+    for stop in (job.steps // 2, job.steps):
+        if student.step < stop:
+            student.train(stop, advance, job.cool_from, job.steps)
+            if job.split == "select":
+                student.mark(held_out)
+            student.keep(path)
+    return student.score(held_out, extrapolated=job.cool_from is None)

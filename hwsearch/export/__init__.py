@@ -1,0 +1,1 @@
+"""Students in forms that other programs load."""

@@ -1,0 +1,1 @@
+"""The one room where price and quality meet."""

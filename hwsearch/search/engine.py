@@ -1,0 +1,383 @@
+"""A search from the first price to the written answer.
+
+Latency first: what cannot fit is never trained. Trials are trained shortly, finalists longer, the choice is made on *select*, and *report* is looked
+at once, after it, for the chosen student, the teacher and the hand-made students beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from hwsearch.architecture import Architecture
+from hwsearch.device import DeviceProfile, Runtime, Target
+from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
+from hwsearch.errors import NothingFits, RunError
+from hwsearch.latency.estimator import Estimator, Latency
+from hwsearch.precision import Precision
+from hwsearch.search.baselines import HandMade, hand_made
+from hwsearch.search.pareto import front, spread
+from hwsearch.search.result import Result, memory_mib
+from hwsearch.search.run import Run
+from hwsearch.search.sampler import Proposer
+from hwsearch.space import SearchSpace, derive
+from hwsearch.units import Budget, format_ms
+from hwsearch.workload import Workload
+
+FINALISTS = 4
+COOL_DOWN = 0.3  # share of a long run's steps at its end over which the rate falls to zero
+SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
+
+
+class Trainer(Protocol):
+    """Who trains students: `distill.workers.Workers`, or a stand-in that invents scores."""
+
+    count: int
+
+    def open(self) -> Future[Facts]: ...
+    def prepare(self, blocks: int) -> list[Future[None]]: ...
+    def finish(self) -> Future[Facts]: ...
+    def train(self, job: Job) -> Future[ProxyScore]: ...
+    def export(self, job: Job, folder: Path) -> Future[None]: ...
+    @property
+    def work_done(self) -> float: ...
+
+
+class Progress(Protocol):
+    """Who is told how far it is."""
+
+    def say(self, text: str) -> None: ...
+    def stage(self, name: str, total: float) -> None: ...
+    def at(self, done: float, total: float | None = None, note: str = "") -> None: ...
+
+
+class Wishes(msgspec.Struct, frozen=True):
+    """What a person asks for.
+
+    Attributes:
+        budget: a time or a share of the teacher's.
+        workload: what it is the time of; None takes the bulk job.
+        depths, widths, heads, ffns, precisions: choices in place of the derived ones.
+        trials: students to try.
+        steps: of a short run.
+        seed: of the search.
+        minutes: after which no new trial begins.
+        min_quality: least retention of the teacher's accuracy; the fastest that has it is chosen.
+        max_size_mib, max_memory_mib: limits of the stored weights and of weights with activations.
+    """
+
+    budget: Budget
+    workload: Workload
+    depths: tuple[int, ...] | None = None
+    widths: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    ffns: tuple[int, ...] | None = None
+    precisions: tuple[Precision, ...] | None = None
+    trials: int = 18
+    steps: int = 150
+    seed: int = 0
+    minutes: float | None = None
+    min_quality: float | None = None
+    max_size_mib: float | None = None
+    max_memory_mib: float | None = None
+
+    @property
+    def long_steps(self) -> int:
+        """Steps of a finalist."""
+        return round(self.steps / SHORT)
+
+
+class Plan:
+    """Everything about a search that the price alone decides.
+
+    Args:
+        wishes: of the person.
+        profile: of the device.
+        target: on it.
+        teacher: its architecture.
+
+    Attributes:
+        teacher_latency: in the fastest uniform float precision that the runtime runs, `teacher_precision`.
+        teacher_latency_fp32: in fp32; None where the runtime does not run it.
+        budget_ms: resolved.
+        space: of students.
+    """
+
+    def __init__(self, wishes: Wishes, profile: DeviceProfile, target: Target, teacher: Architecture) -> None:
+        self.wishes, self.profile, self.target, self.teacher = wishes, profile, target, teacher
+        self.price = Estimator(profile, target, wishes.workload)
+        self.runtime: Runtime = profile.runtimes[target.runtime]
+        floats = [p for p in self.runtime.precisions if p.is_float]
+        priced = {p: self.price.one(self.in_float(p)) for p in floats}
+        self.teacher_precision = min(floats, key=lambda p: priced[p].median_ms)
+        self.teacher_latency: Latency = priced[self.teacher_precision]
+        self.teacher_latency_fp32: Latency | None = priced.get(Precision.FP32)
+        self.budget_ms = wishes.budget.resolve(self.teacher_latency.median_ms)
+        self.space: SearchSpace = derive(
+            teacher, self.runtime, wishes.depths, wishes.widths, wishes.heads, wishes.ffns, wishes.precisions
+        )
+
+    def in_float(self, precision: Precision) -> Architecture:
+        """The teacher with every part in one float."""
+        return replace(
+            self.teacher.with_precision(precision),
+            head_precision=precision,
+            embedding_precision=precision,
+            kv_precision=precision,
+        )
+
+    @property
+    def teacher_fits(self) -> bool:
+        """Whether the budget is no constraint."""
+        teacher = self.in_float(self.teacher_precision)
+        return self.teacher_latency.high_ms <= self.budget_ms and self.admits(teacher)
+
+    def admits(self, architecture: Architecture) -> bool:
+        """Whether an architecture meets the limits beside the latency."""
+        wishes = self.wishes
+        memory = memory_mib(architecture, wishes.workload)
+        limit = min(wishes.max_memory_mib or float("inf"), self.profile.memory_mib.value)
+        return architecture.size_mib <= (wishes.max_size_mib or float("inf")) and memory <= limit
+
+    def priced(self, architecture: Architecture, trial: int | None = None) -> Result:
+        """An architecture with its price and no score yet."""
+        return Result(
+            trial=trial,
+            architecture=architecture,
+            latency=self.price.one(architecture),
+            size_mib=architecture.size_mib,
+            memory_mib=memory_mib(architecture, self.wishes.workload),
+        )
+
+    def check(self) -> None:
+        """Raise unless something fits.
+
+        Raises:
+            NothingFits: with the nearest miss.
+        """
+        nearest = self.priced(self.space.smallest)
+        if nearest.latency.high_ms > self.budget_ms:
+            low, high = format_ms(nearest.latency.low_ms), format_ms(nearest.latency.high_ms)
+            raise NothingFits(
+                f"nothing fits {format_ms(self.budget_ms)} on {self.target}: the smallest student, {nearest.architecture.id}, takes "
+                f"{format_ms(nearest.latency.median_ms)} (90 % interval {low} to {high}). Raise --budget to {format_ms(nearest.latency.high_ms)}",
+                nearest,
+            )
+        if not self.admits(nearest.architecture):
+            raise NothingFits(
+                f"nothing meets the limits of size and memory: the smallest student, {nearest.architecture.id}, has {nearest.size_mib:.2f} MiB of "
+                f"weights and needs {nearest.memory_mib:.0f} MiB; the device has {self.profile.memory_mib.value:.0f} MiB",
+                nearest,
+            )
+
+
+class Outcome(msgspec.Struct):
+    """What a search found.
+
+    Attributes:
+        chosen: the answer, judged on *report*; None where nothing meets the wishes.
+        teacher_quality: on *report*.
+        front: the trials that are beaten by none, judged on *select* after a short run; the fastest first.
+        finalists: judged on *select* after the long run.
+        baselines: hand-made students by name, judged on *report*.
+        trials: every finished trial, in order.
+        infeasible: architectures that were priced and did not fit.
+        failed: trials whose training failed.
+    """
+
+    chosen: Result | None
+    teacher_quality: float
+    front: list[Result]
+    finalists: list[Result]
+    baselines: dict[str, Result]
+    trials: list[Result]
+    infeasible: int = 0
+    failed: int = 0
+
+
+class Engine:
+    """One search.
+
+    Args:
+        plan: what the price decides.
+        facts: of the task, complete.
+        trainer: who trains.
+        run: where it is kept.
+        progress: who is told.
+    """
+
+    def __init__(self, plan: Plan, facts: Facts, trainer: Trainer, run: Run, progress: Progress) -> None:
+        self.plan, self.facts, self.trainer, self.run, self.progress = plan, facts, trainer, run, progress
+        self.proposer = Proposer(plan.space, plan.price, plan.budget_ms, facts.sensitivities, facts.layers, plan.admits)
+        self.started = time.monotonic()
+
+    def search(self) -> Outcome:
+        """Trials, finalists, choice, and the one look at *report*.
+
+        Raises:
+            RunError: no trial could be trained.
+        """
+        trials = self._trials()
+        complete = [result for result in trials if result is not None]
+        if not complete:
+            raise RunError("every trial failed in training; the reasons stand in the study")
+        finalists = self._finalists(complete)
+        chosen = self._choose(finalists)
+        by_hand = hand_made(self.plan.space, self.plan.price, chosen.latency.median_ms) if chosen else []
+        judged = self._judge(chosen, by_hand) if chosen else []
+        return Outcome(
+            chosen=judged[0] if judged else None,
+            teacher_quality=_teacher_quality(judged[0]) if judged else self.facts.quality,
+            front=front(complete),
+            finalists=finalists,
+            baselines={made.name: result for made, result in zip(by_hand, judged[1:], strict=True)} if judged else {},
+            trials=complete,
+            infeasible=self.proposer.infeasible,
+            failed=len(trials) - len(complete),
+        )
+
+    def _trials(self) -> list[Result | None]:
+        from hwsearch.search.study import Record, Sampler, Study
+
+        wishes, study = self.plan.wishes, Study(self.run.path("study.db"), self.run.name)
+        records = study.records()
+        sampler = Sampler(wishes.seed, self.proposer.corners(), self.trainer.count)
+        seen: set[Architecture] = set()
+        pending: list[tuple[Any, Architecture, Future[ProxyScore]]] = []
+        before = len(records)
+        for number, record in enumerate(records):
+            trial = sampler.ask(records[:number], record.settings)
+            architecture = self.proposer(trial, seen)
+            seen.add(architecture or self.plan.space.smallest)
+        if before:
+            self.progress.say(f"taken up again: {before} trials are finished already")
+
+        self.progress.stage("trials", max(wishes.trials, before))
+        exhausted = False
+        asked = before
+        while True:
+            while len(pending) < self.trainer.count and asked < wishes.trials and not exhausted and self._time_left():
+                trial = sampler.ask(records)
+                architecture = self.proposer(trial, seen)
+                if architecture is None:
+                    exhausted = True
+                    self.progress.say(f"the space inside the budget is used up after {asked} students")
+                    break
+                seen.add(architecture)
+                job = Job(path=str(self.run.student(f"{asked}")), architecture=architecture, steps=wishes.steps)
+                pending.append((trial, architecture, self.trainer.train(job)))
+                asked += 1
+            if not pending:
+                break
+            trial, architecture, future = pending.pop(0)
+            score, reason = self._await(future, len(records), wishes.trials)
+            result = None if score is None else scored(self.plan.priced(architecture, len(records)), score)
+            records.append(Record(trial.params, trial.distributions, result, reason))
+            study.add(records[-1])
+        study.close()
+        return [record.result for record in records]
+
+    def _await(self, future: Future[ProxyScore], done: int, total: int) -> tuple[ProxyScore | None, str]:
+        """The score of a trial, or why it failed; the progress is told meanwhile."""
+        while not wait([future], timeout=0.5).done:
+            self.progress.at(done, total)
+        error = future.exception()
+        if error is not None:
+            if not isinstance(error, (ArithmeticError, RuntimeError)):
+                raise error
+            return None, f"{type(error).__name__}: {error}"
+        score = future.result()
+        if score.loss != score.loss or score.loss == float("inf"):
+            return None, "the training diverged"
+        self.progress.at(done + 1, total)
+        return score, ""
+
+    def _time_left(self) -> bool:
+        minutes = self.plan.wishes.minutes
+        return minutes is None or time.monotonic() - self.started < 60 * minutes
+
+    def _finalists(self, results: Sequence[Result]) -> list[Result]:
+        """The best of the front across the band under the budget, trained long and judged on *select*."""
+        best = front(results)
+        others = sorted((r for r in results if r not in best), key=lambda r: r.loss or 0.0)
+        # The upper half of the front holds the answer; what is left of the places goes to the next best.
+        upper = spread(best[len(best) // 2 :] if len(best) >= 2 * FINALISTS else best[-FINALISTS:], FINALISTS)
+        picked = (upper + others)[:FINALISTS]
+        jobs = [
+            Job(
+                path=str(self.run.student(f"{r.trial}-long")),
+                start=str(self.run.student(f"{r.trial}")),
+                architecture=r.architecture,
+                steps=self.plan.wishes.long_steps,
+                cool_from=self._cool_from(),
+            )
+            for r in picked
+        ]
+        scores = self._train("finalists", jobs)
+        return [scored(result, score) for result, score in zip(picked, scores, strict=True)]
+
+    def _choose(self, finalists: Sequence[Result]) -> Result | None:
+        """On *select*: the best inside the budget, or the fastest that keeps the quality that was asked for."""
+        inside = [r for r in finalists if r.latency.high_ms <= self.plan.budget_ms]
+        least = self.plan.wishes.min_quality
+        if least is None:
+            return max(inside, key=lambda r: r.quality or 0.0, default=None)
+        return min((r for r in inside if (r.retention or 0.0) >= least), key=lambda r: r.latency.median_ms, default=None)
+
+    def _judge(self, chosen: Result, by_hand: Sequence[HandMade]) -> list[Result]:
+        """The chosen student and the hand-made ones on *report*, all trained for the same steps."""
+        long, cool = self.plan.wishes.long_steps, self._cool_from()
+        jobs = [
+            Job(path=str(self.run.student(f"{chosen.trial}-long")), architecture=chosen.architecture, steps=long, cool_from=cool, split="report")
+        ]
+        for made in by_hand:
+            path = str(self.run.student(made.name.replace(" ", "-")))
+            jobs.append(Job(path, made.architecture, long, cool_from=cool, split="report", layers=made.layers))
+        scores = self._train("hand-made students", jobs)
+        results = [chosen, *(self.plan.priced(made.architecture) for made in by_hand)]
+        return [scored(result, score) for result, score in zip(results, scores, strict=True)]
+
+    def _cool_from(self) -> int:
+        return round(self.plan.wishes.long_steps * (1 - COOL_DOWN))
+
+    def _train(self, stage: str, jobs: Sequence[Job]) -> list[ProxyScore]:
+        """Train all of them side by side."""
+        total = sum(work_of(job.architecture, job.steps) for job in jobs)
+        self.progress.stage(stage, total)
+        base = self.trainer.work_done
+        futures = [self.trainer.train(job) for job in jobs]
+        waiting: set[Future[ProxyScore]] = set(futures)
+        while waiting:
+            waiting = set(wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).not_done)
+            self.progress.at(self.trainer.work_done - base)
+        return [future.result() for future in futures]
+
+
+def scored(result: Result, score: ProxyScore) -> Result:
+    """A priced architecture with its score."""
+    return replace(
+        result,
+        loss=score.loss,
+        quality=score.quality,
+        quality_low=score.quality_low,
+        quality_high=score.quality_high,
+        retention=score.retention,
+        retention_low=score.retention_low,
+        retention_high=score.retention_high,
+        steps=score.steps,
+        seconds=score.seconds,
+        curve=score.curve,
+    )
+
+
+def _teacher_quality(result: Result) -> float:
+    assert result.quality is not None
+    assert result.retention
+    return result.quality / result.retention
+

@@ -1,0 +1,130 @@
+"""The main job: from a person's wishes to a run's documents."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hwsearch.device import DeviceProfile, Target
+from hwsearch.distill.job import TaskSpec
+from hwsearch.errors import NothingFits
+from hwsearch.files import write_text
+from hwsearch.search.engine import Engine, Outcome, Plan, Progress, Trainer, Wishes
+from hwsearch.search.run import Run, default_folder
+from hwsearch.search.summary import summarise, versions
+from hwsearch.units import format_ms
+
+Deliver = Callable[[Run, Outcome, dict[str, Any]], None]
+
+
+def run_search(
+    profile: DeviceProfile,
+    target: Target,
+    wishes: Wishes,
+    spec: TaskSpec,
+    trainer: Trainer,
+    progress: Progress,
+    deliver: Deliver,
+    out: Path | None = None,
+    budget_text: str = "",
+    dry_run: bool = False,
+) -> tuple[Path | None, dict[str, Any]]:
+    """Search, and write the run's folder; returns it (None where nothing was written) and the summary.
+
+    Args:
+        profile, target: of the device.
+        wishes: of the person.
+        spec: of the task that `trainer` works on.
+        trainer: who trains.
+        progress: who is told.
+        deliver: writes the report and the chosen student into the run's folder; the summary is written after it, last of all.
+        out: folder of the run.
+        budget_text: as the person wrote it, for the folder's name.
+        dry_run: stop once everything is priced.
+
+    Raises:
+        NothingFits: not even the smallest student; `details` is the summary.
+        RunError: the folder cannot be used.
+    """
+    started = time.monotonic()
+    facts = trainer.open().result()
+    plan = Plan(wishes, profile, target, facts.architecture)
+    _introduce(plan, facts.teacher, facts.corpus, progress)
+    if plan.teacher_fits:
+        progress.say(
+            f"the teacher itself fits: {format_ms(plan.teacher_latency.high_ms)} at most in {plan.teacher_precision}. "
+            "The budget is no constraint, and no student loses less than its teacher"
+        )
+        return None, summarise("", plan, None, time.monotonic() - started)
+    try:
+        plan.check()
+    except NothingFits as miss:
+        raise NothingFits(str(miss), summarise("", plan, None, time.monotonic() - started, nearest=miss.details)) from None
+    if dry_run:
+        return None, summarise("", plan, None, time.monotonic() - started)
+
+    identity = _identity(plan, facts.digest, spec)
+    run = Run(out or default_folder(profile.name, budget_text, facts.teacher, identity), identity)
+    try:
+        stored = run.read("summary.json")
+        if stored is not None and stored["asked_trials"] >= wishes.trials:
+            progress.say(f"this run was finished before; its answer stands in {run.folder}")
+            return run.folder, stored
+        _prepare(trainer, facts.blocks, progress)
+        facts = trainer.finish().result()
+        progress.say(f"teacher: next-token accuracy {facts.quality:.1%} on select")
+        outcome = Engine(plan, facts, trainer, run, progress).search()
+        document = {**summarise(run.name, plan, outcome, time.monotonic() - started), "asked_trials": wishes.trials}
+        deliver(run, outcome, document)
+        write_text(run.path("summary.json"), msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+        return run.folder, document
+    finally:
+        run.close()
+
+
+def _prepare(trainer: Trainer, blocks: int, progress: Progress) -> None:
+    """Have the task's pieces computed."""
+    progress.stage("teacher's outputs", blocks + 1)
+    pieces = trainer.prepare(blocks)
+    while not all(piece.done() for piece in pieces):
+        progress.at(sum(piece.done() for piece in pieces))
+        time.sleep(0.2)
+    for piece in pieces:
+        piece.result()
+
+
+def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:
+    """Everything that changes a score, a price or the choice; not how many trials are wanted."""
+    wishes: dict[str, Any] = msgspec.to_builtins(plan.wishes)
+    for name in ("trials", "minutes", "budget"):
+        wishes.pop(name)
+    identity = {
+        "task": task,
+        "spec": spec,
+        "target": plan.target,
+        "profile": hashlib.sha256(msgspec.json.encode(plan.runtime)).hexdigest()[:12],
+        "budget_ms": plan.budget_ms,
+        **wishes,
+        "versions": versions(),
+    }
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(identity))
+    return plain
+
+
+def _introduce(plan: Plan, teacher: str, corpus: str, progress: Progress) -> None:
+    latency = plan.teacher_latency
+    progress.say(f"target: {plan.target}")
+    certainty = "extrapolated" if latency.extrapolated else "inside measured shapes"
+    progress.say(
+        f"teacher: {teacher}, {plan.teacher.parameters / 1e6:.1f} M parameters, {format_ms(latency.median_ms)} in {plan.teacher_precision} "
+        f"(90 % interval {format_ms(latency.low_ms)} to {format_ms(latency.high_ms)}; {latency.source}, {certainty}); text: {corpus}"
+    )
+    progress.say(
+        f"budget: {format_ms(plan.budget_ms)}, {plan.budget_ms / latency.median_ms:.2f} of the teacher's; "
+        f"{plan.space.size:.1e} students to choose from"
+    )

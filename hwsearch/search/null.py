@@ -1,0 +1,84 @@
+"""A trainer that trains nothing: scores follow from the architecture and the steps alone, at once. The search's null member, for tests and
+rehearsals of everything around the training.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+from hwsearch.architecture import Architecture, uniform_layers
+from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
+from hwsearch.precision import Precision
+
+T = TypeVar("T")
+TEACHER = Architecture(
+    block="decoder",
+    width=192,
+    head_dim=32,
+    layers=uniform_layers(6, 6, 3, 512, [(Precision.FP32, Precision.FP32)] * 6),
+    gated_ffn=True,
+    norm="rmsnorm",
+    vocab=2048,
+    head="lm",
+)
+
+
+class NullTrainer:
+    """Scores students by a formula: capacity lost against the teacher, in every dimension with diminishing returns, and a little for int8.
+
+    Args:
+        teacher: whose students.
+        count: how many it pretends to train at once.
+    """
+
+    def __init__(self, teacher: Architecture = TEACHER, count: int = 2) -> None:
+        self.teacher, self.count = teacher, count
+        self.work_done = 0.0
+        self.jobs: list[Job] = []
+
+    def open(self) -> Future[Facts]:
+        """The teacher's facts."""
+        return _done(self._facts())
+
+    def prepare(self, blocks: int) -> list[Future[None]]:
+        """Nothing to compute."""
+        return [_done(None) for _ in range(blocks)]
+
+    def finish(self) -> Future[Facts]:
+        """The facts again."""
+        return _done(self._facts())
+
+    def train(self, job: Job) -> Future[ProxyScore]:
+        """The formula's score."""
+        self.jobs.append(job)
+        self.work_done += work_of(job.architecture, job.steps)
+        a, t = job.architecture, self.teacher
+        lost = 0.9 * (1 - math.sqrt(a.width / t.width)) + 0.6 * (1 - math.sqrt(a.depth / t.depth))
+        lost += 0.3 * (1 - math.sqrt(a.layers[0].ffn / t.layers[0].ffn)) + 0.15 * (1 - math.sqrt(a.layers[0].heads / t.layers[0].heads))
+        lost += 0.02 * sum((layer.attention is Precision.INT8) + (layer.feed_forward is Precision.INT8) for layer in a.layers) / a.depth
+        loss = 0.02 + lost * (1 + 2 / math.sqrt(job.steps)) + (0.2 if job.layers else 0.0)
+        quality = 0.6 * math.exp(-0.3 * loss)
+        interval = {"quality_low": quality - 0.005, "quality_high": quality + 0.005}
+        retention = {"retention": quality / 0.6, "retention_low": quality / 0.6 - 0.008, "retention_high": quality / 0.6 + 0.008}
+        curve = ((job.steps // 2, loss * 1.1), (job.steps, loss))
+        return _done(ProxyScore(loss=loss, measured_loss=loss, quality=quality, **interval, **retention, steps=job.steps, seconds=0.0, curve=curve))
+
+    def export(self, job: Job, folder: Path) -> Future[None]:
+        """Nothing to write."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return _done(None)
+
+    def _facts(self) -> Facts:
+        depth = self.teacher.depth
+        layers = {d: tuple(range(d)) for d in range(1, depth + 1)}
+        sensitivities = tuple((0.001 * (i + 1), 0.002 * (depth - i)) for i in range(depth))
+        return Facts("null-teacher", "0" * 16, self.teacher, "no text", 2, 0.6, layers, sensitivities)
+
+
+def _done(value: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(value)
+    return future

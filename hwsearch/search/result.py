@@ -1,0 +1,65 @@
+"""One trial's whole record, in plain values: what a study stores, reports show and scripts read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hwsearch.architecture import Architecture
+from hwsearch.latency.estimator import Latency
+from hwsearch.workload import Workload
+
+
+class Result(msgspec.Struct, frozen=True):
+    """An architecture with its price and, once trained, its score.
+
+    Attributes:
+        trial: its number; None for what was made by hand.
+        architecture: of the student.
+        latency: on the target.
+        size_mib: of the stored weights.
+        memory_mib: of weights and the widest activations of one pass.
+        loss: held-out KL to the teacher, nats a token; None until trained.
+        quality, quality_low, quality_high: held-out next-token accuracy and its 90 % interval.
+        retention, retention_low, retention_high: of the teacher's accuracy.
+        steps, seconds: of training.
+        curve: (step, held-out KL).
+    """
+
+    trial: int | None
+    architecture: Architecture
+    latency: Latency
+    size_mib: float
+    memory_mib: float
+    loss: float | None = None
+    quality: float | None = None
+    quality_low: float | None = None
+    quality_high: float | None = None
+    retention: float | None = None
+    retention_low: float | None = None
+    retention_high: float | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    curve: tuple[tuple[int, float], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's form: the architecture carries its id, depth and parameters."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return {**plain, "architecture": self.architecture.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Result:
+        """Read what `to_json` wrote."""
+        architecture = Architecture.from_json(data["architecture"])
+        return msgspec.convert({**data, "architecture": msgspec.to_builtins(architecture)}, cls)
+
+
+def memory_mib(architecture: Architecture, workload: Workload) -> float:
+    """Weights and the widest activations of one pass in MiB: the runtime's own share is not counted."""
+    tokens = workload.batch * workload.sequence
+    wide = max((3 if architecture.gated_ffn else 2) * layer.ffn + layer.heads * architecture.head_dim for layer in architecture.layers)
+    if architecture.head == "lm":
+        wide = max(wide, architecture.vocab)
+    bytes_each = architecture.head_precision.activation_bits / 8
+    return architecture.size_mib + tokens * (wide + 2 * architecture.width) * bytes_each / 2**20

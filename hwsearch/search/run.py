@@ -1,0 +1,99 @@
+"""A run's folder: what it holds, and what it may be taken up with.
+
+    run.json        everything that changes a score or a price; another run's folder is refused, and what differs is said
+    study.db        finished trials (SQLite, Optuna's own form)
+    students/       states of students in training, from which longer runs go on
+    trials.csv, pareto.csv, summary.json, report.html, chosen/      the answer
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from hwsearch.errors import RunError
+from hwsearch.files import write_text
+
+
+def identity_of(parts: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of what a run stands for."""
+    plain: dict[str, Any] = msgspec.to_builtins(parts)
+    return plain
+
+
+def default_folder(device: str, budget: str, teacher: str, identity: dict[str, Any]) -> Path:
+    """reports/<device>-<budget>-<teacher>-<8 hex of the identity>."""
+    digest = hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()[:8]
+    names = (re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in (device, budget, teacher))
+    return Path("reports") / "-".join([*names, digest])
+
+
+class Run:
+    """A run's folder, open for one process.
+
+    Args:
+        folder: made when it is not there.
+        identity: what the run stands for.
+
+    Raises:
+        RunError: the folder cannot be written, belongs to another run, or another process is at work in it.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder, self.name = folder, folder.name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".lock", timeout=0)
+            self._lock.acquire()
+        except Timeout as error:
+            raise RunError(f"another hwsearch is at work in {folder}; wait for it or choose another --out") from error
+        except OSError as error:
+            raise RunError(f"cannot write to {folder}: {error.strerror}. Choose another --out") from error
+        stored = self.read("run.json")
+        if stored is None:
+            if any(path.name != ".lock" for path in folder.iterdir()):
+                self.close()
+                raise RunError(f"{folder} is not empty and holds no run; choose another --out")
+            write_text(folder / "run.json", msgspec.json.format(msgspec.json.encode(identity), indent=2).decode())
+        elif stored != identity:
+            self.close()
+            differs = ", ".join(f"{name} ({_short(stored.get(name))} there, {_short(identity.get(name))} now)"
+                                for name in sorted({*stored, *identity}) if stored.get(name) != identity.get(name))  # fmt: skip
+            raise RunError(f"{folder} holds another run: {differs}. Choose another --out")
+
+    def path(self, name: str) -> Path:
+        """A file of the run."""
+        return self.folder / name
+
+    def student(self, name: str) -> Path:
+        """The state of a student in training."""
+        return self.folder / "students" / f"{name}.pt"
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the run; None when it is not there.
+
+        Raises:
+            RunError: it is not JSON.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            found: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+            return found
+        except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise RunError(f"{path} cannot be read: {error}") from error
+
+    def close(self) -> None:
+        """Let others in."""
+        self._lock.release()
+
+
+def _short(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,121 @@
+"""From a few smooth numbers to an architecture that fits.
+
+Optuna moves five dimensions: depth, attention and feed-forward sizes relative to the teacher's proportions, the share of int8 parts, and how much of the
+budget to fill. Width and the exact feed-forward size are solved on the estimator to meet that fill, so that nearly every proposal fits and none
+is trained that does not. A Gaussian process finds its way in five dimensions after a few trials; in the 20 and more raw ones nothing does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from hwsearch.architecture import Architecture
+from hwsearch.latency.estimator import Estimates
+from hwsearch.precision import Precision
+from hwsearch.space import SearchSpace
+
+RATIOS = (0.5, 2.0)  # of the teacher's proportions
+FILL = (0.4, 1.0)  # of the budget, by the upper end of the interval
+FFN_SLACK = 1.35  # factor either way within which the feed-forward size may help to meet the fill
+
+
+class Suggest(Protocol):
+    """The part of an Optuna trial that a proposal needs."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int: ...
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+
+
+class Proposer:
+    """Turns an Optuna trial into an architecture inside the budget.
+
+    Args:
+        space: what may be answered.
+        price: latencies of architectures.
+        budget_ms: that the upper end of a latency's interval must not pass.
+        sensitivities: what int8 costs each part of the teacher's layers, [layers, 2].
+        layers: the teacher's layers that a student of a depth keeps.
+        admit: whether an architecture meets the other constraints.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        price: Callable[[Sequence[Architecture]], Estimates],
+        budget_ms: float,
+        sensitivities: Sequence[tuple[float, float]],
+        layers: dict[int, tuple[int, ...]],
+        admit: Callable[[Architecture], bool] = lambda architecture: True,  # noqa: ARG005
+    ) -> None:
+        self.space, self.price, self.budget_ms = space, price, budget_ms
+        self.sensitivities, self.layers, self.admit = np.array(sensitivities), layers, admit
+        self.infeasible = 0
+
+    def corners(self) -> list[dict[str, Any]]:
+        """Settings to begin with: the ends of depth, precision and fill that any sampler would take long to try."""
+        depths = self.space.depths
+        middle, corners = depths[len(depths) // 2], []
+        for depth, fill in ((middle, 1.0), (depths[-1], 1.0), (depths[0], 1.0), (middle, 0.7), (depths[-1], 0.5)):
+            corners.append({"depth": depth, "heads": 1.0, "ffn": 1.0, "fill": fill})
+        if len(self.space.precisions) > 1:
+            corners = [{**corner, "int8": 1.0} for corner in corners]
+            corners.insert(1, {**corners[0], "int8": 0.0})
+            corners.insert(2, {**corners[0], "int8": 0.5})
+        return corners
+
+    def __call__(self, trial: Suggest, seen: Collection[Architecture]) -> Architecture | None:
+        """The architecture of a trial's settings, or the nearest that fits and is not among `seen`; None when the space is used up."""
+        depths = self.space.depths
+        depth = trial.suggest_int("depth", depths[0], depths[-1])
+        depth = min(depths, key=lambda d: abs(d - depth))
+        head_ratio = trial.suggest_float("heads", *RATIOS, log=True)
+        ffn_ratio = trial.suggest_float("ffn", *RATIOS, log=True)
+        share = trial.suggest_float("int8", 0.0, 1.0) if len(self.space.precisions) > 1 else 0.0
+        fill = trial.suggest_float("fill", *FILL)
+        # A depth that has nothing left in the budget gives way to the next smaller one, then to the next larger.
+        for candidate in sorted(depths, key=lambda d: (d > depth, abs(d - depth))):
+            if (found := self._solve(candidate, head_ratio, ffn_ratio, share, fill, seen)) is not None:
+                return found
+        return None
+
+    def plan(self, depth: int, share: float) -> list[tuple[Precision, Precision]]:
+        """Precisions of each layer with the least sensitive `share` of the parts in int8."""
+        first, last = self.space.precisions[0], self.space.precisions[-1]
+        parts = self.sensitivities[list(self.layers[depth])].flatten()
+        low = np.zeros(len(parts), bool)
+        low[np.argsort(parts, kind="stable")[: round(share * len(parts))]] = True
+        chosen = [last if is_low else first for is_low in low]
+        return list(zip(chosen[::2], chosen[1::2], strict=True))
+
+    def options(self, depth: int, head_ratio: float, ffn_ratio: float, plan: Sequence[tuple[Precision, Precision]]) -> list[Architecture]:
+        """Students of every width in these proportions, with feed-forward sizes around."""
+        teacher, shape = self.space.teacher, self.space.teacher.layers[0]
+        found = []
+        for width in self.space.widths:
+            heads = [pair for pair in self.space.heads if self.space.fits(width, pair)]
+            if not heads:
+                continue
+            wanted = head_ratio * width * shape.heads / teacher.width
+            pair = min(heads, key=lambda pair: (abs(np.log(pair[0] / wanted)), -pair[0] / pair[1]))
+            size = ffn_ratio * width * shape.ffn / teacher.width
+            near = [f for f in self.space.ffns if size / FFN_SLACK <= f <= size * FFN_SLACK]
+            near = near or [min(self.space.ffns, key=lambda f: abs(f - size))]
+            found += [self.space.build(depth, width, pair, ffn, plan) for ffn in near]
+        return found
+
+    def _solve(
+        self, depth: int, head_ratio: float, ffn_ratio: float, share: float, fill: float, seen: Collection[Architecture]
+    ) -> Architecture | None:
+        options = self.options(depth, head_ratio, ffn_ratio, self.plan(depth, share))
+        high = self.price(options).high_ms
+        inside = [i for i in np.argsort(high) if high[i] <= self.budget_ms and self.admit(options[i])]
+        self.infeasible += len(options) - len(inside)
+        inside = [i for i in inside if options[i] not in seen]
+        if not inside:
+            return None
+        # The fullest below the wanted fill, else the emptiest above it.
+        below = [i for i in inside if high[i] <= fill * self.budget_ms]
+        return options[below[-1] if below else inside[0]]

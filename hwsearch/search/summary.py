@@ -1,0 +1,75 @@
+"""The answer as one document: what `--json` prints and `summary.json` holds."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from hwsearch.search.engine import Outcome, Plan
+from hwsearch.search.result import Result
+
+PACKAGES = ("hwsearch", "torch", "transformers", "optuna", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Of what a score depends on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def summarise(
+    study: str, plan: Plan, outcome: Outcome | None, seconds: float, quality: float | None = None, nearest: Result | None = None
+) -> dict[str, Any]:
+    """The document.
+
+    Args:
+        study: its name.
+        plan: what was asked and what the price decides.
+        outcome: what was found; None when nothing fits or the teacher does.
+        seconds: that it took.
+        quality: of the teacher, where there is no outcome that has it.
+        nearest: the nearest miss when nothing fits.
+    """
+    teacher = {
+        "quality": outcome.teacher_quality if outcome else quality,
+        "precision": str(plan.teacher_precision),
+        "latency": msgspec.to_builtins(plan.teacher_latency),
+        "latency_fp32": msgspec.to_builtins(plan.teacher_latency_fp32),
+        "architecture": plan.teacher.to_json(),
+        "fits": plan.teacher_fits,
+    }
+    chosen: Result | None = outcome.chosen if outcome else None
+    if chosen is None and plan.teacher_fits:
+        chosen = teacher_result(plan, quality)
+    document: dict[str, Any] = {
+        "study": study,
+        "device": plan.profile.name,
+        "target": msgspec.to_builtins(plan.target),
+        "workload": msgspec.to_builtins(plan.wishes.workload),
+        "budget_ms": plan.budget_ms,
+        "teacher": teacher,
+        "chosen": chosen.to_json() if chosen else None,
+        "front": [result.to_json() for result in outcome.front] if outcome else [],
+        "finalists": [_finalist(result) for result in outcome.finalists] if outcome else [],
+        "baselines": {name: result.to_json() for name, result in outcome.baselines.items()} if outcome else {},
+    }
+    if nearest is not None:
+        document["nearest"] = nearest.to_json()
+    document["trials"] = {
+        "complete": len(outcome.trials) if outcome else 0,
+        "stopped": 0,
+        "infeasible": outcome.infeasible if outcome else 0,
+        "failed": outcome.failed if outcome else 0,
+    }
+    return {**document, "seconds": seconds, "versions": versions()}
+
+
+def teacher_result(plan: Plan, quality: float | None) -> Result:
+    """The teacher as an answer: it fits and loses nothing."""
+    result = plan.priced(plan.in_float(plan.teacher_precision))
+    return msgspec.structs.replace(result, loss=0.0, quality=quality, retention=1.0)
+
+
+def _finalist(result: Result) -> dict[str, Any]:
+    return {"trial": result.trial, "predicted_ms": result.latency.median_ms, "measured_ms": None, "result": result.to_json()}

@@ -1,0 +1,144 @@
+"""The architectures that a search may answer with.
+
+Derived from the teacher, because students are cut out of it, and from the runtime, because a precision that it does not truly run, or a width
+that its matrix units pad, is no choice. Every shape is one that stock Transformers loads: layers alike, a width that heads divide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from hwsearch.architecture import Architecture, uniform_layers
+from hwsearch.device import Runtime
+from hwsearch.errors import ArchitectureError
+from hwsearch.precision import Precision
+
+T = TypeVar("T")
+NARROWEST = 6  # a student is at least a sixth of the teacher's width and feed-forward size
+
+
+class SearchSpace(msgspec.Struct, frozen=True):
+    """Choices for each part of a student.
+
+    Attributes:
+        teacher: the architecture that students are cut out of, in the float that goes beside quantised layers.
+        depths, widths, ffns: rising.
+        heads: pairs of query heads and key-value heads, rising.
+        precisions: of a layer's parts; a float first.
+    """
+
+    teacher: Architecture
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    heads: tuple[tuple[int, int], ...]
+    ffns: tuple[int, ...]
+    precisions: tuple[Precision, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("depths", "widths", "heads", "ffns", "precisions"):
+            if not getattr(self, name):
+                raise ArchitectureError(f"the search space has no {name} left; widen the option of that name")
+
+    def build(
+        self, depth: int, width: int, heads: tuple[int, int], ffn: int, plan: Sequence[tuple[Precision, Precision]]
+    ) -> Architecture:
+        """The student of these choices; a narrower one has an output head of its own."""
+        return replace(
+            self.teacher,
+            width=width,
+            tied=self.teacher.tied and width == self.teacher.width,
+            layers=uniform_layers(depth, *heads, ffn, plan),
+        )
+
+    def sample(self, choose: Callable[[str, Sequence[T]], T]) -> Architecture:
+        """A student with each part chosen by `choose(name, options)`, precision layer by layer; `fits` says whether it can be loaded."""
+        pick: Callable[..., T] = choose
+        depth = int(pick("depth", self.depths))  # type: ignore[call-overload]
+        width = int(pick("width", self.widths))  # type: ignore[call-overload]
+        heads = self.heads[int(pick("heads", range(len(self.heads))))]  # type: ignore[call-overload]
+        ffn = int(pick("ffn", self.ffns))  # type: ignore[call-overload]
+        names = tuple(map(str, self.precisions))
+        plan = [
+            (Precision(pick(f"attention.{i}", names)), Precision(pick(f"feed_forward.{i}", names)))  # type: ignore[arg-type]
+            for i in range(depth)
+        ]
+        return self.build(depth, width, heads, ffn, plan)
+
+    def fits(self, width: int, heads: tuple[int, int]) -> bool:
+        """Whether stock Transformers loads the combination: configurations want heads to divide the width."""
+        return width % heads[0] == 0
+
+    @property
+    def smallest(self) -> Architecture:
+        """The least of every size, in the precision with the fewest bits."""
+        precision = max(self.precisions, key=lambda p: p.code)
+        width, heads = next((w, h) for w in self.widths for h in self.heads if self.fits(w, h))
+        return self.build(self.depths[0], width, heads, self.ffns[0], [(precision, precision)] * self.depths[0])
+
+    @property
+    def size(self) -> int:
+        """How many architectures it holds."""
+        pairs = sum(self.fits(width, heads) for width in self.widths for heads in self.heads)
+        plans = sum(len(self.precisions) ** (2 * depth) for depth in self.depths)
+        return pairs * plans * len(self.ffns)
+
+
+def derive(
+    teacher: Architecture,
+    runtime: Runtime,
+    depths: Sequence[int] | None = None,
+    widths: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    ffns: Sequence[int] | None = None,
+    precisions: Sequence[Precision] | None = None,
+) -> SearchSpace:
+    """The space of a teacher's students on a runtime.
+
+    Args:
+        teacher: its architecture.
+        runtime: where students will run.
+        depths, widths, heads, ffns, precisions: what a person wants to choose from, in place of everything that suits.
+
+    Raises:
+        ArchitectureError: a wish that the teacher or the runtime cannot meet.
+    """
+    shape, step = teacher.layers[0], runtime.alignment
+    beside = runtime.float_beside()
+    own_depths = depths or range(1, teacher.depth + 1)
+    own_widths = widths or _sizes(teacher.width, step)
+    own_ffns = ffns or _sizes(shape.ffn, 2 * step)
+    group = shape.heads // shape.kv_heads
+    # All heads of some groups, or one head of each: what keeps the teacher's grouping or drops it.
+    pairs = {(kv * g, kv) for kv in range(1, shape.kv_heads + 1) for g in {1, group}}
+    own_heads = sorted(pair for pair in pairs if heads is None or pair[0] in heads)
+    own_precisions = precisions or tuple(dict.fromkeys((beside, *(p for p in runtime.precisions if p is Precision.INT8))))
+    for name, wanted, most in (("depth", own_depths, teacher.depth), ("width", own_widths, teacher.width), ("ffn", own_ffns, shape.ffn)):
+        if max(wanted) > most or min(wanted) < 1:
+            raise ArchitectureError(f"students are cut out of the teacher: {name} is 1 to {most}; got {', '.join(map(str, wanted))}")
+    if foreign := [str(p) for p in own_precisions if p not in runtime.precisions]:
+        raise ArchitectureError(f"the runtime runs {', '.join(map(str, runtime.precisions))}; not {', '.join(foreign)}")
+    if weight_only := [str(p) for p in own_precisions if not p.is_float and p is not Precision.INT8]:
+        raise ArchitectureError(f"students are trained for float and int8 layers; not {', '.join(weight_only)}")
+    if not any(p.is_float for p in own_precisions):
+        beside = runtime.float_beside()
+    else:
+        beside = runtime.float_beside(*own_precisions)
+    rest = replace(teacher.with_precision(beside), head_precision=beside, embedding_precision=beside, kv_precision=beside)
+    return SearchSpace(
+        teacher=rest,
+        depths=tuple(sorted(set(own_depths))),
+        widths=tuple(sorted(set(own_widths))),
+        heads=tuple(own_heads),
+        ffns=tuple(sorted(set(own_ffns))),
+        precisions=tuple(sorted(set(own_precisions), key=lambda p: p.code)),
+    )
+
+
+def _sizes(most: int, step: int) -> tuple[int, ...]:
+    """Multiples of `step` from a sixth of `most` up, and `most` itself."""
+    least = max(step, -(-most // NARROWEST // step) * step)
+    return (*range(least, most, step), most)
