@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hwsearch.cli.device import HOST, find
 from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.errors import ArchitectureError, HwsearchError, ProfileError
 
@@ -48,7 +49,7 @@ def latency(device: str, runtime: str | None, power_mode: str | None, threads: i
     from hwsearch.units import format_ms
     from hwsearch.workload import Workload
 
-    profile = _find(device)
+    profile = find(device, threads)
     target = profile.target(runtime, power_mode, threads)
     workload = Workload(options["batch"], options["sequence"], options["new_tokens"], options["repeat"])
     architecture = _read(file) if file else _build(profile.runtimes[target.runtime], **options)
@@ -86,7 +87,7 @@ def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
     from hwsearch.latency.cases import read_cases
     from hwsearch.latency.validate import validate as compare
 
-    result = compare(_find(device), read_cases(file), unseen)
+    result = compare(find(device), read_cases(file), unseen)
     if result.skipped:
         names = sorted({f"{case.device}/{case.runtime}" for case in result.skipped})
         note(f"skipped {len(result.skipped)} cases of other devices or unknown runtimes: {', '.join(names)}")
@@ -144,7 +145,7 @@ def devices(name: str | None, as_json: bool) -> None:
     from hwsearch.device import load_profile, profile_files
 
     if name is not None:
-        found = _find(name)
+        found = find(name)
         if as_json:
             print_json(found)
         else:
@@ -162,13 +163,8 @@ def devices(name: str | None, as_json: bool) -> None:
     for found in profiles:
         runtimes = ", ".join(f"{name} ({runtime.fit.rows if runtime.fit else 0})" for name, runtime in found.runtimes.items())
         table.add_row(found.name, ", ".join(found.aliases), runtimes, "measured here" if found.board_at_hand else "published rows, no board at hand")
+    table.add_row(HOST, "", "onnxruntime", "measured on first use, in under a minute")
     console().print(table)
-
-
-def _find(device: str) -> DeviceProfile:
-    from hwsearch.device import find_profile
-
-    return find_profile(device)
 
 
 def _read(file: Path) -> Architecture:

@@ -83,12 +83,12 @@ class Numbers(click.ParamType):
 @json_option
 def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: Budget, **options: Any) -> None:
     """Find the student that loses least inside a latency budget on a device."""
-    from hwsearch.device import find_profile
+    from hwsearch.cli.device import find
     from hwsearch.distill.job import Recipe, TaskSpec
     from hwsearch.distill.workers import Workers
     from hwsearch.search.main_job import run_search
 
-    profile = find_profile(device)
+    profile = find(device, options["threads"])
     target = profile.target(options["runtime"], options["power_mode"], options["threads"])
     wishes = _wishes(budget, options)
     spec = TaskSpec(

@@ -1,0 +1,186 @@
+"""An architecture as an ONNX graph with random weights: what a runtime is timed on. No torch, no exporter.
+
+Written in plain operators at an opset that runtimes of the last years read; fusing them is the runtime's business. An int8 part is written as ONNX
+Runtime's own dynamic quantiser writes it: DynamicQuantizeLinear, MatMulInteger, and a product with the scales.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from hwsearch.architecture import Architecture, Layer
+from hwsearch.errors import ArchitectureError
+from hwsearch.precision import Precision
+from hwsearch.workload import Workload
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OPSET = 17
+IR_VERSION = 8
+
+
+def build_graph(architecture: Architecture, workload: Workload, seed: int = 0) -> onnx.ModelProto:
+    """The first pass of `workload`: token ids [batch, sequence] in (embeddings [batch, sequence, width] without a vocabulary), logits or the last
+    hidden states out. Shapes are static.
+
+    Raises:
+        ArchitectureError: a precision that this graph has no operators for.
+    """
+    return _Builder(architecture, workload, seed).model()
+
+
+def example_input(architecture: Architecture, workload: Workload, seed: int = 0) -> dict[str, NDArray[np.generic]]:
+    """An input of the graph, by name."""
+    rng = np.random.default_rng(seed)
+    if architecture.vocab:
+        return {"input": rng.integers(0, architecture.vocab, (workload.batch, workload.sequence))}
+    return {"input": rng.standard_normal((workload.batch, workload.sequence, architecture.width), dtype=np.float32)}
+
+
+class _Builder:
+    def __init__(self, architecture: Architecture, workload: Workload, seed: int) -> None:
+        self.a, self.workload = architecture, workload
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.quantised: dict[str, tuple[str, str, str]] = {}  # activations that have been quantised already
+
+    def model(self) -> onnx.ModelProto:
+        a, batch, sequence = self.a, self.workload.batch, self.workload.sequence
+        if a.vocab:
+            entry = helper.make_tensor_value_info("input", TensorProto.INT64, [batch, sequence])
+            x = self.node("Gather", [self.random("embedding", a.vocab, a.width), "input"])
+        else:
+            entry = helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, sequence, a.width])
+            x = "input"
+        for i, layer in enumerate(a.layers):
+            x = self.layer(x, layer, f"layer{i}")
+        x = self.norm(x, "last") if a.head != "none" or a.norm == "rmsnorm" else x
+        shape: list[int] = [batch, sequence, a.width]
+        if a.head == "lm":
+            x, shape = self.linear(x, a.vocab, a.width, a.head_precision, "head"), [batch, sequence, a.vocab]
+        elif a.head == "span":
+            x, shape = self.linear(x, 2, a.width, a.head_precision, "head"), [batch, sequence, 2]
+        elif a.head == "classify":
+            first = self.node("Gather", [x, self.constant(np.array(0), "first")], axis=1)
+            pooled = self.node("Tanh", [self.linear(first, a.width, a.width, a.head_precision, "pooler")])
+            x, shape = self.linear(pooled, 2, a.width, a.head_precision, "head"), [batch, 2]
+        self.nodes.append(helper.make_node("Identity", [x], ["output"]))
+        leave = helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)
+        graph = helper.make_graph(self.nodes, "architecture", [entry], [leave], self.initializers)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+    def layer(self, x: str, layer: Layer, name: str) -> str:
+        """Pre-norm for a root-mean-square norm, post-norm for LayerNorm, as the families have it."""
+        if self.a.norm == "rmsnorm":
+            x = self.node("Add", [x, self.attention(self.norm(x, f"{name}.n1"), layer, name)])
+            return self.node("Add", [x, self.feed_forward(self.norm(x, f"{name}.n2"), layer, name)])
+        x = self.norm(self.node("Add", [x, self.attention(x, layer, name)]), f"{name}.n1")
+        return self.norm(self.node("Add", [x, self.feed_forward(x, layer, name)]), f"{name}.n2")
+
+    def attention(self, x: str, layer: Layer, name: str) -> str:
+        a, w = self.a, self.workload
+        heads = []
+        for part, count in (("q", layer.heads), ("k", layer.kv_heads), ("v", layer.kv_heads)):
+            flat = self.linear(x, count * a.head_dim, a.width, layer.attention, f"{name}.{part}")
+            split = self.reshape(flat, [w.batch, w.sequence, count, a.head_dim])
+            split = self.node("Transpose", [split], perm=[0, 2, 1, 3])
+            if part != "v" and a.block == "decoder":
+                split = self.rotary(split)
+            if part != "q" and layer.heads != layer.kv_heads:
+                split = self.repeat(split, layer)
+            heads.append(split)
+        q, k, v = heads
+        scores = self.node("MatMul", [q, self.node("Transpose", [k], perm=[0, 1, 3, 2])])
+        scores = self.node("Mul", [scores, self.constant(np.float32(a.head_dim**-0.5), "scale")])
+        if a.block == "decoder":
+            mask = np.triu(np.full((w.sequence, w.sequence), -1e9, np.float32), 1)
+            scores = self.node("Add", [scores, self.constant(mask, "mask")])
+        mixed = self.node("MatMul", [self.node("Softmax", [scores], axis=-1), v])
+        mixed = self.node("Transpose", [mixed], perm=[0, 2, 1, 3])
+        mixed = self.reshape(mixed, [w.batch, w.sequence, layer.heads * a.head_dim])
+        return self.linear(mixed, a.width, layer.heads * a.head_dim, layer.attention, f"{name}.o")
+
+    def rotary(self, x: str) -> str:
+        """Rotary position embedding of [batch, heads, sequence, head_dim], halves rotated against each other."""
+        half = self.a.head_dim // 2
+        angle = np.arange(self.workload.sequence)[:, None] / 10000 ** (np.arange(half) / half)
+        angle = np.concatenate([angle, angle], -1).astype(np.float32)
+        first = self.node("Slice", [x, *(self.constant(np.array([v]), f"slice{v}") for v in (0, half, 3))])
+        second = self.node("Slice", [x, *(self.constant(np.array([v]), f"slice{v}") for v in (half, 2 * half, 3))])
+        turned = self.node("Concat", [self.node("Neg", [second]), first], axis=-1)
+        cos, sin = self.constant(np.cos(angle), "cos"), self.constant(np.sin(angle), "sin")
+        return self.node("Add", [self.node("Mul", [x, cos]), self.node("Mul", [turned, sin])])
+
+    def repeat(self, x: str, layer: Layer) -> str:
+        """Key-value heads once for each query head of their group."""
+        w, group, d = self.workload, layer.heads // layer.kv_heads, self.a.head_dim
+        x = self.reshape(x, [w.batch, layer.kv_heads, 1, w.sequence, d])
+        x = self.node("Expand", [x, self.constant(np.array([w.batch, layer.kv_heads, group, w.sequence, d]), f"group{layer.kv_heads}")])
+        return self.reshape(x, [w.batch, layer.heads, w.sequence, d])
+
+    def feed_forward(self, x: str, layer: Layer, name: str) -> str:
+        up = self.linear(x, layer.ffn, self.a.width, layer.feed_forward, f"{name}.up")
+        if self.a.gated_ffn:
+            gate = self.linear(x, layer.ffn, self.a.width, layer.feed_forward, f"{name}.gate")
+            inner = self.node("Mul", [self.node("Mul", [gate, self.node("Sigmoid", [gate])]), up])
+        else:
+            erf = self.node("Erf", [self.node("Div", [up, self.constant(np.float32(np.sqrt(2)), "root")])])
+            both = self.node("Mul", [up, self.node("Add", [erf, self.constant(np.float32(1), "one")])])
+            inner = self.node("Mul", [both, self.constant(np.float32(0.5), "half")])
+        return self.linear(inner, self.a.width, layer.ffn, layer.feed_forward, f"{name}.down")
+
+    def norm(self, x: str, name: str) -> str:
+        ones = self.constant(np.ones(self.a.width, np.float32), f"{name}.weight")
+        if self.a.norm == "layernorm":
+            return self.node("LayerNormalization", [x, ones, self.constant(np.zeros(self.a.width, np.float32), f"{name}.bias")], axis=-1)
+        squares = self.node("Pow", [x, self.constant(np.float32(2), "two")])
+        mean = self.node("ReduceMean", [squares], axes=[-1], keepdims=1)
+        root = self.node("Sqrt", [self.node("Add", [mean, self.constant(np.float32(1e-6), "epsilon")])])
+        return self.node("Mul", [self.node("Div", [x, root]), ones])
+
+    def linear(self, x: str, columns: int, rows: int, precision: Precision, name: str) -> str:
+        """[..., rows] x [rows, columns], biases only beside LayerNorm, as the families have it."""
+        if precision is Precision.INT8:
+            y = self.quantised_product(x, columns, rows, name)
+        elif precision is Precision.FP32:
+            y = self.node("MatMul", [x, self.random(name, rows, columns)])
+        else:
+            raise ArchitectureError(f"ONNX Runtime's CPU provider is measured in fp32 and int8; got {precision}")
+        if self.a.norm == "layernorm":
+            y = self.node("Add", [y, self.constant(np.zeros(columns, np.float32), f"{name}.bias")])
+        return y
+
+    def quantised_product(self, x: str, columns: int, rows: int, name: str) -> str:
+        if x not in self.quantised:
+            outputs = (f"{x}.q", f"{x}.scale", f"{x}.zero")
+            self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], list(outputs)))
+            self.quantised[x] = outputs
+        q, scale, zero = self.quantised[x]
+        weights = self.constant(self.rng.integers(-127, 128, (rows, columns), dtype=np.int8), f"{name}.weight")
+        product = self.node("MatMulInteger", [q, weights, zero, self.constant(np.zeros(columns, np.int8), f"{name}.zero")])
+        both = self.node("Mul", [scale, self.constant(np.full(columns, 1e-3, np.float32), f"{name}.scale")])
+        return self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), both])
+
+    def node(self, kind: str, inputs: list[str], **attributes: object) -> str:
+        output = f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def reshape(self, x: str, shape: list[int]) -> str:
+        return self.node("Reshape", [x, self.constant(np.array(shape), "shape" + "x".join(map(str, shape)))])
+
+    def random(self, name: str, rows: int, columns: int) -> str:
+        weights = self.rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(rows**-0.5)
+        return self.constant(weights, f"{name}.weight")
+
+    def constant(self, value: NDArray[np.generic] | np.generic, name: str) -> str:
+        """An initialiser; one of the same name is the same."""
+        if all(known.name != name for known in self.initializers):
+            self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
+        return name

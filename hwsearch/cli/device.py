@@ -1,0 +1,24 @@
+"""Finding a device by what a person typed; "host" is measured on first use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hwsearch.device import DeviceProfile
+
+HOST = "host"
+
+
+def find(device: str, threads: int | None = None) -> DeviceProfile:
+    """The profile of a device by name, alias or path; this machine's for "host"."""
+    from hwsearch.device import find_profile
+
+    if device.lower() != HOST:
+        return find_profile(device)
+    from hwsearch.bench.host import host_profile
+    from hwsearch.cli.progress import Progress
+
+    with Progress() as progress:
+        progress.stage("measuring this machine", 1.0)
+        return host_profile(threads, progress.say, progress.at)
