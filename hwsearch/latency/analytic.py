@@ -39,7 +39,7 @@ UNFUSED_LAUNCHES = 3  # softmax, the second product and a transposition, beside 
 _ATTENTION = KIND["attention"]
 _IS_LINEAR = np.isin(np.arange(len(KINDS)), [KIND[name] for name in ("qkv", "projection", "up", "down", "head")])
 # Doubt for each doubling outside the shapes that were seen.
-GROWTH = {"m": 0.03, "k": 0.10, "n": 0.05}
+GROWTH = {"m": 0.02, "k": 0.05, "n": 0.03}
 
 
 @dataclass(frozen=True, slots=True)
