@@ -74,6 +74,8 @@ def _fail(message: str, status: int) -> Any:
 from hwsearch.cli import price, search  # noqa: E402
 
 cli.add_command(search.search)
+cli.add_command(search.report)
+cli.add_command(search.export)
 cli.add_command(price.latency)
 cli.add_command(price.validate)
 cli.add_command(price.profile)

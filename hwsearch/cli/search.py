@@ -9,7 +9,7 @@ import click
 
 from hwsearch.cli.output import console, json_option, print_json
 from hwsearch.cli.progress import Progress
-from hwsearch.errors import NothingFits, UnitError
+from hwsearch.errors import NothingFits, RunError, UnitError
 
 if TYPE_CHECKING:
     from hwsearch.distill.workers import Workers
@@ -96,6 +96,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         data=str(options["data"].resolve()) if options["data"] else "",
         held_out=str(options["held_out"].resolve()) if options["held_out"] else "",
         sequence=wishes.workload.sequence,
+        chunks=min(TaskSpec().chunks, wishes.long_steps * Recipe().batch),
         recipe=Recipe(seed=wishes.seed),
         scheme=profile.runtimes[target.runtime].scheme,
     )
@@ -104,7 +105,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         with Progress() as progress:
             progress.say(f"workload: {wishes.workload}, {wishes.workload.tokens:,} tokens")
             folder, document = run_search(
-                profile, target, wishes, spec, workers, progress, _deliver(workers), out, str(budget), dry_run
+                profile, target, wishes, spec, workers, progress, _deliver(workers, profile.note), out, str(budget), dry_run
             )
     except NothingFits as miss:
         if as_json:
@@ -144,18 +145,109 @@ def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:
     )
 
 
-def _deliver(workers: Workers) -> Deliver:
+def _deliver(workers: Workers, note: str) -> Deliver:
     """Write everything that a person opens."""
 
     def deliver(run: Run, outcome: Outcome, document: dict[str, Any]) -> None:
-        from hwsearch.distill.job import Job
+        from hwsearch.export.huggingface import export_in_worker
         from hwsearch.report.page import write_page
         from hwsearch.report.tables import write_tables
 
         write_tables(run.folder, outcome)
-        write_page(run.folder / "report.html", document, outcome.trials)
+        write_page(run.folder / "report.html", document, outcome.trials, note)
         if (chosen := outcome.chosen) is not None:
-            job = Job(path=str(run.student(f"{chosen.trial}-long")), architecture=chosen.architecture, steps=chosen.steps)
-            workers.export(job, run.folder / "chosen").result()
+            state = run.student(f"{chosen.trial}-long")
+            workers.run(export_in_worker, chosen.architecture, state, run.folder / "chosen").result()
 
     return deliver
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--device", help="Price the run's students on another device.")
+@click.option("--runtime", help="On the other device; its first by default.")
+@json_option
+def report(folder: Path, device: str | None, runtime: str | None, as_json: bool) -> None:
+    """Build a run's report again, or with another device's latencies."""
+    from hwsearch.cli.device import find
+    from hwsearch.report.page import write_page
+    from hwsearch.report.tables import print_summary
+    from hwsearch.search.elsewhere import reprice
+    from hwsearch.search.study import Study
+
+    document = stored_summary(folder)
+    study = Study(folder / "study.db", document["study"])
+    trials = [record.result for record in study.records() if record.result is not None]
+    study.close()
+    name = "report.html"
+    profile = find(device or document["device"])
+    if device is not None:
+        document, trials = reprice(document, trials, profile, profile.target(runtime))
+        name = f"report-{profile.name}.html"
+    write_page(folder / name, document, trials, profile.note)
+    if as_json:
+        print_json(document)
+    else:
+        print_summary(document, None, console())
+        console().print(f"report: {folder / name}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--trial", type=click.IntRange(0), help="A trial's number; the chosen one by default.")
+@click.option("--to", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--format", "form", type=click.Choice(["huggingface"]), default="huggingface", show_default=True)
+@json_option
+def export(folder: Path, trial: int | None, to: Path, form: str, as_json: bool) -> None:
+    """Write a student of a finished run in a form that other programs load."""
+    import msgspec
+
+    from hwsearch.distill.job import TaskSpec
+    from hwsearch.distill.teacher import load_teacher
+    from hwsearch.export.huggingface import export_student
+    from hwsearch.search.result import Result
+    from hwsearch.search.study import Study
+
+    document = stored_summary(folder)
+    if trial is None:
+        if document["chosen"] is None or document["chosen"]["trial"] is None:
+            raise RunError(f"{folder} has no chosen student; name one with --trial")
+        trial = int(document["chosen"]["trial"])
+    study = Study(folder / "study.db", document["study"])
+    found: dict[int, Result] = {r.result.trial: r.result for r in study.records() if r.result is not None and r.result.trial is not None}
+    study.close()
+    if trial not in found:
+        raise RunError(f"{folder} has no finished trial {trial} (have: {', '.join(map(str, sorted(found)))})")
+    states = [folder / "students" / f"{trial}-long.pt", folder / "students" / f"{trial}.pt"]
+    state = next((path for path in states if path.is_file()), states[-1])
+    spec = msgspec.convert(stored_json(folder / "run.json")["spec"], TaskSpec)
+    export_student(load_teacher(spec.teacher or None), spec.scheme, found[trial].architecture, state, to)
+    if as_json:
+        print_json({"trial": trial, "architecture": found[trial].architecture.to_json(), "format": form, "folder": str(to)})
+    else:
+        console().print(f"{found[trial].architecture.id} written to {to}")
+
+
+def stored_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run.
+
+    Raises:
+        RunError: the folder holds none.
+    """
+    if not (folder / "summary.json").is_file():
+        raise RunError(f"{folder} holds no finished run (no summary.json); finish it with the command that began it")
+    return stored_json(folder / "summary.json")
+
+
+def stored_json(path: Path) -> dict[str, Any]:
+    """A JSON document of a run.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    import msgspec
+
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error

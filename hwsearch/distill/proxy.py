@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from hwsearch.distill.quantise import quantise_layers
 from hwsearch.distill.student import StudentPlan, build_student, random_student
 from hwsearch.distill.task import HeldOut, Task
 from hwsearch.distill.teacher import Outputs
+from hwsearch.errors import RunError
 from hwsearch.files import whole
 
 if TYPE_CHECKING:
@@ -139,11 +141,24 @@ class Student:
         """Go on from what `keep` wrote, if it did."""
         if not path.is_file():
             return
-        state = torch.load(path, weights_only=True)
+        state = load_state(path)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.curve = [(int(step), float(loss)) for step, loss in state["curve"]]
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `Student.keep` wrote.
+
+    Raises:
+        RunError: it is not there, or damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        return state
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise RunError(f"cannot read the student's state {path}: {str(error).splitlines()[0]}; delete it to train it anew") from error
 
 
 def evaluate(model: PreTrainedModel, chunks: NDArray[np.int64], outputs: Outputs) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

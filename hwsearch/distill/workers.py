@@ -12,12 +12,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec, work_of
 
+T = TypeVar("T")
 MOST = 8  # processes; each holds a teacher and its outputs
 
 
@@ -54,9 +56,9 @@ class Workers:
         """Train a student and judge it."""
         return self._pool.submit(_train, job)
 
-    def export(self, job: Job, folder: Path) -> Future[None]:
-        """Write the student of a finished job as a Transformers folder."""
-        return self._pool.submit(_export, job, folder)
+    def run(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Have a worker call `function` with its workshop and `arguments`; all of them travel between processes."""
+        return self._pool.submit(_run, function, *arguments)
 
     @property
     def work_done(self) -> float:
@@ -128,13 +130,8 @@ def _finish() -> Facts:
     return result
 
 
-def _export(job: Job, folder: Path) -> None:
-    from hwsearch.distill.proxy import Student
-    from hwsearch.export.huggingface import save_student
-
-    student = Student(_workshop().task, job.architecture, layers=job.layers)
-    student.resume(Path(job.path))
-    save_student(student, folder)
+def _run(function: Callable[..., T], *arguments: Any) -> T:
+    return function(_workshop(), *arguments)
 
 
 def _train(job: Job) -> ProxyScore:

@@ -9,31 +9,53 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hwsearch.distill.quantise import QuantisedLinear, restore
+from hwsearch.architecture import Architecture
+from hwsearch.distill.proxy import load_state
+from hwsearch.distill.quantise import QuantisedLinear, quantise_layers, restore
+from hwsearch.distill.student import empty_student
 from hwsearch.errors import RunError
 from hwsearch.files import write_text
+from hwsearch.precision import Scheme
 
 if TYPE_CHECKING:
-    from hwsearch.distill.proxy import Student
+    from transformers import PreTrainedModel
+
+    from hwsearch.distill.task import Workshop
+    from hwsearch.distill.teacher import Teacher
 
 
-def save_student(student: Student, folder: Path) -> None:
-    """Write config.json, model.safetensors, the tokenizer, architecture.json and precision.json; the folder appears whole or not at all.
+def export_in_worker(workshop: Workshop, architecture: Architecture, state: Path, folder: Path) -> None:
+    """`export_student` with what a worker has at hand."""
+    export_student(workshop.teacher, workshop.spec.scheme, architecture, state, folder)
+
+
+def export_student(teacher: Teacher, scheme: Scheme, architecture: Architecture, state: Path, folder: Path) -> None:
+    """Write a trained student as a folder: config.json, model.safetensors, the tokenizer, architecture.json and precision.json.
+
+    Args:
+        teacher: that it was cut out of.
+        scheme: by which its int8 parts were trained.
+        architecture: of the student.
+        state: file of its training.
+        folder: appears whole or not at all; an earlier export there is replaced.
 
     Raises:
-        RunError: the folder is not empty and holds no student, or cannot be written.
+        RunError: the state cannot be read, the folder holds something else, or cannot be written.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "precision.json").is_file():
         raise RunError(f"{folder} is not empty and holds no exported student; choose another --to")
+    model = empty_student(teacher.model, architecture)
+    quantise_layers(model.get_submodule("model.layers").children(), architecture, scheme)
+    model.load_state_dict(load_state(state)["model"])
+    plan = {"scheme": scheme, "layers": architecture.precision_text, "ranges": _ranges(model, scheme)}
+    restore(model)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
             temporary = Path(name) / "student"
-            plan = {"scheme": student.task.scheme, "ranges": _ranges(student), "layers": student.architecture.precision_text}
-            restore(student.model)
-            student.model.save_pretrained(temporary)
-            student.task.teacher.tokenizer.save_pretrained(temporary)
-            write_text(temporary / "architecture.json", _pretty(student.architecture.to_json()))
+            model.save_pretrained(temporary)
+            teacher.tokenizer.save_pretrained(temporary)
+            write_text(temporary / "architecture.json", _pretty(architecture.to_json()))
             write_text(temporary / "precision.json", _pretty(plan))
             if folder.exists():
                 shutil.rmtree(folder)
@@ -42,13 +64,10 @@ def save_student(student: Student, folder: Path) -> None:
         raise RunError(f"cannot write {folder}: {error.strerror}") from error
 
 
-def _ranges(student: Student) -> dict[str, tuple[float, float]]:
-    """Input ranges of the int8 layers that a static scheme has found, by module."""
-    return {
-        name: (float(module.low), float(module.high))
-        for name, module in student.model.named_modules()
-        if isinstance(module, QuantisedLinear) and student.task.scheme.activations == "static"
-    }
+def _ranges(model: PreTrainedModel, scheme: Scheme) -> dict[str, tuple[float, float]]:
+    """Input ranges of the int8 layers that training has found for a static scheme, by module."""
+    quantised = {name: module for name, module in model.named_modules() if isinstance(module, QuantisedLinear)}
+    return {name: (float(m.low), float(m.high)) for name, m in quantised.items()} if scheme.activations == "static" else {}
 
 
 def _pretty(value: object) -> str:

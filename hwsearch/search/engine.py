@@ -7,10 +7,9 @@ at once, after it, for the chosen student, the teacher and the hand-made student
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -30,6 +29,7 @@ from hwsearch.space import SearchSpace, derive
 from hwsearch.units import Budget, format_ms
 from hwsearch.workload import Workload
 
+T = TypeVar("T")
 FINALISTS = 4
 COOL_DOWN = 0.3  # share of a long run's steps at its end over which the rate falls to zero
 SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
@@ -44,7 +44,7 @@ class Trainer(Protocol):
     def prepare(self, blocks: int) -> list[Future[None]]: ...
     def finish(self) -> Future[Facts]: ...
     def train(self, job: Job) -> Future[ProxyScore]: ...
-    def export(self, job: Job, folder: Path) -> Future[None]: ...
+    def run(self, function: Callable[..., T], *arguments: Any) -> Future[T]: ...
     @property
     def work_done(self) -> float: ...
 

@@ -5,9 +5,9 @@ rehearsals of everything around the training.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
@@ -66,9 +66,9 @@ class NullTrainer:
         curve = ((job.steps // 2, loss * 1.1), (job.steps, loss))
         return _done(ProxyScore(loss=loss, measured_loss=loss, quality=quality, **interval, **retention, steps=job.steps, seconds=0.0, curve=curve))
 
-    def export(self, job: Job, folder: Path) -> Future[None]:
-        """Nothing to write."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def run(self, function: Callable[..., T], *arguments: Any) -> Future[T | None]:
+        """Nothing to call it with."""
+        del function, arguments
         return _done(None)
 
     def _facts(self) -> Facts:

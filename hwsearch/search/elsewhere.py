@@ -1,0 +1,85 @@
+"""The students of a finished run, priced on another device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from hwsearch.architecture import Architecture
+from hwsearch.device import DeviceProfile, Target
+from hwsearch.errors import RunError
+from hwsearch.latency.estimator import Estimator
+from hwsearch.precision import Precision
+from hwsearch.search.pareto import front
+from hwsearch.search.result import Result
+from hwsearch.workload import Workload
+
+
+def reprice(
+    document: dict[str, Any], trials: Sequence[Result], profile: DeviceProfile, target: Target
+) -> tuple[dict[str, Any], list[Result]]:
+    """The summary and the trials of a run as they would be on another device, for the same workload.
+
+    Scores stay: they were trained for the first device's numerics, which the page says. Floats become the other runtime's narrowest; a student with
+    int8 parts has no price where the runtime does not run int8.
+
+    Raises:
+        RunError: no student of the run can run there.
+    """
+    runtime = profile.runtimes[target.runtime]
+    price = Estimator(profile, target, Workload(**document["workload"]))
+    beside = runtime.float_beside()
+
+    def translated(architecture: Architecture) -> Architecture:
+        def part(precision: Precision) -> Precision:
+            return beside if precision.is_float else precision
+
+        layers = tuple(replace(layer, attention=part(layer.attention), feed_forward=part(layer.feed_forward)) for layer in architecture.layers)
+        return replace(architecture, layers=layers, head_precision=beside, embedding_precision=beside, kv_precision=beside)
+
+    def runs(result: Result) -> bool:
+        return all(p.is_float or p in runtime.precisions for layer in result.architecture.layers for p in (layer.attention, layer.feed_forward))
+
+    def priced(result: Result) -> Result:
+        architecture = translated(result.architecture)
+        return replace(result, architecture=architecture, latency=price.one(architecture))
+
+    there = [priced(result) for result in trials if runs(result)]
+    if not there:
+        raise RunError(f"no student of this run can run on {target}: it runs {', '.join(map(str, runtime.precisions))}")
+    teacher = Architecture.from_json(document["teacher"]["architecture"])
+    floats = {precision: price.one(replace(translated(teacher), layers=teacher.with_precision(precision).layers)) for precision in
+              runtime.precisions if precision.is_float}  # fmt: skip
+    fastest = min(floats, key=lambda precision: floats[precision].median_ms)
+    baselines = {name: Result.from_json(result) for name, result in document["baselines"].items()}
+    moved = {
+        **document,
+        "device": profile.name,
+        "target": msgspec.to_builtins(target),
+        "teacher": {
+            **document["teacher"],
+            "precision": str(fastest),
+            "latency": msgspec.to_builtins(floats[fastest]),
+            "latency_fp32": msgspec.to_builtins(floats.get(Precision.FP32)),
+        },
+        "chosen": _moved(document["chosen"], priced, runs),
+        "front": [result.to_json() for result in front(there)],
+        "finalists": [
+            {**finalist, "predicted_ms": result["latency"]["median_ms"], "result": result}
+            for finalist in document["finalists"]
+            if (result := _moved(finalist["result"], priced, runs)) is not None
+        ],
+        "baselines": {name: priced(result).to_json() for name, result in baselines.items() if runs(result)},
+    }
+    return moved, there
+
+
+def _moved(result: dict[str, Any] | None, priced: Any, runs: Any) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    read = Result.from_json(result)
+    moved: dict[str, Any] | None = priced(read).to_json() if runs(read) else None
+    return moved
