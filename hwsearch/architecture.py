@@ -1,6 +1,7 @@
 """What a transformer looks like to the rest of the house: a small frozen value, hashable, with a short text id.
 
-An architecture says nothing about weights, teachers or devices. Everything that prices, builds, stores or prints a network takes one of these.
+An architecture says nothing about weights, teachers or devices. Everything that prices, builds, stores or prints a
+network takes one of these.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tied: whether the output head shares the embedding's weights.
         vocab: rows of the embedding; 0 where the network starts behind it.
         head: what stands on top: nothing, a pooled classifier, start and end of a span, or a language model's logits.
-        head_precision, embedding_precision, kv_precision: of the head's matrix, the embedding table and the cached keys and values.
+        head_precision, embedding_precision, kv_precision: of the head's matrix, the embedding table and the cached keys
+            and values.
     """
 
     block: Block
@@ -76,14 +78,18 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not self.layers or min(self.width, self.head_dim) < 1:
             raise ArchitectureError(
-                f"an architecture has at least one layer and positive sizes; got {len(self.layers)} layers, width {self.width}, head_dim {self.head_dim}"
+                f"an architecture has at least one layer and positive sizes; got {len(self.layers)} layers, "
+                f"width {self.width}, head_dim {self.head_dim}"
             )
         if self.vocab < 0 or (self.head == "lm" and self.vocab < 1):
-            raise ArchitectureError(f"a language model's head needs a vocabulary; got vocab {self.vocab} with head {self.head!r}")
+            raise ArchitectureError(
+                f"a language model's head needs a vocabulary; got vocab {self.vocab} with head {self.head!r}"
+            )
         for layer in self.layers:
             if min(layer.shape) < 1 or layer.heads % layer.kv_heads:
                 raise ArchitectureError(
-                    f"a layer has positive sizes and kv_heads that divide heads; got heads {layer.heads}, kv_heads {layer.kv_heads}, ffn {layer.ffn}"
+                    "a layer has positive sizes and kv_heads that divide heads; "
+                    f"got heads {layer.heads}, kv_heads {layer.kv_heads}, ffn {layer.ffn}"
                 )
 
     @property
@@ -128,8 +134,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def id(self) -> str:
-        """A short text that names it, as in "decoder-4x128-h4.2-f320-int8*3,fp16-3c9e": depth x width, heads and key-value heads,
-        feed-forward size, precisions, and four hex digits of a hash over everything.
+        """A short text that names it, as in "decoder-4x128-h4.2-f320-int8*3,fp16-3c9e": depth x width, heads and
+        key-value heads, feed-forward size, precisions, and four hex digits of a hash over everything.
         """
         first = self.layers[0]
         heads = f"h{first.heads}" if first.heads == first.kv_heads else f"h{first.heads}.{first.kv_heads}"
@@ -139,19 +145,24 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def precision_text(self) -> str:
-        """Precisions of the layers in runs, as in "int8*2,int8/fp16,fp16*3" (attention/feed-forward where they differ)."""
+        """Precisions of the layers in runs, as in "int8*2,int8/fp16,fp16*3" (attention/feed-forward where they
+        differ)."""
         names = (
-            str(layer.attention) if layer.attention is layer.feed_forward else f"{layer.attention}/{layer.feed_forward}" for layer in self.layers
+            str(layer.attention) if layer.attention is layer.feed_forward else f"{layer.attention}/{layer.feed_forward}"
+            for layer in self.layers
         )
         runs = ((name, sum(1 for _ in run)) for name, run in groupby(names))
         return ",".join(name if count == 1 else f"{name}*{count}" for name, count in runs)
 
     def with_precision(self, precision: Precision) -> Architecture:
         """The same shape with every layer in one precision."""
-        return replace(self, layers=tuple(replace(layer, attention=precision, feed_forward=precision) for layer in self.layers))
+        return replace(
+            self, layers=tuple(replace(layer, attention=precision, feed_forward=precision) for layer in self.layers)
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that `from_json` reads back, with the derived id, depth and parameters beside them for people."""
+        """Plain values that `from_json` reads back, with the derived id, depth and parameters beside them for
+        people."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return {"id": self.id, "depth": self.depth, "parameters": self.parameters, **plain}
 
@@ -186,7 +197,8 @@ def parse_precisions(text: str, depth: int) -> tuple[tuple[Precision, Precision]
             repeat = int(count) if count else (depth if len(parts) == 1 else 1)
         except ValueError:
             raise ArchitectureError(
-                f"a precision is one of {', '.join(map(str, Precision))}, with *N for N layers, as in int8*6,fp16*2; got {part.strip()!r}"
+                f"a precision is one of {', '.join(map(str, Precision))}, with *N for N layers, as in int8*6,fp16*2; "
+                f"got {part.strip()!r}"
             ) from None
         plan += [pair] * repeat
     if len(plan) != depth:
@@ -194,6 +206,8 @@ def parse_precisions(text: str, depth: int) -> tuple[tuple[Precision, Precision]
     return tuple(plan)
 
 
-def uniform_layers(depth: int, heads: int, kv_heads: int, ffn: int, plan: Sequence[tuple[Precision, Precision]]) -> tuple[Layer, ...]:
+def uniform_layers(
+    depth: int, heads: int, kv_heads: int, ffn: int, plan: Sequence[tuple[Precision, Precision]]
+) -> tuple[Layer, ...]:
     """`depth` layers of one shape with the precisions of `plan`."""
     return tuple(Layer(heads, kv_heads, ffn, attention, feed_forward) for attention, feed_forward in plan[:depth])

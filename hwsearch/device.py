@@ -1,8 +1,9 @@
 """What is known of a device, and how it is known.
 
-A profile is a TOML file: facts of the device with their sources, and for each runtime the parameters of the analytic latency model, each with
-its uncertainty and where it comes from. Profiles are per runtime, never per device alone: runtimes on one board differ by 8 to 50 %. A
-runtime's parameters are fitted on whole-model timings by `hwsearch profile --from-cases`; what the timings cannot tell is borrowed, and says so.
+A profile is a TOML file: facts of the device with their sources, and for each runtime the parameters of the analytic
+latency model, each with its uncertainty and where it comes from. Profiles are per runtime, never per device alone:
+runtimes on one board differ by 8 to 50 %. A runtime's parameters are fitted on whole-model timings by `hwsearch profile
+--from-cases`; what the timings cannot tell is borrowed, and says so.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         value: in the unit that its name says.
-        source: a publication, a datasheet, or "fit" / "borrowed: ..." / "assumed: ..." for what was not read off anything.
+        source: a publication, a datasheet, or "fit" / "borrowed: ..." / "assumed: ..." for what was not read off
+            anything.
         sd: standard deviation of the logarithm; 0 where the source is taken as exact.
     """
 
@@ -36,7 +38,9 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.source.strip():
             raise ValueError("every figure needs a source")
         if not 0 < self.value < float("inf") or not 0 <= self.sd < 10:
-            raise ValueError(f"a figure is positive and finite, its sd between 0 and 10; got {self.value} and {self.sd}")
+            raise ValueError(
+                f"a figure is positive and finite, its sd between 0 and 10; got {self.value} and {self.sd}"
+            )
 
 
 class PowerMode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,8 +148,8 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         scheme: how it quantises.
         alignment: channels that the matrix units want a multiple of.
         threads: that the parameters stand for; 0 where there is nothing to choose.
-        borrows: runtimes ("runtime" of the same device, or "device/runtime") whose parameters stand in for what the cases cannot tell; the
-            datasheet where there are none.
+        borrows: runtimes ("runtime" of the same device, or "device/runtime") whose parameters stand in for what the
+            cases cannot tell; the datasheet where there are none.
         note: what a reader should know.
         parameters, fit: made by `hwsearch profile`; None in a profile that holds facts alone so far.
     """
@@ -165,12 +169,13 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not any(precision.is_float for precision in self.precisions):
             raise ValueError("a runtime runs at least one float precision")
-        for group in self.arithmetics if self.parameters else ():
-            if group not in self.parameters.rate_tops:
-                raise ValueError(f"precisions need rate_tops.{group}, which is missing")
+        rates = self.parameters.rate_tops if self.parameters else dict.fromkeys(self.arithmetics)
+        if missing := [group for group in self.arithmetics if group not in rates]:
+            raise ValueError(f"precisions need rate_tops.{missing[0]}, which is missing")
 
     def float_beside(self, *precisions: Precision) -> Precision:
-        """The float that the rest of a network runs in when its layers run in `precisions`: the narrowest among them, else the runtime's."""
+        """The float that the rest of a network runs in when its layers run in `precisions`: the narrowest among them,
+        else the runtime's."""
         floats = [p for p in precisions if p.is_float] or [p for p in self.precisions if p.is_float]
         return max(floats, key=lambda precision: precision.code)
 
@@ -225,22 +230,26 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         name = runtime or next(iter(self.runtimes))
         mode = power_mode or next(iter(self.power_modes))
+        remedy = f"hwsearch profile --device {self.name} --runtime {name} --from-cases CASES.csv"
         if name not in self.runtimes:
             raise ProfileError(
-                f"no runtime {name!r} in the profile of {self.name!r} (have: {', '.join(self.runtimes)}). Fit one from measured latencies: "
-                f"hwsearch profile --device {self.name} --runtime {name} --from-cases CASES.csv"
+                f"no runtime {name!r} in the profile of {self.name!r} (have: {', '.join(self.runtimes)}). "
+                f"Add its facts to the profile and fit it on measured latencies: {remedy}"
             )
         if mode not in self.power_modes:
-            raise ProfileError(f"no power mode {mode!r} in the profile of {self.name!r} (have: {', '.join(self.power_modes)})")
+            raise ProfileError(
+                f"no power mode {mode!r} in the profile of {self.name!r} (have: {', '.join(self.power_modes)})"
+            )
         if self.runtimes[name].parameters is None:
             raise ProfileError(
-                f"the profile of {self.name!r} has no parameters for runtime {name!r} yet. Fit them from measured latencies: "
-                f"hwsearch profile --device {self.name} --runtime {name} --from-cases CASES.csv"
+                f"the profile of {self.name!r} has no parameters for runtime {name!r} yet. "
+                f"Fit them on measured latencies: {remedy}"
             )
         return Target(self.name, mode, name, self.runtimes[name].version, threads or self.runtimes[name].threads)
 
     def power_mode_of(self, text: str) -> str:
-        """The power mode that a case's free text names ("MaxN (NVIDIA MaxP setting)"); the default where it names none."""
+        """The power mode that a case's free text names ("MaxN (NVIDIA MaxP setting)"); the default where it names
+        none."""
         words = text.lower().replace("(", " ").replace(")", " ").replace(",", " ").split()
         for name, mode in self.power_modes.items():
             if any(known.lower() in words for known in (name, *mode.aliases)):
@@ -287,14 +296,17 @@ def profile_files() -> Iterator[Path]:
     """Files of all profiles, one's own before those that come with hwsearch."""
     own = sorted(user_folder().glob("*.toml"))
     yield from own
-    yield from (path for path in sorted(data_folder("device_profiles").glob("*.toml")) if path.name not in {p.name for p in own})
+    yield from (
+        path for path in sorted(data_folder("device_profiles").glob("*.toml")) if path.name not in {p.name for p in own}
+    )
 
 
 def load_profile(path: Path) -> DeviceProfile:
     """Read one profile.
 
     Raises:
-        ProfileError: the file cannot be read, is not TOML, or an entry is missing, unknown, of a wrong type or out of range.
+        ProfileError: the file cannot be read, is not TOML, or an entry is missing, unknown, of a wrong type or out of
+            range.
     """
     import tomllib
 
@@ -336,11 +348,15 @@ def find_file(device: str) -> Path:
         if wanted in profile.aliases:
             return path
         known += [profile.name, *profile.aliases]
-    raise ProfileError(f"unknown device {device!r} (have: {', '.join(sorted(known))}, host). Give one of these or the path of a profile")
+    raise ProfileError(
+        f"unknown device {device!r} (have: {', '.join(sorted(known))}, host). "
+        "Give one of these or the path of a profile"
+    )
 
 
 def save_profile(profile: DeviceProfile, template: Path, to: Path) -> None:
-    """Write the parameters and fits of `profile` into a copy of the file `template`, whose facts, order and comments stay."""
+    """Write the parameters and fits of `profile` into a copy of the file `template`, whose facts, order and comments
+    stay."""
     import tomlkit
 
     from hwsearch.files import write_text

@@ -13,7 +13,8 @@ from hwsearch.errors import RunError
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; what was written takes the place of `path` when the block ends without an error.
+    """A path beside `path` to write to; what was written takes the place of `path` when the block ends without an
+    error.
 
     Raises:
         RunError: the folder cannot be made or written to.

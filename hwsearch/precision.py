@@ -1,8 +1,9 @@
 """The number formats that a layer can run in, and how a runtime quantises to them.
 
-A precision says how many bits a weight and an activation have. What a runtime does to get there (static or dynamic ranges, signed or
-unsigned activations, what stays in float) is its `Scheme`: the same int8 is faster or slower than float, and costs more or less quality, by scheme.
-A scheme is the one thing that the price wing hands to the quality wing.
+A precision says how many bits a weight and an activation have. What a runtime does to get there (static or dynamic
+ranges, signed or unsigned activations, what stays in float) is its `Scheme`: the same int8 is faster or slower than
+float, and costs more or less quality, by scheme. A scheme is the one thing that the price wing hands to the quality
+wing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Precision(Enum):
         self.is_float = self.code < 2
 
     def __str__(self) -> str:
-        return self.value
+        return str(self.value)
 
 
 PRECISIONS: tuple[Precision, ...] = tuple(Precision)  # by code
@@ -49,8 +50,8 @@ class Scheme:
         activations: ranges fixed by calibration ("static") or taken from each tensor as it passes ("dynamic").
         activation_type: "int8" is symmetric around zero, "uint8" has a zero point.
         weights: one scale for the whole matrix ("tensor") or for each output channel ("channel").
-        keeps_float: parts of the network that stay in float: of "embedding", "head", "norm", "softmax", "attention" (the two
-            products inside attention; its four projections are linear layers).
+        keeps_float: parts of the network that stay in float: of "embedding", "head", "norm", "softmax", "attention"
+            (the two products inside attention; its four projections are linear layers).
     """
 
     activations: Literal["static", "dynamic"] = "static"

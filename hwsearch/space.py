@@ -1,7 +1,8 @@
 """The architectures that a search may answer with.
 
-Derived from the teacher, because students are cut out of it, and from the runtime, because a precision that it does not truly run, or a width
-that its matrix units pad, is no choice. Every shape is one that stock Transformers loads: layers alike, a width that heads divide.
+Derived from the teacher, because students are cut out of it, and from the runtime, because a precision that it does not
+truly run, or a width that its matrix units pad, is no choice. Every shape is one that stock Transformers loads: layers
+alike, a width that heads divide.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class SearchSpace(msgspec.Struct, frozen=True):
         )
 
     def sample(self, choose: Callable[[str, Sequence[T]], T]) -> Architecture:
-        """A student with each part chosen by `choose(name, options)`, precision layer by layer; `fits` says whether it can be loaded."""
+        """A student with each part chosen by `choose(name, options)`, precision layer by layer; `fits` says whether it
+        can be loaded."""
         pick: Callable[..., T] = choose
         depth = int(pick("depth", self.depths))  # type: ignore[call-overload]
         width = int(pick("width", self.widths))  # type: ignore[call-overload]
@@ -83,7 +85,7 @@ class SearchSpace(msgspec.Struct, frozen=True):
     def size(self) -> int:
         """How many architectures it holds."""
         pairs = sum(self.fits(width, heads) for width in self.widths for heads in self.heads)
-        plans = sum(len(self.precisions) ** (2 * depth) for depth in self.depths)
+        plans = sum(int(len(self.precisions) ** (2 * depth)) for depth in self.depths)
         return pairs * plans * len(self.ffns)
 
 
@@ -115,10 +117,18 @@ def derive(
     # All heads of some groups, or one head of each: what keeps the teacher's grouping or drops it.
     pairs = {(kv * g, kv) for kv in range(1, shape.kv_heads + 1) for g in {1, group}}
     own_heads = sorted(pair for pair in pairs if heads is None or pair[0] in heads)
-    own_precisions = precisions or tuple(dict.fromkeys((beside, *(p for p in runtime.precisions if p is Precision.INT8))))
-    for name, wanted, most in (("depth", own_depths, teacher.depth), ("width", own_widths, teacher.width), ("ffn", own_ffns, shape.ffn)):
+    own_precisions = precisions or tuple(
+        dict.fromkeys((beside, *(p for p in runtime.precisions if p is Precision.INT8)))
+    )
+    for name, wanted, most in (
+        ("depth", own_depths, teacher.depth),
+        ("width", own_widths, teacher.width),
+        ("ffn", own_ffns, shape.ffn),
+    ):
         if max(wanted) > most or min(wanted) < 1:
-            raise ArchitectureError(f"students are cut out of the teacher: {name} is 1 to {most}; got {', '.join(map(str, wanted))}")
+            raise ArchitectureError(
+                f"students are cut out of the teacher: {name} is 1 to {most}; got {', '.join(map(str, wanted))}"
+            )
     if foreign := [str(p) for p in own_precisions if p not in runtime.precisions]:
         raise ArchitectureError(f"the runtime runs {', '.join(map(str, runtime.precisions))}; not {', '.join(foreign)}")
     if weight_only := [str(p) for p in own_precisions if not p.is_float and p is not Precision.INT8]:
@@ -127,7 +137,9 @@ def derive(
         beside = runtime.float_beside()
     else:
         beside = runtime.float_beside(*own_precisions)
-    rest = replace(teacher.with_precision(beside), head_precision=beside, embedding_precision=beside, kv_precision=beside)
+    rest = replace(
+        teacher.with_precision(beside), head_precision=beside, embedding_precision=beside, kv_precision=beside
+    )
     return SearchSpace(
         teacher=rest,
         depths=tuple(sorted(set(own_depths))),

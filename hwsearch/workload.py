@@ -1,18 +1,19 @@
 """What a latency is the time of, and the kernels that it takes.
 
-`lower` turns architectures into one table of fused kernels, as a runtime runs them after its own graph optimisation: bias, activation, residual
-and rotary embedding ride on their neighbours; query, key and value are one product. The table says how much work there is and nothing about how fast it
-goes: whether attention is fused, how wide an activation is stored and what a launch costs belong to the device's profile. Estimators take
-an `OpTable` and nothing else, so there is one path for one architecture and for 100,000.
+`lower` turns architectures into one table of fused kernels, as a runtime runs them after its own graph optimisation:
+bias, activation, residual and rotary embedding ride on their neighbours; query, key and value are one product. The
+table says how much work there is and nothing about how fast it
+goes: whether attention is fused, how wide an activation is stored and what a launch costs belong to the device's
+profile. Estimators take an `OpTable` and nothing else, so there is one path for one architecture and for 100,000.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 KINDS = ("embedding", "qkv", "attention", "projection", "up", "down", "norm", "head", "cast")
 KIND = {name: code for code, name in enumerate(KINDS)}
 PHASES = ("prefill", "decode_token")
+PREFILL, DECODE_TOKEN = range(2)
 
 
 class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,7 +39,8 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         batch: sequences at once.
         sequence: tokens of one input (the prompt, for generation).
-        new_tokens: tokens generated after it, each from the cached keys and values; 0 is one forward pass over the input.
+        new_tokens: tokens generated after it, each from the cached keys and values; 0 is one forward pass over the
+            input.
         repeat: how many of these in a row the time covers.
     """
 
@@ -72,15 +75,15 @@ class OpTable:
         architecture: index of the architecture, 0 to size - 1.
         phase: index into `PHASES`.
         kind: index into `KINDS`.
-        m, k, n: the matrix product [m, k] x [k, n]; for attention m is the query tokens, k the channels of all heads, n the context; for
-            embedding, norm and cast m is the tokens, n the channels, k is 0.
+        m, k, n: the matrix product [m, k] x [k, n]; for attention m is the query tokens, k the channels of all heads, n
+            the context; for embedding, norm and cast m is the tokens, n the channels, k is 0.
         precision: `Precision.code` of the part that the kernel belongs to.
         count: how often the kernel runs in one pass of its phase.
         flops: multiply-adds times two, of one run.
         weight_bytes: weights that one run reads (for attention: cached keys and values).
         elements: activation elements that one run reads and writes, attention's scores left out.
-        scores: elements of the attention matrix (batch x heads x queries x context); 0 elsewhere. A runtime that does not fuse attention
-            moves these through memory.
+        scores: elements of the attention matrix (batch x heads x queries x context); 0 elsewhere. A runtime that does
+            not fuse attention moves these through memory.
     """
 
     size: int
@@ -101,7 +104,8 @@ class OpTable:
     @property
     def runs(self) -> Floats:
         """How often the workload runs each kernel, [rows]."""
-        return self.count * self.passes[self.architecture, self.phase]
+        runs = self.count * self.passes[self.architecture, self.phase]
+        return np.asarray(runs, np.float64)
 
     @property
     def bytes(self) -> Floats:
@@ -112,106 +116,172 @@ class OpTable:
 def concatenate(tables: Sequence[OpTable]) -> OpTable:
     """One table of the architectures of many, which may have been lowered for different workloads."""
     starts = np.cumsum([0, *(table.size for table in tables)])
-    columns = {
-        name: np.concatenate([getattr(table, name) for table in tables])
-        for name in ("phase", "kind", "m", "k", "n", "precision", "count", "flops", "weight_bytes", "elements", "scores")
-    }
-    return OpTable(
-        size=int(starts[-1]),
-        passes=np.concatenate([table.passes for table in tables]),
-        architecture=np.concatenate([table.architecture + start for table, start in zip(tables, starts[:-1], strict=True)]),
-        **columns,
-    )
+    columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in COLUMNS}
+    owners = [table.architecture + start for table, start in zip(tables, starts[:-1], strict=True)]
+    columns["architecture"] = np.concatenate(owners)
+    return OpTable(int(starts[-1]), np.concatenate([table.passes for table in tables]), **columns)
 
 
+COLUMNS = tuple(field.name for field in fields(OpTable) if field.name not in ("size", "passes"))
+_DTYPES = {name: np.int64 if name in ("architecture", "phase", "kind", "precision") else np.float64 for name in COLUMNS}
 _WEIGHT_BYTES = np.array([precision.weight_bits / 8 for precision in PRECISIONS])
 _ACTIVATION_BYTES = np.array([precision.activation_bits / 8 for precision in PRECISIONS])
 
 
 def lower(architectures: Sequence[Architecture], workload: Workload) -> OpTable:
     """The kernels that `workload` takes on each of `architectures`."""
+    parts = _read(architectures)
+    rows = _Rows()
+    batch, sequence = float(workload.batch), float(workload.sequence)
+    # With a generation to follow, only the last position's logits are wanted; a lone forward pass gives all of them.
+    outputs = batch if workload.new_tokens else batch * sequence
+    _add_pass(rows, parts, PREFILL, tokens=batch * sequence, context=sequence, outputs=outputs, batch=batch)
+    if workload.new_tokens:
+        context = sequence + (workload.new_tokens + 1) / 2  # on average over the new tokens
+        _add_pass(rows, parts, DECODE_TOKEN, tokens=batch, context=context, outputs=batch, batch=batch)
+    passes = np.tile([workload.repeat, workload.repeat * workload.new_tokens], (len(architectures), 1))
+    return rows.table(len(architectures), passes.astype(np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Columns of many architectures, [architectures] each, and of their layers' parts, equal ones counted, [parts]."""
+
+    width: Ints
+    vocab: Ints
+    head: Ints
+    head_precision: Ints
+    embedding_precision: Ints
+    kv_precision: Ints
+    changes: Ints  # of precision along the network
+    a_owner: Ints  # attention parts: the architecture, how many, precision, channels
+    a_count: Floats
+    a_precision: Ints
+    heads: Ints
+    queries: Ints
+    keys: Ints
+    f_owner: Ints  # feed-forward parts
+    f_count: Floats
+    f_precision: Ints
+    ffn: Ints
+    gate: Ints  # 1 where a third matrix gates the first
+
+
+def _read(architectures: Sequence[Architecture]) -> _Parts:
     size = len(architectures)
 
-    def each(name: str) -> Ints:
-        return np.fromiter((getattr(architecture, name) for architecture in architectures), np.int64, size)
+    def each(values: Iterable[int], count: int = size) -> Ints:
+        return np.fromiter(values, np.int64, count)
 
-    width, head_dim, vocab = each("width"), each("head_dim"), each("vocab")
-    gated = each("gated_ffn")
-    head = np.fromiter((_HEADS[a.head] for a in architectures), np.int64, size)
-    codes = {
-        name: np.fromiter((getattr(a, name).code for a in architectures), np.int64, size)
-        for name in ("head_precision", "embedding_precision", "kv_precision")
-    }
-
-    depth = np.fromiter((len(a.layers) for a in architectures), np.int64, size)
+    depth = each(len(a.layers) for a in architectures)
     layers = list(chain.from_iterable(a.layers for a in architectures))
-    total = len(layers)
-    heads, kv_heads, ffn = (np.fromiter(map(attrgetter(name), layers), np.int64, total) for name in ("heads", "kv_heads", "ffn"))
-    attention, feed_forward = (
-        np.fromiter((part.code for part in map(attrgetter(name), layers)), np.int64, total) for name in ("attention", "feed_forward")
-    )
-    everyone = np.arange(size)
-    owner = np.repeat(everyone, depth)
-    changes = _precision_changes(attention, feed_forward, depth)
+    owner = np.repeat(np.arange(size), depth)
+    heads, kv_heads, ffn = (each(map(attrgetter(name), layers), len(layers)) for name in ("heads", "kv_heads", "ffn"))
+    attention = each((layer.attention.code for layer in layers), len(layers))
+    feed_forward = each((layer.feed_forward.code for layer in layers), len(layers))
+    head_dim, gated = each(a.head_dim for a in architectures), each(a.gated_ffn for a in architectures)
     # The two parts of a layer are counted apart: few architectures have more than one or two kinds of either.
-    a_owner, (heads, kv_heads, attention), a_count = _distinct(owner, heads, kv_heads, attention)
-    f_owner, (ffn, feed_forward), f_count = _distinct(owner, ffn, feed_forward)
-    a_width, f_width, f_gate = width[a_owner], width[f_owner], gated[f_owner]
-    queries, keys = heads * head_dim[a_owner], kv_heads * head_dim[a_owner]
+    a_owner, (heads, kv_heads, a_precision), a_count = _distinct(owner, heads, kv_heads, attention)
+    f_owner, (ffn, f_precision), f_count = _distinct(owner, ffn, feed_forward)
+    return _Parts(
+        width=each(a.width for a in architectures),
+        vocab=each(a.vocab for a in architectures),
+        head=each(_HEADS[a.head] for a in architectures),
+        head_precision=each(a.head_precision.code for a in architectures),
+        embedding_precision=each(a.embedding_precision.code for a in architectures),
+        kv_precision=each(a.kv_precision.code for a in architectures),
+        changes=_precision_changes(attention, feed_forward, depth),
+        a_owner=a_owner,
+        a_count=a_count,
+        a_precision=a_precision,
+        heads=heads,
+        queries=heads * head_dim[a_owner],
+        keys=kv_heads * head_dim[a_owner],
+        f_owner=f_owner,
+        f_count=f_count,
+        f_precision=f_precision,
+        ffn=ffn,
+        gate=gated[f_owner],
+    )
 
-    blocks: list[tuple[NDArray[np.generic] | float, ...]] = []
-    for phase in range(2 if workload.new_tokens else 1):
-        tokens = float(workload.batch * workload.sequence) if phase == 0 else float(workload.batch)
-        context = float(workload.sequence) if phase == 0 else workload.sequence + (workload.new_tokens + 1) / 2
-        # With a generation to follow only the last position's logits are wanted; a lone forward pass gives all of them.
-        outputs = tokens if not workload.new_tokens else float(workload.batch)
 
-        def add(
-            kind: str, index: Ints, times: Floats | float, precision: Ints, *, k: Ints | float, n: Ints | float, weights: Floats | Ints | float,
-            elements: Floats | Ints | float, m: float = tokens, scores: Floats | float = 0.0, flops: Floats | None = None, stage: int = phase,
-        ) -> None:  # fmt: skip
-            product = 2.0 * m * k * n if flops is None else flops
-            blocks.append((index, stage, KIND[kind], m, k, n, precision, times, product, weights, elements, scores))
+class _Rows:
+    """Rows of an op table in the making, in blocks of equal kind."""
 
-        add("embedding", everyone[vocab > 0], 1.0, codes["embedding_precision"][vocab > 0], k=0, n=width[vocab > 0], weights=0.0,
-            elements=2 * tokens * width[vocab > 0])  # fmt: skip
-        add("qkv", a_owner, a_count, attention, k=a_width, n=queries + 2 * keys, elements=tokens * (a_width + queries + 2 * keys),
-            weights=a_width * (queries + 2 * keys) * _WEIGHT_BYTES[attention])  # fmt: skip
-        # In prefill keys and values come from the product before; in decoding they come from the cache.
-        cached = 2.0 * workload.batch * context * keys * _WEIGHT_BYTES[codes["kv_precision"][a_owner]] if phase else 0.0
-        add("attention", a_owner, a_count, attention, k=queries, n=context, weights=cached, flops=4.0 * tokens * context * queries,
-            elements=tokens * (2 * queries + 2 * keys), scores=tokens * context * heads)  # fmt: skip
-        add("projection", a_owner, a_count, attention, k=queries, n=a_width, weights=a_width * queries * _WEIGHT_BYTES[attention],
-            elements=tokens * (queries + a_width))  # fmt: skip
-        # A gate makes the product twice as wide; the elementwise product behind it reads both halves and writes one.
-        add("up", f_owner, f_count, feed_forward, k=f_width, n=ffn * (1 + f_gate), elements=tokens * (f_width + ffn * (1 + 4 * f_gate)),
-            weights=f_width * ffn * (1 + f_gate) * _WEIGHT_BYTES[feed_forward])  # fmt: skip
-        add("down", f_owner, f_count, feed_forward, k=ffn, n=f_width, weights=f_width * ffn * _WEIGHT_BYTES[feed_forward],
-            elements=tokens * (ffn + f_width))  # fmt: skip
-        # One behind each part, fused with the residual: reads the branch and the stream, writes the stream and its normalised copy.
-        add("norm", a_owner, a_count, attention, k=0, n=a_width, weights=0.0, elements=4 * tokens * a_width)
-        add("norm", f_owner, f_count, feed_forward, k=0, n=f_width, weights=0.0, elements=4 * tokens * f_width)
-        for name, code in _HEADS.items():
-            index = everyone[head == code]
-            if name == "none" or not len(index):
-                continue
-            columns_out = {"lm": vocab[index], "classify": width[index], "span": np.full(len(index), 2)}[name]
-            rows = {"lm": outputs, "classify": float(workload.batch), "span": tokens}[name]
-            precision = codes["head_precision"][index]
-            add("head", index, 1.0, precision, m=rows, k=width[index], n=columns_out, elements=rows * (width[index] + columns_out),
-                weights=width[index] * columns_out * _WEIGHT_BYTES[precision])  # fmt: skip
-        index = everyone[changes > 0]
-        add("cast", index, changes[index].astype(float), np.full(len(index), Precision.INT8.code), k=0, n=width[index], weights=0.0,
-            elements=2 * tokens * width[index])  # fmt: skip
+    def __init__(self) -> None:
+        self._blocks: dict[str, list[NDArray[Any]]] = {name: [] for name in COLUMNS}
 
-    lengths = [len(np.atleast_1d(block[0])) for block in blocks]
+    def add(self, architecture: Ints, **columns: Any) -> None:
+        """A row for each of `architecture`; what is not given is 0, `flops` those of the matrix product."""
+        columns = {"count": 1.0, "k": 0.0, "weight_bytes": 0.0, "scores": 0.0, **columns}
+        columns.setdefault("flops", 2.0 * columns["m"] * columns["k"] * columns["n"])
+        columns["architecture"] = architecture
+        for name, blocks in self._blocks.items():
+            blocks.append(np.broadcast_to(np.asarray(columns[name], _DTYPES[name]), len(architecture)))
 
-    def column(position: int, kind: type[np.generic]) -> NDArray[np.generic]:
-        return np.concatenate([np.broadcast_to(np.asarray(b[position], kind), (n,)) for b, n in zip(blocks, lengths, strict=True)])
+    def table(self, size: int, passes: Floats) -> OpTable:
+        """The finished table."""
+        return OpTable(size, passes, **{name: np.concatenate(blocks) for name, blocks in self._blocks.items()})
 
-    ints = (0, 1, 2, 6)
-    passes = np.tile([workload.repeat, workload.repeat * workload.new_tokens], (size, 1)).astype(np.float64)
-    return OpTable(size, passes, *(column(i, np.int64 if i in ints else np.float64) for i in range(12)))  # type: ignore[arg-type]
+
+def _add_pass(rows: _Rows, p: _Parts, phase: int, tokens: float, context: float, outputs: float, batch: float) -> None:
+    """The kernels of one pass: `tokens` go through it and see `context` each; the head gives `outputs` rows."""
+    everyone = np.arange(len(p.width))
+    embedded = everyone[p.vocab > 0]
+    rows.add(
+        embedded, phase=phase, kind=KIND["embedding"], m=tokens, n=p.width[embedded],
+        precision=p.embedding_precision[embedded], elements=2 * tokens * p.width[embedded],
+    )  # fmt: skip
+
+    a: dict[str, Any] = {"phase": phase, "m": tokens, "precision": p.a_precision, "count": p.a_count}
+    width, bytes_each, joined = p.width[p.a_owner], _WEIGHT_BYTES[p.a_precision], p.queries + 2 * p.keys
+    rows.add(
+        p.a_owner, kind=KIND["qkv"], k=width, n=joined, weight_bytes=width * joined * bytes_each,
+        elements=tokens * (width + joined), **a,
+    )  # fmt: skip
+    # In prefill keys and values come from the product before; in decoding they come from the cache.
+    cached = 2.0 * batch * context * p.keys * _WEIGHT_BYTES[p.kv_precision[p.a_owner]]
+    rows.add(
+        p.a_owner, kind=KIND["attention"], k=p.queries, n=context, flops=4.0 * tokens * context * p.queries,
+        weight_bytes=cached if phase == DECODE_TOKEN else 0.0, elements=tokens * (2 * p.queries + 2 * p.keys),
+        scores=tokens * context * p.heads, **a,
+    )  # fmt: skip
+    rows.add(
+        p.a_owner, kind=KIND["projection"], k=p.queries, n=width, weight_bytes=width * p.queries * bytes_each,
+        elements=tokens * (p.queries + width), **a,
+    )  # fmt: skip
+    # A norm behind each part, fused with the residual: reads the branch and the stream, writes the stream and its copy.
+    rows.add(p.a_owner, kind=KIND["norm"], n=width, elements=4 * tokens * width, **a)
+
+    f: dict[str, Any] = {"phase": phase, "m": tokens, "precision": p.f_precision, "count": p.f_count}
+    width, bytes_each, up = p.width[p.f_owner], _WEIGHT_BYTES[p.f_precision], p.ffn * (1 + p.gate)
+    # The elementwise product behind a gate reads both halves and writes one.
+    rows.add(
+        p.f_owner, kind=KIND["up"], k=width, n=up, weight_bytes=width * up * bytes_each,
+        elements=tokens * (width + p.ffn * (1 + 4 * p.gate)), **f,
+    )  # fmt: skip
+    rows.add(
+        p.f_owner, kind=KIND["down"], k=p.ffn, n=width, weight_bytes=width * p.ffn * bytes_each,
+        elements=tokens * (p.ffn + width), **f,
+    )  # fmt: skip
+    rows.add(p.f_owner, kind=KIND["norm"], n=width, elements=4 * tokens * width, **f)
+
+    for head, (m, columns) in {
+        "classify": (batch, p.width),
+        "span": (tokens, np.full_like(p.width, 2)),
+        "lm": (outputs, p.vocab),
+    }.items():
+        index = everyone[p.head == _HEADS[head]]
+        k, n, precision = p.width[index], columns[index], p.head_precision[index]
+        rows.add(
+            index, phase=phase, kind=KIND["head"], m=m, k=k, n=n, precision=precision,
+            weight_bytes=k * n * _WEIGHT_BYTES[precision], elements=m * (k + n),
+        )  # fmt: skip
+    changed = everyone[p.changes > 0]
+    rows.add(
+        changed, phase=phase, kind=KIND["cast"], m=tokens, n=p.width[changed], precision=Precision.INT8.code,
+        count=p.changes[changed], elements=2 * tokens * p.width[changed],
+    )  # fmt: skip
 
 
 _HEADS = {"none": 0, "classify": 1, "span": 2, "lm": 3}
@@ -226,7 +296,8 @@ def _precision_changes(attention: Ints, feed_forward: Ints, depth: Ints) -> Ints
     before[1:] = second[:-1]
     before[starts] = False
     within = (first != second).astype(np.int64) + (first != before)
-    return np.add.reduceat(within, starts) + second[starts + depth - 1]
+    changes: Ints = np.add.reduceat(within, starts) + second[starts + depth - 1]
+    return changes
 
 
 def _distinct(owner: Ints, *columns: Ints) -> tuple[Ints, tuple[Ints, ...], Floats]:

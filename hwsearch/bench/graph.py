@@ -1,12 +1,13 @@
 """An architecture as an ONNX graph with random weights: what a runtime is timed on. No torch, no exporter.
 
-Written in plain operators at an opset that runtimes of the last years read; fusing them is the runtime's business. An int8 part is written as ONNX
-Runtime's own dynamic quantiser writes it: DynamicQuantizeLinear, MatMulInteger, and a product with the scales.
+Written in plain operators at an opset that runtimes of the last years read; fusing them is the runtime's business. An
+int8 part is written as ONNX Runtime's own dynamic quantiser writes it: DynamicQuantizeLinear, MatMulInteger, and a
+product with the scales.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -25,8 +26,8 @@ IR_VERSION = 8
 
 
 def build_graph(architecture: Architecture, workload: Workload, seed: int = 0) -> onnx.ModelProto:
-    """The first pass of `workload`: token ids [batch, sequence] in (embeddings [batch, sequence, width] without a vocabulary), logits or the last
-    hidden states out. Shapes are static.
+    """The first pass of `workload`: token ids [batch, sequence] in (embeddings [batch, sequence, width] without a
+    vocabulary), logits or the last hidden states out. Shapes are static.
 
     Raises:
         ArchitectureError: a precision that this graph has no operators for.
@@ -121,7 +122,10 @@ class _Builder:
         """Key-value heads once for each query head of their group."""
         w, group, d = self.workload, layer.heads // layer.kv_heads, self.a.head_dim
         x = self.reshape(x, [w.batch, layer.kv_heads, 1, w.sequence, d])
-        x = self.node("Expand", [x, self.constant(np.array([w.batch, layer.kv_heads, group, w.sequence, d]), f"group{layer.kv_heads}")])
+        x = self.node(
+            "Expand",
+            [x, self.constant(np.array([w.batch, layer.kv_heads, group, w.sequence, d]), f"group{layer.kv_heads}")],
+        )
         return self.reshape(x, [w.batch, layer.heads, w.sequence, d])
 
     def feed_forward(self, x: str, layer: Layer, name: str) -> str:
@@ -138,7 +142,11 @@ class _Builder:
     def norm(self, x: str, name: str) -> str:
         ones = self.constant(np.ones(self.a.width, np.float32), f"{name}.weight")
         if self.a.norm == "layernorm":
-            return self.node("LayerNormalization", [x, ones, self.constant(np.zeros(self.a.width, np.float32), f"{name}.bias")], axis=-1)
+            return self.node(
+                "LayerNormalization",
+                [x, ones, self.constant(np.zeros(self.a.width, np.float32), f"{name}.bias")],
+                axis=-1,
+            )
         squares = self.node("Pow", [x, self.constant(np.float32(2), "two")])
         mean = self.node("ReduceMean", [squares], axes=[-1], keepdims=1)
         root = self.node("Sqrt", [self.node("Add", [mean, self.constant(np.float32(1e-6), "epsilon")])])
@@ -163,11 +171,13 @@ class _Builder:
             self.quantised[x] = outputs
         q, scale, zero = self.quantised[x]
         weights = self.constant(self.rng.integers(-127, 128, (rows, columns), dtype=np.int8), f"{name}.weight")
-        product = self.node("MatMulInteger", [q, weights, zero, self.constant(np.zeros(columns, np.int8), f"{name}.zero")])
+        product = self.node(
+            "MatMulInteger", [q, weights, zero, self.constant(np.zeros(columns, np.int8), f"{name}.zero")]
+        )
         both = self.node("Mul", [scale, self.constant(np.full(columns, 1e-3, np.float32), f"{name}.scale")])
         return self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), both])
 
-    def node(self, kind: str, inputs: list[str], **attributes: object) -> str:
+    def node(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         output = f"{kind.lower()}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output

@@ -1,7 +1,8 @@
 """The machine that hwsearch runs on, as a device: measured in under a minute on first use, and remembered.
 
-A dozen whole models, encoders and decoders, fp32 and int8, a few tokens to thousands, are timed in turn; a profile is fitted on them as on any other cases.
-What is measured is kept as a latency table with what identifies the machine, so that another machine, runtime version or number of threads measures anew.
+A dozen whole models, encoders and decoders, fp32 and int8, a few tokens to thousands, are timed in turn; a profile is
+fitted on them as on any other cases. What is measured is kept as a latency table with what identifies the machine, so
+that another machine, runtime version or number of threads measures anew.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import hashlib
 import os
 import platform
 from collections.abc import Callable
+from datetime import UTC
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import platformdirs
 
-from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.bench import onnxruntime
 from hwsearch.bench.timing import Samples, take_turns
 from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
@@ -26,7 +27,6 @@ from hwsearch.files import write_text
 from hwsearch.latency.calibrate import fit_device
 from hwsearch.latency.cases import COLUMNS, Case, read_cases
 from hwsearch.precision import Precision, Scheme
-from hwsearch.workload import Workload
 
 SECONDS = 30.0
 # (block, layers, width, heads, kv_heads, head_dim, ffn, vocab, batch, sequence): spread over what students look like.
@@ -76,7 +76,9 @@ def this_machine(threads: int | None = None) -> Machine:
 
 
 def host_profile(
-    threads: int | None = None, say: Callable[[str], None] = lambda text: None, progress: Callable[[float], None] = lambda share: None
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> DeviceProfile:
     """The profile of this machine, measured now unless it was before.
 
@@ -92,7 +94,10 @@ def host_profile(
     folder = platformdirs.user_cache_path("hwsearch") / "latency_tables" / "host" / "onnxruntime" / machine.key
     table, fitted = folder / "cases.csv", folder / "profile.json"
     if not table.is_file():
-        say(f"host: measuring {machine.processor}, {machine.threads} threads, ONNX Runtime {machine.runtime}; about {SECONDS + 10:.0f} s, once")
+        say(
+            f"host: measuring {machine.processor}, {machine.threads} threads, ONNX Runtime {machine.runtime}; "
+            f"about {SECONDS + 10:.0f} s, once"
+        )
         _keep(folder, machine, measure(machine, SECONDS, progress))
     try:
         cases = read_cases(table)
@@ -118,39 +123,74 @@ def measure(machine: Machine, seconds: float, progress: Callable[[float], None])
             cases[name := f"{case.model}-{precision}"] = case
             runs[name] = onnxruntime.prepare(case.architecture(_runtime(machine)), case.workload, machine.threads)
     samples = take_turns(runs, seconds, progress)
-    return [(msgspec.structs.replace(case, latency_ms=samples[name].latency_ms), samples[name]) for name, case in cases.items()]
+    return [
+        (msgspec.structs.replace(case, latency_ms=samples[name].latency_ms), samples[name])
+        for name, case in cases.items()
+    ]
 
 
-def _case(machine: Machine, precision: Precision, block: str, layers: int, width: int, heads: int, kv_heads: int, head_dim: int, ffn: int,
-          vocab: int, batch: int, sequence: int) -> Case:  # fmt: skip
+def _case(
+    machine: Machine,
+    precision: Precision,
+    block: str,
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    ffn: int,
+    vocab: int,
+    batch: int,
+    sequence: int,
+) -> Case:
     return msgspec.convert(
         {
-            "device": "host", "runtime": "onnxruntime", "runtime_version": machine.runtime, "threads": machine.threads, "block": block,
-            "model": f"{block}-{layers}x{width}-b{batch}x{sequence}", "layers": layers, "width": width, "heads": heads, "kv_heads": kv_heads,
-            "head_dim": head_dim, "ffn": ffn, "gated_ffn": int(block == "decoder"), "vocab": vocab, "head": "lm" if vocab else "none",
-            "batch": batch, "sequence": sequence, "precision": precision.value, "latency_ms": 1.0, "statistic": "latency_ms p10",
+            "device": "host",
+            "runtime": "onnxruntime",
+            "runtime_version": machine.runtime,
+            "threads": machine.threads,
+            "block": block,
+            "model": f"{block}-{layers}x{width}-b{batch}x{sequence}",
+            "layers": layers,
+            "width": width,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "head_dim": head_dim,
+            "ffn": ffn,
+            "gated_ffn": int(block == "decoder"),
+            "vocab": vocab,
+            "head": "lm" if vocab else "none",
+            "batch": batch,
+            "sequence": sequence,
+            "precision": precision.value,
+            "latency_ms": 1.0,
+            "statistic": "latency_ms p10",
             "source": "hwsearch, measured on this machine",
         },
         Case,
-    )  # fmt: skip
+    )
 
 
 def _keep(folder: Path, machine: Machine, measured: list[tuple[Case, Samples]]) -> None:
     """The raw samples, what identifies the machine, and last the table that says the measurement is whole."""
     import io
-    from datetime import datetime, timezone
+    from datetime import datetime
 
     import tomlkit
 
     raw = {f"{case.model}-{case.precision}": samples for case, samples in measured}
     write_text(folder / "samples.json", msgspec.json.encode(raw).decode())
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_text(folder / "measured.toml", tomlkit.dumps({"kind": "measured", "date": date, **msgspec.structs.asdict(machine)}))
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    write_text(
+        folder / "measured.toml", tomlkit.dumps({"kind": "measured", "date": date, **msgspec.structs.asdict(machine)})
+    )
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for case, _ in measured:
-        writer.writerow({name: "" if value in ("", None) else value for name, value in msgspec.to_builtins(case).items()})
+        writer.writerow(
+            {name: "" if value in ("", None) else value for name, value in msgspec.to_builtins(case).items()}
+        )
     write_text(folder / "cases.csv", text.getvalue())
 
 
@@ -218,7 +258,8 @@ def _processor() -> str:
 
 
 def _cache_mib() -> float:
-    """The last-level cache's size; a share of a shared one as large as all L2 together counts where it is larger than 32 MiB."""
+    """The last-level cache's size; a share of a shared one as large as all L2 together counts where it is larger than
+    32 MiB."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text(encoding="utf-8").strip()

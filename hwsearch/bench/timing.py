@@ -1,8 +1,9 @@
 """Timing that does not fool itself.
 
-Things to be timed take turns, each round in another order, so that a slow spell of the machine hits all of them and none finds its weights in the
-cache from the run before. A latency is the low tenth of its wall times: on a machine with neighbours the median is up to three times wrong, the low
-tenth a few per cent. Process CPU time is kept beside it; every sample is.
+Things to be timed take turns, each round in another order, so that a slow spell of the machine hits all of them and
+none finds its weights in the cache from the run before. A latency is the low tenth of its wall times: on a machine with
+neighbours the median is up to three times wrong, the low tenth a few per cent. Process CPU time is kept beside it;
+every sample is.
 """
 
 from __future__ import annotations
@@ -60,7 +61,11 @@ def take_turns(
         for i in rng.permutation(len(names)):
             name = names[i]
             # A quick one is run again and again for a fair share of the time: a single run of 100 us says little.
-            repeat = 1 if not wall[name] else int(np.clip(0.2 * seconds / len(names) / ENOUGH / (min(wall[name]) / 1e3), 1, 20))
+            repeat = (
+                1
+                if not wall[name]
+                else int(np.clip(0.2 * seconds / len(names) / ENOUGH / (min(wall[name]) / 1e3), 1, 20))
+            )
             for _ in range(repeat):
                 c, t = cpu_clock(), clock()
                 runs[name]()

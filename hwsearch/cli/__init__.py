@@ -1,7 +1,8 @@
 """The command line: parses, calls one function, prints. Nothing heavy is imported before a command runs.
 
-`hwsearch --device X --budget 280ms` is short for `hwsearch search --device X --budget 280ms`: the group puts the default command in front of
-arguments that begin with an option that is not its own, and keeps "did you mean" for a mistyped command.
+`hwsearch --device X --budget 280ms` is short for `hwsearch search --device X --budget 280ms`: the group puts the
+default command in front of arguments that begin with an option that is not its own, and keeps "did you mean" for a
+mistyped command.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Commands(click.Group):
             args = [DEFAULT_COMMAND, *args]
         return super().parse_args(ctx, args)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0] if args else ""
         if name not in self.commands:
             near = difflib.get_close_matches(name, self.commands, 1)
@@ -49,7 +52,8 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 an error, 2 wrong usage, 3 nothing fits; errors take one line on stderr."""
+    """Run the command line and exit: 0 done, 1 an error, 2 wrong usage, 3 nothing fits; errors take one line on
+    stderr."""
     try:
         status = cli.main(arguments, prog_name="hwsearch", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -15,19 +15,28 @@ if TYPE_CHECKING:
     from hwsearch.architecture import Architecture
     from hwsearch.device import DeviceProfile, Runtime
 
-device_option = click.option("--device", required=True, help="Name, alias or TOML file of a device; 'hwsearch devices' lists them.")
+device_option = click.option(
+    "--device", required=True, help="Name, alias or TOML file of a device; 'hwsearch devices' lists them."
+)
 runtime_option = click.option("--runtime", help="Runtime on the device; the profile's first by default.")
 workload_options = (
     click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences at once."),
     click.option("--sequence", type=click.IntRange(1), default=128, show_default=True, help="Tokens of one input."),
-    click.option("--new-tokens", type=click.IntRange(0), default=0, show_default=True, help="Tokens generated after it."),
+    click.option(
+        "--new-tokens", type=click.IntRange(0), default=0, show_default=True, help="Tokens generated after it."
+    ),
     click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="How many in a row."),
 )
 
 
 @click.command()
 @device_option
-@click.option("--architecture", "file", type=click.Path(path_type=Path), help="JSON file of an architecture, in place of the options below.")
+@click.option(
+    "--architecture",
+    "file",
+    type=click.Path(path_type=Path),
+    help="JSON file of an architecture, in place of the options below.",
+)
 @click.option("--block", type=click.Choice(["encoder", "decoder"]), default="encoder", show_default=True)
 @click.option("--layers", type=click.IntRange(1))
 @click.option("--width", type=click.IntRange(1))
@@ -38,12 +47,22 @@ workload_options = (
 @click.option("--gated-ffn", is_flag=True, help="A third feed-forward matrix gates the first.")
 @click.option("--vocab", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--head", type=click.Choice(["none", "classify", "span", "lm"]), default="none", show_default=True)
-@click.option("--precision", help="As int8, int8*6,fp16*2 or int8/fp16*8 (attention/feed-forward); the widest float by default.")
+@click.option(
+    "--precision", help="As int8, int8*6,fp16*2 or int8/fp16*8 (attention/feed-forward); the widest float by default."
+)
 @runtime_option
 @click.option("--power-mode", help="The profile's first by default.")
 @click.option("--threads", type=click.IntRange(1), help="The profile's by default.")
 @json_option
-def latency(device: str, runtime: str | None, power_mode: str | None, threads: int | None, file: Path | None, as_json: bool, **options: Any) -> None:
+def latency(
+    device: str,
+    runtime: str | None,
+    power_mode: str | None,
+    threads: int | None,
+    file: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """The latency of one architecture on a device, with its interval and where it goes."""
     from hwsearch.latency.estimator import Estimator
     from hwsearch.units import format_ms
@@ -60,7 +79,8 @@ def latency(device: str, runtime: str | None, power_mode: str | None, threads: i
         return
     out = console()
     out.print(f"{architecture.id} on {target}: {workload}")
-    certainty = f"{found.source}, {'extrapolated' if found.extrapolated else 'inside measured shapes'} ({found.covered:.0%} covered)"
+    where = "extrapolated" if found.extrapolated else "inside measured shapes"
+    certainty = f"{found.source}, {where} ({found.covered:.0%} covered)"
     interval = f"90 % interval {format_ms(found.low_ms)} to {format_ms(found.high_ms)}"
     out.print(f"[bold]{format_ms(found.median_ms)}[/bold]   {interval}   {certainty}")
     from rich.table import Table
@@ -80,7 +100,9 @@ for option in reversed(workload_options):
 @click.command()
 @device_option
 @click.option("--cases", "file", type=click.Path(path_type=Path), required=True, help="CSV of measured latencies.")
-@click.option("--leave-one-model-out", "unseen", is_flag=True, help="Price each model by a fit on the rows of the others.")
+@click.option(
+    "--leave-one-model-out", "unseen", is_flag=True, help="Price each model by a fit on the rows of the others."
+)
 @json_option
 def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
     """How wrong is a profile on measured cases?"""
@@ -97,13 +119,29 @@ def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(title="priced by a fit that has not seen the model" if unseen else None, box=None)
-    for column in ("device", "runtime", "precision", "n", "mean error", "within 10 %", "rank corr.", "in 90 % interval", "width"):
+    for column in (
+        "device",
+        "runtime",
+        "precision",
+        "n",
+        "mean error",
+        "within 10 %",
+        "rank corr.",
+        "in 90 % interval",
+        "width",
+    ):
         table.add_column(column, justify="left" if column in ("device", "runtime", "precision") else "right")
     rows: list[tuple[tuple[str, str, str], Any]] = list(result.groups().items())
     if (overall := result.scores()) is not None:
         rows.append((("all", "", ""), overall))
     for names_of_group, s in rows:
-        numbers = (f"{s.mape:.1%}", f"{s.within_10:.0%}", f"{s.spearman:.3f}", f"{s.coverage_90:.0%}", f"{s.width_90:.0%}")
+        numbers = (
+            f"{s.mape:.1%}",
+            f"{s.within_10:.0%}",
+            f"{s.spearman:.3f}",
+            f"{s.coverage_90:.0%}",
+            f"{s.width_90:.0%}",
+        )
         table.add_row(*names_of_group, str(s.n), *numbers)
     console().print(table)
 
@@ -111,8 +149,18 @@ def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
 @click.command()
 @device_option
 @runtime_option
-@click.option("--from-cases", "file", type=click.Path(path_type=Path), required=True, help="CSV of measured latencies of whole models.")
-@click.option("--to", type=click.Path(path_type=Path), help="Folder to write the profile to; by default that of your own profiles.")
+@click.option(
+    "--from-cases",
+    "file",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="CSV of measured latencies of whole models.",
+)
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    help="Folder to write the profile to; by default that of your own profiles.",
+)
 @json_option
 def profile(device: str, runtime: str | None, file: Path, to: Path | None, as_json: bool) -> None:
     """Fit a device's profile on measured latencies of whole models."""
@@ -124,9 +172,13 @@ def profile(device: str, runtime: str | None, file: Path, to: Path | None, as_js
     facts = load_profile(template)
     cases = read_cases(file)
     if runtime is not None and runtime not in facts.runtimes:
-        raise ProfileError(f"no runtime {runtime!r} in {template} (have: {', '.join(facts.runtimes)}); add its facts there first")
+        raise ProfileError(
+            f"no runtime {runtime!r} in {template} (have: {', '.join(facts.runtimes)}); add its facts there first"
+        )
     if not any(matches(case, facts) and runtime in (None, case.runtime) for case in cases):
-        raise HwsearchError(f"{file} has no row of {facts.name!r}{f' with runtime {runtime!r}' if runtime else ''}; nothing to fit")
+        raise HwsearchError(
+            f"{file} has no row of {facts.name!r}{f' with runtime {runtime!r}' if runtime else ''}; nothing to fit"
+        )
     fitted = fit_device(facts, cases, file.name, only=runtime)
     target = (to or user_folder()) / template.name
     save_profile(fitted, template, target)
@@ -161,8 +213,15 @@ def devices(name: str | None, as_json: bool) -> None:
     for column in ("device", "also", "runtimes (rows measured)", "how it is known"):
         table.add_column(column)
     for found in profiles:
-        runtimes = ", ".join(f"{name} ({runtime.fit.rows if runtime.fit else 0})" for name, runtime in found.runtimes.items())
-        table.add_row(found.name, ", ".join(found.aliases), runtimes, "measured here" if found.board_at_hand else "published rows, no board at hand")
+        runtimes = ", ".join(
+            f"{name} ({runtime.fit.rows if runtime.fit else 0})" for name, runtime in found.runtimes.items()
+        )
+        table.add_row(
+            found.name,
+            ", ".join(found.aliases),
+            runtimes,
+            "measured here" if found.board_at_hand else "published rows, no board at hand",
+        )
     table.add_row(HOST, "", "onnxruntime", "measured on first use, in under a minute")
     console().print(table)
 
@@ -192,7 +251,9 @@ def _build(runtime: Runtime, **options: Any) -> Architecture:
         block=options["block"],
         width=options["width"],
         head_dim=options["head_dim"] or max(1, options["width"] // options["heads"]),
-        layers=uniform_layers(options["layers"], options["heads"], options["kv_heads"] or options["heads"], options["ffn"], plan),
+        layers=uniform_layers(
+            options["layers"], options["heads"], options["kv_heads"] or options["heads"], options["ffn"], plan
+        ),
         gated_ffn=options["gated_ffn"],
         norm="rmsnorm" if options["gated_ffn"] else "layernorm",
         vocab=options["vocab"],
@@ -207,7 +268,9 @@ def _check_precisions(architecture: Architecture, profile: DeviceProfile, name: 
     runs = profile.runtimes[name].precisions
     used = {precision for layer in architecture.layers for precision in (layer.attention, layer.feed_forward)}
     if foreign := sorted(map(str, used - set(runs))):
-        raise ArchitectureError(f"{name} on {profile.name} runs {', '.join(map(str, runs))}; the architecture wants {', '.join(foreign)}")
+        raise ArchitectureError(
+            f"{name} on {profile.name} runs {', '.join(map(str, runs))}; the architecture wants {', '.join(foreign)}"
+        )
 
 
 def _describe(profile: DeviceProfile) -> None:
@@ -220,10 +283,16 @@ def _describe(profile: DeviceProfile) -> None:
     facts = Table(box=None, title="facts", title_justify="left")
     for column in ("", "value", "source"):
         facts.add_column(column)
-    for label, figure in (("cache MiB", profile.cache_mib), ("memory MiB", profile.memory_mib), *((f"peak {k}", v) for k, v in profile.peaks.items())):
+    for label, figure in (
+        ("cache MiB", profile.cache_mib),
+        ("memory MiB", profile.memory_mib),
+        *((f"peak {k}", v) for k, v in profile.peaks.items()),
+    ):
         facts.add_row(label, f"{figure.value:g}", figure.source)
     for mode, speed in profile.power_modes.items():
-        facts.add_row(f"mode {mode}", f"compute x{speed.compute.value:g}, memory x{speed.bandwidth.value:g}", speed.compute.source)
+        facts.add_row(
+            f"mode {mode}", f"compute x{speed.compute.value:g}, memory x{speed.bandwidth.value:g}", speed.compute.source
+        )
     out.print(facts)
     out.print(_evidence(profile))
     for name, runtime in profile.runtimes.items():

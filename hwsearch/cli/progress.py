@@ -41,12 +41,19 @@ class Progress:
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bars
 
-            columns = (TextColumn("{task.description:<20}"), BarColumn(32), TextColumn("{task.percentage:>4.0f} %"), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description:<20}"),
+                BarColumn(32),
+                TextColumn("{task.percentage:>4.0f} %"),
+                TimeElapsedColumn(),
+            )
             self._rich = Bars(*columns, TextColumn("{task.fields[left]}"), console=Console(stderr=True), transient=True)
             self._rich.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._rich is not None:
             self._rich.stop()
 

@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from hwsearch.search.run import Run
     from hwsearch.units import Budget
 
-BULK = {"batch": 64, "sequence": 128, "new_tokens": 0, "repeat": 256}  # the embedded teacher's job: 16,384 chunks of 128 tokens
+BULK = {
+    "batch": 64,
+    "sequence": 128,
+    "new_tokens": 0,
+    "repeat": 256,
+}  # the embedded teacher's job: 16,384 chunks of 128 tokens
 LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 
 
-class BudgetType(click.ParamType):
+class BudgetType(click.ParamType):  # type: ignore[type-arg]
     """A time with its unit, or a share of the teacher's latency."""
 
     name = "budget"
@@ -36,7 +41,7 @@ class BudgetType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType):  # type: ignore[type-arg]
     """Whole numbers: "4-8" or "128,192"."""
 
     name = "numbers"
@@ -56,9 +61,15 @@ class Numbers(click.ParamType):
 @click.command(short_help="Find the best student inside the budget (the main job; the word may be left out).")
 @click.option("--device", required=True, help="Name, alias or TOML file of a device; 'hwsearch devices' lists them.")
 @click.option("--budget", type=BudgetType(), required=True, help="As 280ms, 1.5s, or 0.25x of the teacher's latency.")
-@click.option("--teacher", help="Folder of a causal language model (Llama, Qwen2, Mistral); the embedded one by default.")
-@click.option("--data", type=click.Path(path_type=Path), help="Text to distil on; the Python standard library by default.")
-@click.option("--eval", "held_out", type=click.Path(path_type=Path), help="Text to judge on; a part of --data by default.")
+@click.option(
+    "--teacher", help="Folder of a causal language model (Llama, Qwen2, Mistral); the embedded one by default."
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Text to distil on; the Python standard library by default."
+)
+@click.option(
+    "--eval", "held_out", type=click.Path(path_type=Path), help="Text to judge on; a part of --data by default."
+)
 @click.option("--runtime", help="On the device; the profile's first by default.")
 @click.option("--power-mode", help="Of the device; the profile's first by default.")
 @click.option("--threads", type=click.IntRange(1), help="Of the runtime on the device; the profile's by default.")
@@ -71,12 +82,22 @@ class Numbers(click.ParamType):
 @click.option("--heads", type=Numbers(), help="Head counts to choose from.")
 @click.option("--ffn", type=Numbers(), help="Feed-forward sizes to choose from.")
 @click.option("--precision", help="Precisions of a layer's parts to choose from, as fp16,int8.")
-@click.option("--min-quality", type=click.FloatRange(0, 1), help="Least retention of the teacher's accuracy; the fastest that has it is chosen.")
+@click.option(
+    "--min-quality",
+    type=click.FloatRange(0, 1),
+    help="Least retention of the teacher's accuracy; the fastest that has it is chosen.",
+)
 @click.option("--max-size-mib", type=click.FloatRange(0, min_open=True), help="Limit of the stored weights.")
 @click.option("--max-memory-mib", type=click.FloatRange(0, min_open=True), help="Limit of weights and activations.")
 @click.option("--trials", type=click.IntRange(1), default=18, show_default=True, help="Students to try.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin no new trial after this time.")
-@click.option("--steps", type=click.IntRange(4), default=150, show_default=True, help="Training steps of a trial; finalists get 6.7 times as many.")
+@click.option(
+    "--steps",
+    type=click.IntRange(4),
+    default=150,
+    show_default=True,
+    help="Training steps of a trial; finalists get 6.7 times as many.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; reports/<what it is> by default.")
 @click.option("--dry-run", is_flag=True, help="Price the teacher and the space, and stop.")
@@ -105,7 +126,16 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         with Progress() as progress:
             progress.say(f"workload: {wishes.workload}, {wishes.workload.tokens:,} tokens")
             folder, document = run_search(
-                profile, target, wishes, spec, workers, progress, _deliver(workers, profile.note), out, str(budget), dry_run
+                profile,
+                target,
+                wishes,
+                spec,
+                workers,
+                progress,
+                _deliver(workers, profile.note),
+                out,
+                str(budget),
+                dry_run,
             )
     except NothingFits as miss:
         if as_json:
@@ -129,7 +159,9 @@ def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:
     given = {name: options[name] for name in LONE if options[name] is not None}
     workload = BULK if not given and not options["teacher"] else {**LONE, **given}
     try:
-        precisions = tuple(Precision(name.strip()) for name in options["precision"].split(",")) if options["precision"] else None
+        precisions = (
+            tuple(Precision(name.strip()) for name in options["precision"].split(",")) if options["precision"] else None
+        )
     except ValueError as error:
         raise click.UsageError(f"precisions are {', '.join(map(str, Precision))}: {error}") from None
     names = ("trials", "steps", "seed", "minutes", "min_quality", "max_size_mib", "max_memory_mib")
@@ -214,7 +246,9 @@ def export(folder: Path, trial: int | None, to: Path, form: str, as_json: bool) 
             raise RunError(f"{folder} has no chosen student; name one with --trial")
         trial = int(document["chosen"]["trial"])
     study = Study(folder / "study.db", document["study"])
-    found: dict[int, Result] = {r.result.trial: r.result for r in study.records() if r.result is not None and r.result.trial is not None}
+    found: dict[int, Result] = {
+        r.result.trial: r.result for r in study.records() if r.result is not None and r.result.trial is not None
+    }
     study.close()
     if trial not in found:
         raise RunError(f"{folder} has no finished trial {trial} (have: {', '.join(map(str, sorted(found)))})")
@@ -223,7 +257,9 @@ def export(folder: Path, trial: int | None, to: Path, form: str, as_json: bool) 
     spec = msgspec.convert(stored_json(folder / "run.json")["spec"], TaskSpec)
     export_student(load_teacher(spec.teacher or None), spec.scheme, found[trial].architecture, state, to)
     if as_json:
-        print_json({"trial": trial, "architecture": found[trial].architecture.to_json(), "format": form, "folder": str(to)})
+        print_json(
+            {"trial": trial, "architecture": found[trial].architecture.to_json(), "format": form, "folder": str(to)}
+        )
     else:
         console().print(f"{found[trial].architecture.id} written to {to}")
 

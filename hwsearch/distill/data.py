@@ -1,11 +1,11 @@
 """Text to distil on, in three splits.
 
-Candidates train on *train*, are compared on *select*, and *report* is touched once, after the choice; a student chosen on
-the text that it is judged on looks better than it is. The split goes by document group (a module of the standard library
-together with its tests, a block of a text file), never by chunk, because neighbouring chunks share their names.
+Candidates train on *train*, are compared on *select*, and *report* is touched once, after the choice; a student chosen
+on the text that it is judged on looks better than it is. The split goes by document group (a module of the standard
+library together with its tests, a block of a text file), never by chunk, because neighbouring chunks share their names.
 
-The built-in corpus is the source code of the running Python's standard library: every machine that runs hwsearch has it.
-Membership of a split is a hash of the module's name, so that it does not move with the Python version and the
+The built-in corpus is the source code of the running Python's standard library: every machine that runs hwsearch has
+it. Membership of a split is a hash of the module's name, so that it does not move with the Python version and the
 embedded teacher has never seen *select* or *report*.
 """
 
@@ -117,7 +117,8 @@ def text_files(data: Path, held_out: Path | None = None) -> Corpus:
     for split, found in texts.items():
         if not found:
             raise DataError(
-                f"{data}: too little text for a {split} split; at least {20 * BLOCK_CHARACTERS // 1000} kB are needed, or a file of its own: --eval FILE"
+                f"{data}: too little text for a {split} split; at least {20 * BLOCK_CHARACTERS // 1000} kB are needed, "
+                "or a file of its own: --eval FILE"
             )
     return Corpus(data.name, {split: tuple(found) for split, found in texts.items()})
 
@@ -143,15 +144,19 @@ def _blocks(path: Path) -> list[str]:
     return blocks
 
 
-def draw_chunks(texts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, count: int, sequence: int, seed: int | None) -> NDArray[np.int64]:
-    """Up to `count` chunks of `sequence` + 1 tokens, [chunks, sequence + 1]: neighbours share one token, the label of one and the input of the next.
+def draw_chunks(
+    texts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, count: int, sequence: int, seed: int | None
+) -> NDArray[np.int64]:
+    """Up to `count` chunks of `sequence` + 1 tokens, [chunks, sequence + 1]: neighbours share one token, the label of
+    one and the input of the next.
 
     Args:
         texts: documents to draw from.
         tokenizer: of the teacher.
         count: how many at most.
         sequence: tokens of an input.
-        seed: of the order in which documents are taken until there are enough; None takes chunks evenly from all of them.
+        seed: of the order in which documents are taken until there are enough; None takes chunks evenly from all of
+            them.
 
     Raises:
         DataError: the texts do not fill a single chunk.
@@ -169,7 +174,10 @@ def draw_chunks(texts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, coun
     stream = token_stream(texts, tokenizer)
     total = (len(stream) - 1) // sequence
     if total < 1:
-        raise DataError(f"the text fills no chunk of {sequence} tokens ({len(stream)} tokens in all); give more text or a shorter --sequence")
+        raise DataError(
+            f"the text fills no chunk of {sequence} tokens ({len(stream)} tokens in all); "
+            "give more text or a shorter --sequence"
+        )
     if seed is None:
         places = np.linspace(0, total - 1, min(count, total)).astype(int)
     else:

@@ -1,7 +1,7 @@
 """Model families, as data: which axis of which weight is width, head, key-value head, feed-forward unit or vocabulary.
 
-Everything that cuts a student out of a teacher goes through this table; a family that shares Llama's layout is one more name in it. Students
-are stock configurations of the teacher's own class.
+Everything that cuts a student out of a teacher goes through this table; a family that shares Llama's layout is one more
+name in it. Students are stock configurations of the teacher's own class.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ LLAMA = Family(
     model_types=("llama", "qwen2", "mistral"),
     norm="rmsnorm",
     gated_ffn=True,
-    shared={"model.embed_tokens.weight": ("vocab", "width"), "model.norm.weight": ("width",), "lm_head.weight": ("vocab", "width")},
+    shared={
+        "model.embed_tokens.weight": ("vocab", "width"),
+        "model.norm.weight": ("width",),
+        "lm_head.weight": ("vocab", "width"),
+    },
     layer={
         "input_layernorm.weight": ("width",),
         "self_attn.q_proj.weight": ("head", "width"),
@@ -90,7 +94,9 @@ def family_of(config: PretrainedConfig) -> Family:
         if config.model_type in family.model_types:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise TeacherError(f"teachers are causal language models of the types {known}; this checkpoint is a {config.model_type!r}")
+    raise TeacherError(
+        f"teachers are causal language models of the types {known}; this checkpoint is a {config.model_type!r}"
+    )
 
 
 def head_dim_of(config: PretrainedConfig) -> int:

@@ -1,10 +1,11 @@
 """What the teacher's parts carry: what slices keep, and how they make up for what they drop.
 
 Collected in one pass over a few hundred chunks:
-- importance of heads and feed-forward units, first-order Taylor (Molchanov et al. 2019, arXiv:1906.10771): the loss changes by about the sum of
-  activation times gradient when an activation is set to zero;
+- importance of heads and feed-forward units, first-order Taylor (Molchanov et al. 2019, arXiv:1906.10771): the loss
+  changes by about the sum of activation times gradient when an activation is set to zero;
 - second moments of the normalised residual stream, whose principal directions a narrower student keeps;
-- second moments of what the output projections read, with which the kept heads and units take over for the dropped ones.
+- second moments of what the output projections read, with which the kept heads and units take over for the dropped
+  ones.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ class Importance:
     Attributes:
         heads: importance of the query heads, [layers, heads].
         ffn: importance of the feed-forward units, [layers, ffn].
-        stream: second moments of the residual stream at the input of each norm, divided by its root mean square, by the norm's name,
-            [width, width] each, trace = width.
-        attention, feed_forward: second moments of the inputs of the output projections, a layer each, [channels, channels].
+        stream: second moments of the residual stream at the input of each norm, divided by its root mean square, by the
+            norm's name, [width, width] each, trace = width.
+        attention, feed_forward: second moments of the inputs of the output projections, a layer each, [channels,
+            channels].
     """
 
     heads: Tensor

@@ -61,7 +61,8 @@ class Facts(msgspec.Struct, frozen=True):
         corpus: what the text is called.
         quality: the teacher's next-token accuracy on *select*.
         layers: the best layers to keep, by depth.
-        sensitivities: KL to itself of the teacher with one part in int8, a pair (attention, feed-forward) for each layer.
+        sensitivities: KL to itself of the teacher with one part in int8, a pair (attention, feed-forward) for each
+            layer.
         blocks: of the teacher's outputs.
     """
 
@@ -126,5 +127,6 @@ class ProxyScore(msgspec.Struct, frozen=True):
 
 
 def work_of(architecture: Architecture, steps: int) -> float:
-    """How much work training is: parameters that every token goes through times steps, with a floor for what no size saves."""
+    """How much work training is: parameters that every token goes through times steps, with a floor for what no size
+    saves."""
     return (architecture.parameters + 150_000.0) * steps

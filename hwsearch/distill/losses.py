@@ -1,13 +1,16 @@
 """The distillation loss, fused with the output head.
 
-A vocabulary is the widest thing in a small student: with 2,048 tokens of 2,048 logits the loss costs more than the network when it is written as
-a chain of PyTorch operations, each of them through 16 MB of memory. Here the head's product, the softmax, the loss and its gradient go through a few
-hundred positions at a time, in cache, forward and backward at once (as fused linear cross-entropy kernels do on GPUs, Hsu et al. 2024,
-arXiv:2410.10989); a step is 2 to 4 times faster.
+A vocabulary is the widest thing in a small student: with 2,048 tokens of 2,048 logits the loss costs more than the
+network when it is written as a chain of PyTorch operations, each of them through 16 MB of memory. Here the head's
+product, the softmax, the loss and its gradient go through a few hundred positions at a time, in cache, forward and
+backward at once (as fused linear cross-entropy kernels do on GPUs, Hsu et al. 2024, arXiv:2410.10989); a step is 2 to 4
+times faster.
 
-The teacher's distribution is kept as its k largest probabilities and the rest as one mass. With p over top-k set K and r = 1 - sum p,
+The teacher's distribution is kept as its k largest probabilities and the rest as one mass. With p over top-k set K and
+r = 1 - sum p,
     KL = sum_K p log(p / q) + r log(r / q_rest),   q_rest = 1 - sum_K q
-which is the divergence of the two distributions after merging everything outside K: a lower bound of the full one, zero where they agree.
+which is the divergence of the two distributions after merging everything outside K: a lower bound of the full one, zero
+where they agree.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ def head_kl(hidden: Tensor, weight: Tensor, indices: Tensor, probabilities: Tens
 
 
 def positionwise_kl(hidden: Tensor, weight: Tensor, indices: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(teacher || student) of each position and the student's most likely token, both of shape [positions]; arguments as of `head_kl`."""
+    """KL(teacher || student) of each position and the student's most likely token, both of shape [positions]; arguments
+    as of `head_kl`."""
     losses, best = [], []
     for start in range(0, len(hidden), POSITIONS):
         part = slice(start, start + POSITIONS)
@@ -80,7 +84,7 @@ class _HeadKL(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         scale = d_loss / ctx.count
         return d_hidden * scale, d_weight * scale, None, None

@@ -1,8 +1,9 @@
 """Score an architecture by a short distillation from teacher slices.
 
-What makes a short run rank as a long one does (measured; `benchmarks/` and CONTRIBUTING have the figures): it starts from importance-sorted slices, it keeps
-the long run's constant learning rate and data order, it is judged on one fixed held-out set, and its loss is extrapolated by one doubling of the
-steps, because curves of small and large students cross. A longer run of the same student goes on where the short one stopped.
+What makes a short run rank as a long one does (measured; `benchmarks/` and CONTRIBUTING have the figures): it starts
+from importance-sorted slices, it keeps the long run's constant learning rate and data order, it is judged on one fixed
+held-out set, and its loss is extrapolated by one doubling of the steps, because curves of small and large students
+cross. A longer run of the same student goes on where the short one stopped.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Student:
         plan = StudentPlan(architecture, layers or task.layers[architecture.depth])
         self.task, self.architecture = task, architecture
         self.model: PreTrainedModel = (
-            build_student(teacher, plan, task.importance) if fresh is None else random_student(teacher, architecture, fresh)
+            build_student(teacher, plan, task.importance)
+            if fresh is None
+            else random_student(teacher, architecture, fresh)
         )
         quantise_layers(self.model.get_submodule("model.layers").children(), architecture, task.scheme)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.recipe.rate, betas=(0.9, 0.98))
@@ -62,11 +65,17 @@ class Student:
         self.curve: list[tuple[int, float]] = []
 
     def train(
-        self, until: int, advance: Callable[[int], None] | None = None, cool_from: int | None = None, end: int | None = None
+        self,
+        until: int,
+        advance: Callable[[int], None] | None = None,
+        cool_from: int | None = None,
+        end: int | None = None,
     ) -> None:
-        """Train up to step `until`; `advance` is told of every step. From step `cool_from` on the rate falls linearly, to zero at `end`."""
+        """Train up to step `until`; `advance` is told of every step. From step `cool_from` on the rate falls linearly,
+        to zero at `end`."""
         recipe, started = self.task.recipe, time.perf_counter()
         trunk, head = self.model.get_submodule("model"), self.model.get_submodule("lm_head")
+        assert isinstance(head.weight, Tensor)
         self.model.train()
         while self.step < until:
             for group in self.optimizer.param_groups:
@@ -91,7 +100,9 @@ class Student:
         """The chunks of this step: every pass over the data in an order of its own, the same for all students."""
         count, batch = len(self.task.chunks), self.task.recipe.batch
         places = np.arange(self.step * batch, (self.step + 1) * batch)
-        orders = {p: np.random.default_rng((self.task.recipe.seed, int(p))).permutation(count) for p in set(places // count)}
+        orders = {
+            p: np.random.default_rng((self.task.recipe.seed, int(p))).permutation(count) for p in set(places // count)
+        }
         return np.array([orders[place // count][place % count] for place in places])
 
     def evaluate(self, held_out: HeldOut) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -158,10 +169,14 @@ def load_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         return state
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise RunError(f"cannot read the student's state {path}: {str(error).splitlines()[0]}; delete it to train it anew") from error
+        raise RunError(
+            f"cannot read the student's state {path}: {str(error).splitlines()[0]}; delete it to train it anew"
+        ) from error
 
 
-def evaluate(model: PreTrainedModel, chunks: NDArray[np.int64], outputs: Outputs) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def evaluate(
+    model: PreTrainedModel, chunks: NDArray[np.int64], outputs: Outputs
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """KL to the teacher summed over each chunk, and next tokens that are right, both of shape [chunks]."""
     trunk, head = model.get_submodule("model"), model.get_submodule("lm_head")
     assert isinstance(head.weight, Tensor)
@@ -185,8 +200,8 @@ def divergence(model: PreTrainedModel, chunks: NDArray[np.int64], outputs: Outpu
 
 
 def extrapolate(curve: list[tuple[int, float]]) -> float:
-    """The loss after twice the steps, a straight line in log-log through the last point and the one nearest to half its steps; the last loss
-    itself while there are no two points.
+    """The loss after twice the steps, a straight line in log-log through the last point and the one nearest to half its
+    steps; the last loss itself while there are no two points.
     """
     step, loss = curve[-1]
     earlier = [(s, value) for s, value in curve[:-1] if s > 0]
@@ -200,7 +215,8 @@ def extrapolate(curve: list[tuple[int, float]]) -> float:
 def bootstrap(
     hits: NDArray[np.int64], teacher_hits: NDArray[np.int64], tokens: int
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """(value, low, high) of accuracy and of retention, resampling chunks, student and teacher together; 90 % intervals."""
+    """(value, low, high) of accuracy and of retention, resampling chunks, student and teacher together; 90 %
+    intervals."""
     rows = np.random.default_rng(0).integers(0, len(hits), (RESAMPLES, len(hits)))
     resampled, teacher = hits[rows].sum(1), teacher_hits[rows].sum(1)
     accuracy = resampled / (tokens * len(hits))

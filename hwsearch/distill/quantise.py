@@ -1,7 +1,8 @@
 """Fake quantisation: what the runtime will do to a layer's numbers, inside the training graph.
 
-PyTorch's own fake-quantise kernels round to the runtime's grid and let gradients through inside the range (straight-through, Bengio et al. 2013,
-arXiv:1308.3432). Which grid is the `Scheme`'s: a static range is a running maximum over the training batches, a dynamic one is taken from each tensor.
+PyTorch's own fake-quantise kernels round to the runtime's grid and let gradients through inside the range
+(straight-through, Bengio et al. 2013, arXiv:1308.3432). Which grid is the `Scheme`'s: a static range is a running
+maximum over the training batches, a dynamic one is taken from each tensor.
 """
 
 from __future__ import annotations
@@ -85,14 +86,14 @@ def restore(model: nn.Module) -> None:
     """Make every quantised layer of a model a float one again, in place."""
     for module in model.modules():
         if isinstance(module, QuantisedLinear):
-            module.__class__ = nn.Linear
+            module.__class__ = nn.Linear  # type: ignore[assignment]
             for name in ("low", "high"):
                 module._buffers.pop(name, None)
 
 
 def quantise_layers(layers: Iterable[nn.Module], architecture: Architecture, scheme: Scheme) -> None:
-    """Quantise the parts of a student's layers that `architecture` has in int8, in place. Float parts stay in float32: fp16's rounding is three
-    orders of magnitude finer than int8's.
+    """Quantise the parts of a student's layers that `architecture` has in int8, in place. Float parts stay in float32:
+    fp16's rounding is three orders of magnitude finer than int8's.
     """
     for module, layer in zip(layers, architecture.layers, strict=True):
         for names, precision in ((ATTENTION_LINEARS, layer.attention), (FEED_FORWARD_LINEARS, layer.feed_forward)):

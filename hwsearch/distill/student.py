@@ -1,12 +1,15 @@
-"""A student cut out of the teacher: the layers, directions, heads and units that matter most, in the teacher's own class.
+"""A student cut out of the teacher: the layers, directions, heads and units that matter most, in the teacher's own
+class.
 
 - Layers are chosen together, by the loss of the teacher with the others left out.
-- Width: the residual stream is rotated to its principal directions and the first are kept (Ashkboos et al. 2024, SliceGPT, arXiv:2401.15024). A
-  root-mean-square norm does not see a rotation once its weights are folded into the matrices behind it; the last one's are folded into the
-  output head, which therefore parts from the embedding.
-- Heads and units: the most important are kept, and their output projections solve a ridge regression for the contribution of all.
+- Width: the residual stream is rotated to its principal directions and the first are kept (Ashkboos et al. 2024,
+  SliceGPT, arXiv:2401.15024). A root-mean-square norm does not see a rotation once its weights are folded into the
+  matrices behind it; the last one's are folded into the output head, which therefore parts from the embedding.
+- Heads and units: the most important are kept, and their output projections solve a ridge regression for the
+  contribution of all.
 
-Slicing to the teacher's own shape gives the teacher's own outputs, exactly: an axis that keeps everything is not touched.
+Slicing to the teacher's own shape gives the teacher's own outputs, exactly: an axis that keeps everything is not
+touched.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +65,8 @@ def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Impor
     """The student of `plan`, in float32, cut out of the teacher.
 
     Raises:
-        ArchitectureError: the plan has more of anything than the teacher, head counts that do not fit the teacher's groups, or a narrower
-            residual stream with a tied head.
+        ArchitectureError: the plan has more of anything than the teacher, head counts that do not fit the teacher's
+            groups, or a narrower residual stream with a tied head.
     """
     family = family_of(teacher.config)
     kept = _kept(teacher, plan, importance)
@@ -72,7 +75,11 @@ def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Impor
     student = empty_student(teacher, plan.architecture)
     for name in student.state_dict():
         layer, axes = family.axes(name)
-        origin = name if layer is None else name.replace(f"{family.prefix}{layer}.", f"{family.prefix}{plan.layers[layer]}.", 1)
+        origin = (
+            name
+            if layer is None
+            else name.replace(f"{family.prefix}{layer}.", f"{family.prefix}{plan.layers[layer]}.", 1)
+        )
         weight = source[origin]
         for position, axis in enumerate(axes):
             indices = kept.get(f"{axis}.{layer}")
@@ -98,7 +105,8 @@ def empty_student(teacher: PreTrainedModel, architecture: Architecture) -> PreTr
     if not architecture.uniform:
         raise ArchitectureError(f"stock Transformers loads layers of one shape alone; got {architecture.id}")
     student: PreTrainedModel = type(teacher)(config_of(architecture, teacher.config))
-    return student.float()
+    student.float()
+    return student
 
 
 def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -> dict[str, Tensor]:
@@ -118,9 +126,13 @@ def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -
         if wanted > available:
             raise ArchitectureError(f"a student is cut out of its teacher: {name} is {available} at most; got {wanted}")
     if plan.architecture.head_dim != head_dim_of(config):
-        raise ArchitectureError(f"heads are kept whole: head_dim is {head_dim_of(config)}; got {plan.architecture.head_dim}")
+        raise ArchitectureError(
+            f"heads are kept whole: head_dim is {head_dim_of(config)}; got {plan.architecture.head_dim}"
+        )
     if plan.architecture.tied and plan.architecture.width < config.hidden_size:
-        raise ArchitectureError("a narrower student has a head of its own (tied = false): the last norm is folded into it")
+        raise ArchitectureError(
+            "a narrower student has a head of its own (tied = false): the last norm is folded into it"
+        )
 
     kept: dict[str, Tensor] = {}
     for i, origin in enumerate(plan.layers):
@@ -141,11 +153,12 @@ def _moments(axis: str, position: int, layer: int, importance: Importance) -> Te
 
 
 def _take_over(weight: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
-    """The matrix over the kept inputs whose outputs come nearest to those of `weight` over all: argmin E |W x - W' x_kept|^2 with a ridge."""
+    """The matrix over the kept inputs whose outputs come nearest to those of `weight` over all: argmin E |W x - W'
+    x_kept|^2 with a ridge."""
     among = moments[kept][:, kept].double()
     ridge = RIDGE * among.diagonal().mean().clamp_min(1e-12)
     among = among + ridge * torch.eye(len(kept), dtype=among.dtype)
-    solved = torch.linalg.solve(among, (weight @ moments[:, kept]).double().T)
+    solved: Tensor = torch.linalg.solve(among, (weight @ moments[:, kept]).double().T)
     return solved.T.to(weight.dtype)
 
 
@@ -156,15 +169,22 @@ def _rotate(weights: dict[str, Tensor], plan: StudentPlan, importance: Importanc
     for i, layer in enumerate(plan.layers):
         here, there = f"{family.prefix}{i}.", f"{family.prefix}{layer}."
         origins.update({name: there + name.removeprefix(here) for name in weights if name.startswith(here)})
-    norms = {name: importance.stream[origins[name].removesuffix(".weight")] for name in weights if family.axes(name)[1] == ("width",) and "norm" in name}
+    norms = {
+        name: importance.stream[origins[name].removesuffix(".weight")]
+        for name in weights
+        if family.axes(name)[1] == ("width",) and "norm" in name
+    }
     stream = torch.stack(list(norms.values())).mean(0)
-    basis = torch.linalg.eigh(stream.double()).eigenvectors.flip(1)[:, :width].to(stream.dtype)  # [teacher width, width]
+    basis = (
+        torch.linalg.eigh(stream.double()).eigenvectors.flip(1)[:, :width].to(stream.dtype)
+    )  # [teacher width, width]
 
     rotated: dict[str, Tensor] = {}
     for name, weight in weights.items():
         axes = family.axes(name)[1]
         if name in norms:
-            # The kept directions' root mean square, where all of them have 1: what the student's norm divides by instead.
+            # The kept directions' root mean square, where all of them have 1: what the student's norm divides by
+            # instead.
             energy = torch.trace(basis.T @ norms[name] @ basis) / width
             rotated[name] = torch.full((width,), float(energy.sqrt()))
         elif axes == ("width",):  # a bias that is added to the stream
@@ -200,11 +220,12 @@ def _channels(heads: Tensor, head_dim: int) -> Tensor:
 
 def with_layers(trunk: nn.Module, layers: Sequence[int], run: Callable[[], float]) -> float:
     """What `run` returns while `trunk` has only some of its layers."""
-    whole, config = trunk.layers, trunk.config
+    config: Any = trunk.config
+    whole = trunk.layers
     assert isinstance(whole, nn.ModuleList)
     depth = config.num_hidden_layers
     try:
-        trunk.layers, config.num_hidden_layers = nn.ModuleList([whole[i] for i in layers]), len(layers)  # type: ignore[union-attr]
+        trunk.layers, config.num_hidden_layers = nn.ModuleList([whole[i] for i in layers]), len(layers)
         return run()
     finally:
-        trunk.layers, config.num_hidden_layers = whole, depth  # type: ignore[union-attr]
+        trunk.layers, config.num_hidden_layers = whole, depth

@@ -1,6 +1,8 @@
-"""What students are trained on and judged by: prepared once for a teacher and a text, kept on disk by content, read by every worker.
+"""What students are trained on and judged by: prepared once for a teacher and a text, kept on disk by content, read by
+every worker.
 
-Preparation is cut into pieces that several processes can take: the tokens, blocks of the teacher's outputs, and the teacher's statistics.
+Preparation is cut into pieces that several processes can take: the tokens, blocks of the teacher's outputs, and the
+teacher's statistics.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +22,8 @@ from safetensors.torch import load_file, save_file
 
 from hwsearch.distill.data import Corpus, Split, draw_chunks, standard_library, text_files
 from hwsearch.distill.families import architecture_of
-from hwsearch.distill.job import Facts, Recipe, TaskSpec
 from hwsearch.distill.importance import Importance, measure_importance
+from hwsearch.distill.job import Facts, Recipe, TaskSpec
 from hwsearch.distill.student import choose_layers, with_layers
 from hwsearch.distill.teacher import Outputs, Teacher, load_teacher, teacher_outputs
 from hwsearch.errors import DataError
@@ -155,7 +157,9 @@ class Workshop:
             importance = Importance(
                 heads=stored["heads"],
                 ffn=stored["ffn"],
-                stream={name.removeprefix("stream."): value for name, value in stored.items() if name.startswith("stream.")},
+                stream={
+                    name.removeprefix("stream."): value for name, value in stored.items() if name.startswith("stream.")
+                },
                 attention=tuple(stored[f"attention.{i}"] for i in range(depth)),
                 feed_forward=tuple(stored[f"feed_forward.{i}"] for i in range(depth)),
             )
@@ -180,13 +184,21 @@ class Workshop:
             spec, seed = self.spec, self.spec.recipe.seed
             found = {
                 "train": draw_chunks(corpus.texts["train"], self.teacher.tokenizer, spec.chunks, spec.sequence, seed),
-                "select": draw_chunks(corpus.texts["select"], self.teacher.tokenizer, spec.held_out_chunks, spec.sequence, None),
-                "report": draw_chunks(corpus.texts["report"], self.teacher.tokenizer, spec.held_out_chunks, spec.sequence, None),
+                "select": draw_chunks(
+                    corpus.texts["select"], self.teacher.tokenizer, spec.held_out_chunks, spec.sequence, None
+                ),
+                "report": draw_chunks(
+                    corpus.texts["report"], self.teacher.tokenizer, spec.held_out_chunks, spec.sequence, None
+                ),
             }
             with whole(path) as temporary:
                 save_file({name: torch.from_numpy(value) for name, value in found.items()}, temporary)
         stored = load_file(path)
-        return {"train": stored["train"].numpy(), "select": stored["select"].numpy(), "report": stored["report"].numpy()}
+        return {
+            "train": stored["train"].numpy(),
+            "select": stored["select"].numpy(),
+            "report": stored["report"].numpy(),
+        }
 
     def _outputs(self, split: Split, part: slice = slice(None)) -> Outputs:
         return teacher_outputs(self.teacher, self.tokens[split][part], self.folder)
@@ -203,7 +215,7 @@ class Workshop:
         trunk = model.get_submodule("model")
         count = int(model.config.num_hidden_layers)
 
-        @lru_cache(maxsize=None)
+        @cache
         def loss(kept: Sequence[int]) -> float:
             return with_layers(trunk, kept, lambda: divergence(model, chunks, outputs))
 
@@ -227,7 +239,9 @@ class Workshop:
 
     def _probe(self) -> tuple[NDArray[np.int64], Outputs]:
         outputs = self._outputs("train", slice(0, BLOCK))
-        return self.tokens["train"][:SUBSET_CHUNKS], Outputs(outputs.indices[:SUBSET_CHUNKS], outputs.probabilities[:SUBSET_CHUNKS])
+        return self.tokens["train"][:SUBSET_CHUNKS], Outputs(
+            outputs.indices[:SUBSET_CHUNKS], outputs.probabilities[:SUBSET_CHUNKS]
+        )
 
 
 def read_corpus(spec: TaskSpec) -> Corpus:

@@ -1,7 +1,8 @@
 """The teacher: loaded once, its outputs computed once and kept on disk by content.
 
-A distillation step never runs the teacher. What is kept of each position is the k largest probabilities; the rest counts as one mass
-(`losses.py`). The key is a hash of the weights, the tokens and k, so that a changed teacher or text never meets old outputs.
+A distillation step never runs the teacher. What is kept of each position is the k largest probabilities; the rest
+counts as one mass (`losses.py`). The key is a hash of the weights, the tokens and k, so that a changed teacher or text
+never meets old outputs.
 """
 
 from __future__ import annotations
@@ -88,14 +89,23 @@ def load_teacher(source: str | None) -> Teacher:
     folder = Path(source) if source else embedded_teacher()
     name = folder.resolve().name if source else "embedded-teacher"
     if not (folder / "config.json").is_file():
-        raise TeacherError(f"a teacher is a folder with config.json, safetensors and a tokenizer; {folder} has no config.json")
+        raise TeacherError(
+            f"a teacher is a folder with config.json, safetensors and a tokenizer; {folder} has no config.json"
+        )
     if not any(folder.glob("*.safetensors")):
-        raise TeacherError(f"no safetensors in {folder}; pickled weights are not loaded. Save the model with save_pretrained")
+        raise TeacherError(
+            f"no safetensors in {folder}; pickled weights are not loaded. Save the model with save_pretrained"
+        )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         family_of(config)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="sdpa"
+            folder,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except TeacherError:
@@ -103,11 +113,15 @@ def load_teacher(source: str | None) -> Teacher:
     except Exception as error:  # Transformers, safetensors and JSON raise a dozen kinds for a broken folder
         raise TeacherError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {error}") from error
     if broken := [name for name, weight in model.state_dict().items() if not bool(torch.isfinite(weight).all())]:
-        raise TeacherError(f"the checkpoint {folder} has weights that are not finite: {broken[0]} and {len(broken) - 1} more")
+        raise TeacherError(
+            f"the checkpoint {folder} has weights that are not finite: {broken[0]} and {len(broken) - 1} more"
+        )
     return Teacher(name, model.eval().requires_grad_(False), tokenizer, _digest(model))
 
 
-def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, advance: Callable[[int], None] | None = None) -> Outputs:
+def teacher_outputs(
+    teacher: Teacher, chunks: NDArray[np.int64], cache: Path, advance: Callable[[int], None] | None = None
+) -> Outputs:
     """The teacher's outputs on `chunks`, [chunks, sequence + 1], from the cache or computed and cached.
 
     Args:
@@ -118,7 +132,9 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, ad
     """
     vocab = int(teacher.model.config.vocab_size)
     k = min(TOP_K, vocab)
-    key = hashlib.sha256(f"{teacher.digest} {k} {chunks.shape} ".encode() + np.ascontiguousarray(chunks).tobytes()).hexdigest()[:24]
+    key = hashlib.sha256(
+        f"{teacher.digest} {k} {chunks.shape} ".encode() + np.ascontiguousarray(chunks).tobytes()
+    ).hexdigest()[:24]
     path = cache / f"{key}.npz"
     if path.is_file():
         try:

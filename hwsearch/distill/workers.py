@@ -1,8 +1,8 @@
 """Processes that prepare a task and train students.
 
-Students are small: one thread each on as many processes as there are cores trains nearly twice as fast on two cores as two threads in one. A worker
-loads the teacher once and then trains whatever it is handed; a job leaves its whole state on disk, so that a longer run, or the next
-process after a crash, goes on from there.
+Students are small: one thread each on as many processes as there are cores trains nearly twice as fast on two cores as
+two threads in one. A worker loads the teacher once and then trains whatever it is handed; a job leaves its whole state
+on disk, so that a longer run, or the next process after a crash, goes on from there.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _start(spec: TaskSpec, threads: int, counter: Any) -> None:
         os._exit(1)  # the parent was killed: nobody wants the result
 
     threading.Thread(target=watch, daemon=True).start()
-    global _workshop, _counter  # noqa: PLW0603 - a worker process is one workshop
+    global _workshop, _counter
     import torch
 
     torch.set_num_threads(threads)

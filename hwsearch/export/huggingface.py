@@ -1,4 +1,5 @@
-"""A student as a folder that stock Transformers loads, with what it does not know beside it: the architecture with its precisions."""
+"""A student as a folder that stock Transformers loads, with what it does not know beside it: the architecture with its
+precisions."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def export_in_worker(workshop: Workshop, architecture: Architecture, state: Path
 
 
 def export_student(teacher: Teacher, scheme: Scheme, architecture: Architecture, state: Path, folder: Path) -> None:
-    """Write a trained student as a folder: config.json, model.safetensors, the tokenizer, architecture.json and precision.json.
+    """Write a trained student as a folder: config.json, model.safetensors, the tokenizer, architecture.json and
+    precision.json.
 
     Args:
         teacher: that it was cut out of.
@@ -67,7 +69,9 @@ def export_student(teacher: Teacher, scheme: Scheme, architecture: Architecture,
 def _ranges(model: PreTrainedModel, scheme: Scheme) -> dict[str, tuple[float, float]]:
     """Input ranges of the int8 layers that training has found for a static scheme, by module."""
     quantised = {name: module for name, module in model.named_modules() if isinstance(module, QuantisedLinear)}
-    return {name: (float(m.low), float(m.high)) for name, m in quantised.items()} if scheme.activations == "static" else {}
+    return (
+        {name: (float(m.low), float(m.high)) for name, m in quantised.items()} if scheme.activations == "static" else {}
+    )
 
 
 def _pretty(value: object) -> str:

@@ -1,19 +1,21 @@
-"""The analytic latency model: a roofline for each kernel, with a launch floor and a ramp that small products do not outrun.
+"""The analytic latency model: a roofline for each kernel, with a launch floor and a ramp that small products do not
+outrun.
 
     kernel  = kernel_us + (compute^4 + memory^4)^(1/4)
-    compute = ramp_us + flops / rate                           of the arithmetic's precision; attention at its own share of the rate
-    memory  = (weight bytes + activation bytes x (1 - hit + hit / cache_speedup)) / bandwidth
+    compute = ramp_us + flops / rate                           of the arithmetic's precision; attention at its own share
+    of the rate memory  = (weight bytes + activation bytes x (1 - hit + hit / cache_speedup)) / bandwidth
     hit     = cache / (cache + activation bytes)               what the kernel before left in the last-level cache
     unfused attention adds 3 launches and score_passes x scores, moved as activations are
     pass    = pass_us + the kernels
 
-The fourth power is a soft maximum: compute and memory overlap, but not fully where they are equal. The form is that of the roofline (Williams et al.
-2009, doi:10.1145/1498765.1498785). A ramp is the same as a rate that saturates with the work of a product; on the T4 rows that transfers between
-models better (3.9 % fp16, 4.4 % int8, leaving a model out) than saturation with its outputs (4.1, 5.5) or its tokens (5, 8), and stays sane for
-the single row of a decoding step. The cache lowers the error on every runtime of T4.
+The fourth power is a soft maximum: compute and memory overlap, but not fully where they are equal. The form is that of
+the roofline (Williams et al. 2009, doi:10.1145/1498765.1498785). A ramp is the same as a rate that saturates with the
+work of a product; on the T4 rows that transfers between models better (3.9 % fp16, 4.4 % int8, leaving a model out)
+than saturation with its outputs (4.1, 5.5) or its tokens (5, 8), and stays sane for the single row of a decoding step.
+The cache lowers the error on every runtime of T4.
 
-Parameters are positive, so doubt is kept in their logarithms. Every time here comes with its derivatives by them: an interval is
-then one quadratic form, and costs as little as the time itself.
+Parameters are positive, so doubt is kept in their logarithms. Every time here comes with its derivatives by them: an
+interval is then one quadratic form, and costs as little as the time itself.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ class Kernels:
     Attributes:
         total: the whole kernel.
         launch: of it, the floor.
-        compute, ramp, memory, scores: of it, what goes with one over the rate, with the ramp, with one over the bandwidth and with the score
-            matrix (derivatives by the logarithms, which add up to total - launch).
+        compute, ramp, memory, scores: of it, what goes with one over the rate, with the ramp, with one over the
+            bandwidth and with the score matrix (derivatives by the logarithms, which add up to total - launch).
         cached: of it, what goes with one over the cache's speed-up.
         away: doubt about the model's form, as sd of the logarithm: it grows with the doublings outside the fit's reach.
         covered: whether it lies inside them and its precision was measured.
@@ -93,13 +95,17 @@ class AnalyticModel:
             values = {name: figure.value for name, figure in figures_of(runtime.parameters).items()}
         self.values = values
         self.groups = runtime.arithmetics  # in the order of the derivatives
-        self.log_threads = float(np.log(target.threads / runtime.threads)) if target.threads and runtime.threads else 0.0
+        self.log_threads = (
+            float(np.log(target.threads / runtime.threads)) if target.threads and runtime.threads else 0.0
+        )
         speed_up = mode.compute.value * np.exp(self.values["thread_exponent"] * self.log_threads)
         # Rows of a precision that the runtime does not run (a float head, say) count as its first.
         group_of = [self.groups.index(g) if (g := runtime.arithmetic(p)) in self.groups else 0 for p in PRECISIONS]
         self.group_of = np.array(group_of)  # of each precision code
         self.stored_bytes = np.array([runtime.stored_bits.get(str(p), p.activation_bits) / 8 for p in PRECISIONS])
-        self.rate = np.array([self.values[f"rate_tops.{g}"] for g in self.groups]) * 1e6 * speed_up  # operations per microsecond
+        self.rate = (
+            np.array([self.values[f"rate_tops.{g}"] for g in self.groups]) * 1e6 * speed_up
+        )  # operations per microsecond
         self.ramp = np.array([self.values[f"ramp_us.{g}"] for g in self.groups])
         self.share = np.array([self.values[f"attention_share.{g}"] for g in self.groups])
         self.bandwidth = self.values["bandwidth_gbs"] * 1e3 * mode.bandwidth.value  # bytes per microsecond
@@ -123,7 +129,10 @@ class AnalyticModel:
         compute_part = roofline * (compute4 / both)
         working = work / np.maximum(compute, 1e-300)
         launch = np.full(len(table.m), self.values["kernel_us"])
-        scores, cached = np.zeros(len(table.m)), (roofline - compute_part) * near / np.maximum(table.weight_bytes + far + near, 1e-9)
+        scores, cached = (
+            np.zeros(len(table.m)),
+            (roofline - compute_part) * near / np.maximum(table.weight_bytes + far + near, 1e-9),
+        )
         if not self.runtime.fused_attention:
             launch[attention] *= 1 + UNFUSED_LAUNCHES
             near, far = self._split(table.scores * stored)

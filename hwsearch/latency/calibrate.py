@@ -1,11 +1,13 @@
 """Fit a runtime's parameters on whole-model timings.
 
-Maximum a posteriori on the logarithms: residuals of the logarithm of the time under a soft-L1 loss (published timings have outliers), with a normal
-prior that says where a parameter comes from when the rows are silent. A root runtime takes its prior from the datasheet; others borrow from a related
-runtime's fit, scaled by the datasheets' ratio where the device differs, with the doubt of the transfer added. The covariance of the fit
+Maximum a posteriori on the logarithms: residuals of the logarithm of the time under a soft-L1 loss (published timings
+have outliers), with a normal prior that says where a parameter comes from when the rows are silent. A root runtime
+takes its prior from the datasheet; others borrow from a related runtime's fit, scaled by the datasheets' ratio where
+the device differs, with the doubt of the transfer added. The covariance of the fit
 goes into the profile: it is what makes an interval grow where the rows say little.
 
-A fit is accepted by leaving whole models out, never by how it fits its own rows. No constant is keyed to a model, a row or a batch.
+A fit is accepted by leaving whole models out, never by how it fits its own rows. No constant is keyed to a model, a row
+or a batch.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ CONFORMAL_ROWS = 9  # below, a 90 % quantile does not exist
 REACHED = 0.4  # share of a datasheet's arithmetic peak that transformers reach, a guess with sd 0.5
 REACHED_BANDWIDTH = 0.7
 
-# Priors of a root runtime: median and sd of the logarithm. Launch floors: a CUDA kernel takes 2-10 us from launch to end when it has
-# nothing to do, and a product a few more to fill its pipelines.
+# Priors of a root runtime: median and sd of the logarithm. Launch floors: a CUDA kernel takes 2-10 us from launch to
+# end when it has nothing to do, and a product a few more to fill its pipelines.
 ROOT = {
     "pass_us": (50.0, 1.0),
     "kernel_us": (4.0, 0.7),
@@ -48,12 +50,31 @@ ROOT = {
     "rate_tops": (REACHED, 0.5),
     "bandwidth_gbs": (REACHED_BANDWIDTH, 0.25),
 }
-# Doubt that a transfer adds, to another runtime on the same device and to the same runtime on another device. Arithmetic and memory belong to
-# the device, launches and tiling to the runtime; a lender that differs in both adds both.
-OTHER_RUNTIME = {"pass_us": 0.7, "kernel_us": 0.6, "cache_speedup": 0.2, "score_passes": 0.4, "thread_exponent": 0.2, "ramp_us": 0.5,
-                 "attention_share": 0.4, "rate_tops": 0.25, "bandwidth_gbs": 0.15}  # fmt: skip
-OTHER_DEVICE = {"pass_us": 0.4, "kernel_us": 0.4, "cache_speedup": 0.3, "score_passes": 0.2, "thread_exponent": 0.2, "ramp_us": 0.4,
-                "attention_share": 0.3, "rate_tops": 0.35, "bandwidth_gbs": 0.2}  # fmt: skip
+# Doubt that a transfer adds, to another runtime on the same device and to the same runtime on another device.
+# Arithmetic and memory belong to the device, launches and tiling to the runtime; a lender that differs in both adds
+# both.
+OTHER_RUNTIME = {
+    "pass_us": 0.7,
+    "kernel_us": 0.6,
+    "cache_speedup": 0.2,
+    "score_passes": 0.4,
+    "thread_exponent": 0.2,
+    "ramp_us": 0.5,
+    "attention_share": 0.4,
+    "rate_tops": 0.25,
+    "bandwidth_gbs": 0.15,
+}
+OTHER_DEVICE = {
+    "pass_us": 0.4,
+    "kernel_us": 0.4,
+    "cache_speedup": 0.3,
+    "score_passes": 0.2,
+    "thread_exponent": 0.2,
+    "ramp_us": 0.4,
+    "attention_share": 0.3,
+    "rate_tops": 0.35,
+    "bandwidth_gbs": 0.2,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +95,11 @@ class Belief:
 
     def of(self, runtime: Runtime) -> Belief:
         """The part of it that is about the precisions that `runtime` computes in."""
-        own = [i for i, entry in enumerate(self.order) if "." not in entry or entry.partition(".")[2] in runtime.arithmetics]
+        own = [
+            i
+            for i, entry in enumerate(self.order)
+            if "." not in entry or entry.partition(".")[2] in runtime.arithmetics
+        ]
         order, sources = tuple(self.order[i] for i in own), tuple(self.sources[i] for i in own)
         return Belief(order, self.mean[own], self.covariance[np.ix_(own, own)], sources)
 
@@ -85,7 +110,8 @@ class Belief:
 
 
 def fit_device(profile: DeviceProfile, cases: Sequence[Case], origin: str, only: str | None = None) -> DeviceProfile:
-    """The profile with every runtime's parameters fitted on its rows of `cases`; a runtime without rows keeps what it borrows.
+    """The profile with every runtime's parameters fitted on its rows of `cases`; a runtime without rows keeps what it
+    borrows.
 
     Args:
         profile: facts of the device; its runtimes' parameters are not looked at.
@@ -95,7 +121,8 @@ def fit_device(profile: DeviceProfile, cases: Sequence[Case], origin: str, only:
     """
     mine = [case for case in cases if matches(case, profile)]
     runtimes = {
-        name: _fitted(profile, name, mine, origin) if only in (None, name) else runtime for name, runtime in profile.runtimes.items()
+        name: _fitted(profile, name, mine, origin) if only in (None, name) else runtime
+        for name, runtime in profile.runtimes.items()
     }
     return replace(profile, runtimes=runtimes)
 
@@ -110,7 +137,9 @@ def table_of(profile: DeviceProfile, cases: Sequence[Case]) -> OpTable:
     tables = []
     for case in cases:
         table = lower([case.architecture(profile.runtimes[case.runtime])], case.workload)
-        passes = {"total": table.passes, "prefill": np.array([[1.0, 0.0]]), "decode_token": np.array([[0.0, 1.0]])}[case.phase]
+        passes = {"total": table.passes, "prefill": np.array([[1.0, 0.0]]), "decode_token": np.array([[0.0, 1.0]])}[
+            case.phase
+        ]
         tables.append(replace_passes(table, passes))
     return concatenate(tables)
 
@@ -122,7 +151,9 @@ def replace_passes(table: OpTable, passes: Floats) -> OpTable:
     return dataclasses.replace(table, passes=passes)
 
 
-def estimate_cases(profile: DeviceProfile, cases: Sequence[Case], values: dict[str, float] | None = None) -> list[tuple[float, float, float]]:
+def estimate_cases(
+    profile: DeviceProfile, cases: Sequence[Case], values: dict[str, float] | None = None
+) -> list[tuple[float, float, float]]:
     """(median, low, high) in milliseconds of each case, priced by its own runtime, power mode, threads and phase."""
     found: list[tuple[float, float, float]] = [(0.0, 0.0, 0.0)] * len(cases)
     for key, indices in _by_target(profile, cases).items():
@@ -141,7 +172,6 @@ def _by_target(profile: DeviceProfile, cases: Sequence[Case]) -> dict[tuple[str,
 
 
 def _fitted(profile: DeviceProfile, name: str, cases: Sequence[Case], origin: str) -> Runtime:
-    rows = [case for case in cases if case.runtime == name]
     belief, noise = believe(profile, name, cases)
     fresh = with_belief(profile, name, belief, noise, cases, origin)
     held_out = leave_one_model_out(profile, cases, name)
@@ -158,10 +188,15 @@ def _fitted(profile: DeviceProfile, name: str, cases: Sequence[Case], origin: st
     return replace(fresh.runtimes[name], fit=fit)
 
 
-def with_belief(profile: DeviceProfile, name: str, belief: Belief, noise: float, cases: Sequence[Case], origin: str) -> DeviceProfile:
+def with_belief(
+    profile: DeviceProfile, name: str, belief: Belief, noise: float, cases: Sequence[Case], origin: str
+) -> DeviceProfile:
     """The profile with a runtime's parameters as `belief` has them."""
     rows = [case for case in cases if case.runtime == name]
-    own = {str(p): _hull(profile, [case for case in rows if case.precision is p]) for p in sorted({c.precision for c in rows}, key=str)}
+    own = {
+        str(p): _hull(profile, [case for case in rows if case.precision is p])
+        for p in sorted({c.precision for c in rows}, key=str)
+    }
     fit = Fit(
         cases=f"{origin}, rows {digest(rows)}" if rows else "no rows of its own",
         rows=len(rows),
@@ -179,17 +214,23 @@ def with_belief(profile: DeviceProfile, name: str, belief: Belief, noise: float,
 
 def _stretch(held_out: Sequence[tuple[Case, tuple[float, float, float]]]) -> float:
     """The factor on the interval that would have put 90 % of the held-out rows inside it, 1 at least (split-conformal,
-    Lei et al. 2018, doi:10.1080/01621459.2017.1307116, with rows for samples; below CONFORMAL_ROWS of them there is no such quantile).
+    Lei et al. 2018, doi:10.1080/01621459.2017.1307116, with rows for samples; below CONFORMAL_ROWS of them there is no
+    such quantile).
     """
     if len(held_out) < CONFORMAL_ROWS:
         return 1.0
-    scores = sorted(abs(np.log(case.latency_ms / median)) / (np.log(high / low) / 2) for case, (median, low, high) in held_out)
+    scores = sorted(
+        abs(np.log(case.latency_ms / median)) / (np.log(high / low) / 2) for case, (median, low, high) in held_out
+    )
     rank = min(len(scores), int(np.ceil(0.9 * (len(scores) + 1))))
     return max(1.0, float(scores[rank - 1]))
 
 
-def leave_one_model_out(profile: DeviceProfile, cases: Sequence[Case], name: str) -> list[tuple[Case, tuple[float, float, float]]]:
-    """Each row of runtime `name` with the interval that a fit gives it which has not seen any row of its model, on this device.
+def leave_one_model_out(
+    profile: DeviceProfile, cases: Sequence[Case], name: str
+) -> list[tuple[Case, tuple[float, float, float]]]:
+    """Each row of runtime `name` with the interval that a fit gives it which has not seen any row of its model, on this
+    device.
 
     Where the runtime borrows from another on the same device, that one too is fitted without the model.
     """
@@ -203,7 +244,9 @@ def leave_one_model_out(profile: DeviceProfile, cases: Sequence[Case], name: str
     return found
 
 
-def believe(profile: DeviceProfile, name: str, cases: Sequence[Case], arithmetics: tuple[str, ...] = ()) -> tuple[Belief, float]:
+def believe(
+    profile: DeviceProfile, name: str, cases: Sequence[Case], arithmetics: tuple[str, ...] = ()
+) -> tuple[Belief, float]:
     """What the rows and the prior together say of a runtime's parameters, and the noise of its rows.
 
     `arithmetics` are precisions that a borrower wants to hear of although this runtime does not run them.
@@ -231,7 +274,10 @@ def believe(profile: DeviceProfile, name: str, cases: Sequence[Case], arithmetic
 
 
 def _maximise(
-    prior: Belief, parts: Sequence[tuple[Callable[[dict[str, float]], AnalyticModel], OpTable, Floats]], noise: float, start: Floats
+    prior: Belief,
+    parts: Sequence[tuple[Callable[[dict[str, float]], AnalyticModel], OpTable, Floats]],
+    noise: float,
+    start: Floats,
 ) -> tuple[Belief, Floats]:
     from scipy.optimize import least_squares
 
@@ -304,11 +350,14 @@ def _prior(profile: DeviceProfile, name: str, cases: Sequence[Case], arithmetics
 def _borrow(
     profile: DeviceProfile, name: str, lender: str, cases: Sequence[Case], order: tuple[str, ...]
 ) -> tuple[tuple[str, ...], Floats, Floats]:
-    """What the runtime `lender` ("runtime" or "device/runtime") says of parameters: their names, means and covariance."""
+    """What the runtime `lender` ("runtime" or "device/runtime") says of parameters: their names, means and
+    covariance."""
     device, _, other = lender.rpartition("/")
     if not device or device == profile.name:
         owner = profile
-        belief, _ = believe(profile, other, cases, tuple(entry.partition(".")[2] for entry in order if entry.startswith("rate_tops.")))
+        belief, _ = believe(
+            profile, other, cases, tuple(entry.partition(".")[2] for entry in order if entry.startswith("rate_tops."))
+        )
     else:
         owner = find_profile(device)
         belief = _stored(owner, other)
@@ -328,7 +377,9 @@ def _root(profile: DeviceProfile, entry: str) -> tuple[float, float, str]:
         return value, sd, "assumed: a typical value"
     peak = profile.peaks.get(group or parameter)
     if peak is None:
-        raise ProfileError(f"the profile of {profile.name!r} needs peaks.{group or parameter} (a datasheet figure with its source)")
+        raise ProfileError(
+            f"the profile of {profile.name!r} needs peaks.{group or parameter} (a datasheet figure with its source)"
+        )
     return value * peak.value, sd, f"assumed: {value:.0%} of the datasheet's peak"
 
 
@@ -345,11 +396,20 @@ def _stored(profile: DeviceProfile, name: str) -> Belief:
         raise ProfileError(f"nothing to borrow: the profile of {profile.name!r} has no runtime {name!r}")
     runtime = profile.runtimes[name]
     if runtime.parameters is None:
-        raise ProfileError(f"nothing to borrow: runtime {name!r} of {profile.name!r} has no parameters yet; fit it first")
+        raise ProfileError(
+            f"nothing to borrow: runtime {name!r} of {profile.name!r} has no parameters yet; fit it first"
+        )
     figures = figures_of(runtime.parameters)
     order = runtime.fit.order if runtime.fit else tuple(figures)
-    covariance = np.array(runtime.fit.covariance) if runtime.fit else np.diag([figure.sd**2 for figure in figures.values()])
-    return Belief(order, np.log([figures[entry].value for entry in order]), covariance, tuple(figures[entry].source for entry in order))
+    covariance = (
+        np.array(runtime.fit.covariance) if runtime.fit else np.diag([figure.sd**2 for figure in figures.values()])
+    )
+    return Belief(
+        order,
+        np.log([figures[entry].value for entry in order]),
+        covariance,
+        tuple(figures[entry].source for entry in order),
+    )
 
 
 def _identified(profile: DeviceProfile, name: str, cases: Sequence[Case], belief: Belief) -> dict[str, str]:
@@ -364,7 +424,11 @@ def _parameters(belief: Belief, sources: dict[str, str]) -> Parameters:
     figures = {
         entry: Figure(_round(value), sources.get(entry, source), _round(sd))
         for entry, value, source, sd in zip(
-            belief.order, np.exp(belief.mean).tolist(), belief.sources, np.sqrt(np.diag(belief.covariance)).tolist(), strict=True
+            belief.order,
+            np.exp(belief.mean).tolist(),
+            belief.sources,
+            np.sqrt(np.diag(belief.covariance)).tolist(),
+            strict=True,
         )
     }
     grouped = {p: {e.partition(".")[2]: f for e, f in figures.items() if e.startswith(p + ".")} for p in BY_PRECISION}
@@ -373,8 +437,12 @@ def _parameters(belief: Belief, sources: dict[str, str]) -> Parameters:
 
 def _hull(profile: DeviceProfile, cases: Sequence[Case]) -> Hull:
     table = table_of(profile, cases)
-    rows = np.isin(table.kind, [KIND[kind] for kind in ("qkv", "projection", "up", "down")]) & (table.passes[table.architecture, table.phase] > 0)
-    m, k, n = ((float(getattr(table, axis)[rows].min()), float(getattr(table, axis)[rows].max())) for axis in ("m", "k", "n"))
+    rows = np.isin(table.kind, [KIND[kind] for kind in ("qkv", "projection", "up", "down")]) & (
+        table.passes[table.architecture, table.phase] > 0
+    )
+    m, k, n = (
+        (float(getattr(table, axis)[rows].min()), float(getattr(table, axis)[rows].max())) for axis in ("m", "k", "n")
+    )
     return Hull(m, k, n)
 
 
@@ -391,7 +459,9 @@ def _reach(profile: DeviceProfile, name: str, cases: Sequence[Case]) -> Hull | N
             hulls += filter(None, [lent.reach if lent else None])
     if not hulls:
         return None
-    m, k, n = ((min(getattr(h, axis)[0] for h in hulls), max(getattr(h, axis)[1] for h in hulls)) for axis in ("m", "k", "n"))
+    m, k, n = (
+        (min(getattr(h, axis)[0] for h in hulls), max(getattr(h, axis)[1] for h in hulls)) for axis in ("m", "k", "n")
+    )
     return Hull(m, k, n)
 
 

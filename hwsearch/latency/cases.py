@@ -18,7 +18,8 @@ from hwsearch.workload import Workload
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One measured latency; an attribute is a column, an empty cell its default. `DESIGN` of the columns: see the README."""
+    """One measured latency; an attribute is a column, an empty cell its default. `DESIGN` of the columns: see the
+    README."""
 
     device: str
     runtime: str
@@ -102,10 +103,14 @@ def read_cases(path: Path) -> list[Case]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             header = reader.fieldnames or []
-            missing = [field.name for field in msgspec.structs.fields(Case) if field.required and field.name not in header]
+            missing = [
+                field.name for field in msgspec.structs.fields(Case) if field.required and field.name not in header
+            ]
             unknown = [name for name in header if name not in COLUMNS]
             if missing or unknown:
-                raise CasesError(f"{path}: a cases file has the columns {', '.join(COLUMNS)}; missing: {missing}, unknown: {unknown}")
+                raise CasesError(
+                    f"{path}: a cases file has the columns {', '.join(COLUMNS)}; missing: {missing}, unknown: {unknown}"
+                )
             return [_case(row, f"{path}, line {reader.line_num}") for row in reader]
     except OSError as error:
         raise CasesError(f"cannot read the cases {path}: {error.strerror}") from error
@@ -117,7 +122,9 @@ def _case(row: dict[str | None, str | None], place: str) -> Case:
     if None in row or None in row.values():
         raise CasesError(f"{place}: the row does not have as many cells as the header")
     try:
-        return msgspec.convert({name: cell.strip() for name, cell in row.items() if name and cell and cell.strip()}, Case, strict=False)
+        return msgspec.convert(
+            {name: cell.strip() for name, cell in row.items() if name and cell and cell.strip()}, Case, strict=False
+        )
     except msgspec.ValidationError as error:
         raise CasesError(f"{place}: {error}") from error
 

@@ -2,15 +2,17 @@
 
 The interval is 90 % doubt about the median, not jitter. Its variance, on the logarithm, is
     noise^2                      how far whole models scatter around the fit
-  + g' C g                       the fit's own doubt: covariance C of the parameters' logarithms, g the derivatives of the logarithm of the time
-  + away^2                       the model's form outside the shapes that were seen, by the share of the time spent there
-It is as wide as the profile's evidence is thin: a parameter that no row identifies keeps the doubt of where it was borrowed from.
+  + g' C g                       the fit's own doubt: covariance C of the parameters' logarithms, g the derivatives of
+  the logarithm of the time + away^2                       the model's form outside the shapes that were seen, by the
+  share of the time spent there
+It is as wide as the profile's evidence is thin: a parameter that no row identifies keeps the doubt of where it was
+borrowed from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
 
 Z90 = 1.6449  # standard normal quantile at 95 %: 5 % on either side
+AT_ONCE = 4096  # architectures that are lowered together
 ALL_COVERED = 0.999  # of the time inside measured shapes; below it a latency is called extrapolated
 
 Source = Literal["measured", "table", "analytic"]
@@ -43,7 +46,8 @@ class Latency(msgspec.Struct, frozen=True):
         extrapolated: whether some of the time lies outside the shapes that the profile rests on.
         covered: share of the time inside them.
         phases: milliseconds by phase, of one pass each: "prefill" (the first pass) and "decode_token" (each new token).
-        ops: milliseconds of the whole workload by kind of kernel, with "overhead" for what a pass costs before any work.
+        ops: milliseconds of the whole workload by kind of kernel, with "overhead" for what a pass costs before any
+            work.
     """
 
     median_ms: float
@@ -93,6 +97,13 @@ class Estimates:
         )
 
 
+def join(parts: Sequence[Estimates]) -> Estimates:
+    """The estimates of many batches of architectures as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Estimates(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Estimates)))
+
+
 class Estimator:
     """Prices architectures on one target for one workload.
 
@@ -107,7 +118,9 @@ class Estimator:
 
     def __call__(self, architectures: Sequence[Architecture]) -> Estimates:
         """Latencies of `architectures` on the target."""
-        return estimate(lower(architectures, self.workload), self.profile, self.target)
+        # A few thousand at a time stay in cache; all at once would spend most of the time on fresh memory.
+        parts = [architectures[i : i + AT_ONCE] for i in range(0, max(1, len(architectures)), AT_ONCE)]
+        return join([estimate(lower(part, self.workload), self.profile, self.target) for part in parts])
 
     def one(self, architecture: Architecture) -> Latency:
         """The latency of one architecture."""
@@ -127,7 +140,7 @@ def estimate_with(model: AnalyticModel, table: OpTable) -> Estimates:
     median = medians_us(model, kernels, table)
 
     def by_architecture(values: Floats) -> Floats:
-        return np.bincount(table.architecture, values, size)
+        return np.asarray(np.bincount(table.architecture, values, size), np.float64)
 
     overhead = pass_us * table.passes.sum(axis=1)
     one_pass = np.bincount(table.architecture * 2 + table.phase, kernels.total * table.count, size * 2).reshape(size, 2)
@@ -168,7 +181,8 @@ def _log_variance(model: AnalyticModel, kernels: Kernels, table: OpTable, median
 
 
 def log_gradient(model: AnalyticModel, kernels: Kernels, table: OpTable, median: Floats) -> dict[str, Floats]:
-    """Derivatives of the logarithm of each architecture's time by the logarithm of each parameter, by name, [architectures]."""
+    """Derivatives of the logarithm of each architecture's time by the logarithm of each parameter, by name,
+    [architectures]."""
     size, groups, runs = table.size, model.groups, table.runs
     slot = table.architecture * len(groups) + model.group_of[table.precision]
 

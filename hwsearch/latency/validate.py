@@ -51,12 +51,15 @@ class Validation(msgspec.Struct, frozen=True):
     def groups(self) -> dict[tuple[str, str, str], Scores]:
         """By (device, runtime, precision)."""
         keys = sorted({(case.device, case.runtime, str(case.precision)) for case, _ in self.rows})
-        return {key: _scores([r for r in self.rows if (r[0].device, r[0].runtime, str(r[0].precision)) == key]) for key in keys}
+        return {
+            key: _scores([r for r in self.rows if (r[0].device, r[0].runtime, str(r[0].precision)) == key])
+            for key in keys
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The document that `hwsearch validate --json` prints."""
         scores = self.scores()
-        overall: dict[str, Any] = msgspec.to_builtins(scores) if scores else {field: None for field in Scores.__struct_fields__}
+        overall: dict[str, Any] = msgspec.to_builtins(scores) if scores else dict.fromkeys(Scores.__struct_fields__)
         overall.pop("n")
         groups = [
             {"device": device, "runtime": runtime, "precision": precision, **msgspec.to_builtins(group)}
@@ -66,7 +69,13 @@ class Validation(msgspec.Struct, frozen=True):
         for case, (median, low, high) in self.rows:
             plain = msgspec.to_builtins(case)
             measured = plain.pop("latency_ms")
-            predicted = {"predicted_ms": median, "low_ms": low, "high_ms": high, "measured_ms": measured, "error": median / measured - 1}
+            predicted = {
+                "predicted_ms": median,
+                "low_ms": low,
+                "high_ms": high,
+                "measured_ms": measured,
+                "error": median / measured - 1,
+            }
             rows.append({**plain, **predicted})
         return {"cases": len(self.rows), "skipped": len(self.skipped), **overall, "groups": groups, "rows": rows}
 
@@ -84,7 +93,9 @@ def validate(profile: DeviceProfile, cases: Sequence[Case], unseen: bool = False
     if not unseen:
         return Validation(tuple(zip(mine, estimate_cases(profile, mine), strict=True)), skipped)
     runtimes = sorted({case.runtime for case in mine})
-    return Validation(tuple(row for runtime in runtimes for row in leave_one_model_out(profile, mine, runtime)), skipped)
+    return Validation(
+        tuple(row for runtime in runtimes for row in leave_one_model_out(profile, mine, runtime)), skipped
+    )
 
 
 def _scores(rows: Sequence[tuple[Case, tuple[float, float, float]]]) -> Scores:

@@ -1,4 +1,5 @@
-"""The report's figures, each from the summary's own values. Text from outside is escaped: plotly reads a hover text as HTML."""
+"""The report's figures, each from the summary's own values. Text from outside is escaped: plotly reads a hover text as
+HTML."""
 
 from __future__ import annotations
 
@@ -13,8 +14,18 @@ from hwsearch.search.result import Result
 from hwsearch.units import format_ms
 
 INK, MUTED, ACCENT, HAND, TEACHER, BUDGET = "#1f2933", "#9aa5b1", "#0b7285", "#d9480f", "#5f3dc4", "#c92a2a"
-KIND_COLOURS = {"qkv": "#1864ab", "attention": "#4dabf7", "projection": "#a5d8ff", "up": "#2b8a3e", "down": "#8ce99a", "norm": "#e599f7",
-                "embedding": "#ffd43b", "head": "#ff922b", "cast": "#f03e3e", "overhead": "#ced4da"}  # fmt: skip
+KIND_COLOURS = {
+    "qkv": "#1864ab",
+    "attention": "#4dabf7",
+    "projection": "#a5d8ff",
+    "up": "#2b8a3e",
+    "down": "#8ce99a",
+    "norm": "#e599f7",
+    "embedding": "#ffd43b",
+    "head": "#ff922b",
+    "cast": "#f03e3e",
+    "overhead": "#ced4da",
+}
 PRECISION_COLOURS = {"fp32": "#a5d8ff", "fp16": "#74c0fc", "int8": "#ffd43b", "w8a16": "#ffe066", "int4": "#ffa94d"}
 
 
@@ -24,9 +35,11 @@ def describe(result: dict[str, Any]) -> str:
     layer = a["layers"][0]
     lines = [
         f"<b>{escape(a['id'])}</b>",
-        f"{a['depth']} layers x {a['width']}, {layer['heads']} heads ({layer['kv_heads']} key-value), feed-forward {layer['ffn']}",
+        f"{a['depth']} layers x {a['width']}, {layer['heads']} heads ({layer['kv_heads']} key-value), "
+        f"feed-forward {layer['ffn']}",
         f"{a['parameters'] / 1e3:.0f} k parameters, {result['size_mib']:.2f} MiB",
-        f"{format_ms(latency['median_ms'])} ({format_ms(latency['low_ms'])} to {format_ms(latency['high_ms'])}), {escape(latency['source'])}",
+        f"{format_ms(latency['median_ms'])} ({format_ms(latency['low_ms'])} to {format_ms(latency['high_ms'])}), "
+        f"{escape(latency['source'])}",
     ]
     if result["quality"] is not None:
         lines.append(f"accuracy {result['quality']:.1%}, KL {result['loss']:.3f}, {result['steps']} steps")
@@ -40,27 +53,53 @@ def pareto(document: dict[str, Any], trials: Sequence[Result]) -> go.Figure:
     _points(figure, everyone, "trials, short run (select)", MUTED, "circle-open", 8)
     edge = document["front"]
     figure.add_scatter(
-        x=[r["latency"]["median_ms"] for r in edge], y=[_percent(r["quality"]) for r in edge], mode="lines", name="front of the short runs",
-        line={"color": MUTED, "width": 1.5, "dash": "dot"}, hoverinfo="skip",
-    )  # fmt: skip
+        x=[r["latency"]["median_ms"] for r in edge],
+        y=[_percent(r["quality"]) for r in edge],
+        mode="lines",
+        name="front of the short runs",
+        line={"color": MUTED, "width": 1.5, "dash": "dot"},
+        hoverinfo="skip",
+    )
     _points(figure, [f["result"] for f in document["finalists"]], "finalists, long run (select)", ACCENT, "circle", 10)
-    _points(figure, list(document["baselines"].values()), "made by hand (report)", HAND, "diamond", 11, list(document["baselines"]))
+    _points(
+        figure,
+        list(document["baselines"].values()),
+        "made by hand (report)",
+        HAND,
+        "diamond",
+        11,
+        list(document["baselines"]),
+    )
     if document["chosen"]:
         _points(figure, [document["chosen"]], "chosen (report)", ACCENT, "star", 18)
     teacher = document["teacher"]
     if teacher["quality"] is not None:
         latency = teacher["latency"]
         figure.add_scatter(
-            x=[latency["median_ms"]], y=[_percent(teacher["quality"])], mode="markers", name=f"teacher in {teacher['precision']}",
+            x=[latency["median_ms"]],
+            y=[_percent(teacher["quality"])],
+            mode="markers",
+            name=f"teacher in {teacher['precision']}",
             marker={"color": TEACHER, "symbol": "square", "size": 12},
-            error_x=_interval([latency["high_ms"] - latency["median_ms"]], [latency["median_ms"] - latency["low_ms"]], TEACHER),
-            hovertext=f"teacher<br>{format_ms(latency['median_ms'])}<br>accuracy {teacher['quality']:.1%}", hoverinfo="text",
-        )  # fmt: skip
+            error_x=_interval(
+                [latency["high_ms"] - latency["median_ms"]], [latency["median_ms"] - latency["low_ms"]], TEACHER
+            ),
+            hovertext=f"teacher<br>{format_ms(latency['median_ms'])}<br>accuracy {teacher['quality']:.1%}",
+            hoverinfo="text",
+        )
     budget = document["budget_ms"]
     figure.add_shape(type="line", x0=budget, x1=budget, y0=0, y1=1, yref="paper", line={"color": BUDGET, "width": 2})
     # On a logarithmic axis plotly wants an annotation's place as an exponent.
-    figure.add_annotation(x=math.log10(budget), y=0.02, yref="paper", text=f"budget {format_ms(budget)}", showarrow=False, xanchor="left",
-                          xshift=4, font={"color": BUDGET})  # fmt: skip
+    figure.add_annotation(
+        x=math.log10(budget),
+        y=0.02,
+        yref="paper",
+        text=f"budget {format_ms(budget)}",
+        showarrow=False,
+        xanchor="left",
+        xshift=4,
+        font={"color": BUDGET},
+    )
     figure.update_xaxes(title="latency of the workload, ms (bars: 90 % interval)", type="log")
     figure.update_yaxes(title="next-token accuracy, % (bars: 90 % interval)")
     return _styled(figure, 520)
@@ -76,8 +115,14 @@ def where_time_goes(document: dict[str, Any]) -> go.Figure:
     for kind, colour in KIND_COLOURS.items():
         values = [latency["ops"].get(kind, 0.0) for latency in rows.values()]
         if any(values):
-            figure.add_bar(y=[escape(name) for name in rows], x=values, orientation="h", name=kind, marker_color=colour,
-                           hovertemplate="%{y}: " + kind + " %{x:.1f} ms<extra></extra>")  # fmt: skip
+            figure.add_bar(
+                y=[escape(name) for name in rows],
+                x=values,
+                orientation="h",
+                name=kind,
+                marker_color=colour,
+                hovertemplate="%{y}: " + kind + " %{x:.1f} ms<extra></extra>",
+            )
     figure.update_layout(barmode="stack")
     figure.update_xaxes(title="ms")
     return _styled(figure, 120 + 60 * len(rows))
@@ -91,10 +136,19 @@ def precisions(architecture: dict[str, Any]) -> go.Figure:
     scale = [(i / (len(names) - 1), PRECISION_COLOURS[name]) for i, name in enumerate(names)]
     figure = go.Figure(
         go.Heatmap(
-            z=[[names.index(label) for label in row] for row in labels], text=labels, texttemplate="%{text}", zmin=0, zmax=len(names) - 1,
-            x=[f"layer {i}" for i in range(len(layers))], y=["feed-forward", "attention"], colorscale=scale, showscale=False, xgap=3, ygap=3,
+            z=[[names.index(label) for label in row] for row in labels],
+            text=labels,
+            texttemplate="%{text}",
+            zmin=0,
+            zmax=len(names) - 1,
+            x=[f"layer {i}" for i in range(len(layers))],
+            y=["feed-forward", "attention"],
+            colorscale=scale,
+            showscale=False,
+            xgap=3,
+            ygap=3,
             hovertemplate="%{x}, %{y}: %{text}<extra></extra>",
-        )  # fmt: skip
+        )
     )
     return _styled(figure, 200)
 
@@ -104,20 +158,43 @@ def curves(document: dict[str, Any], trials: Sequence[Result]) -> go.Figure:
     figure = go.Figure()
     for i, result in enumerate(trials):
         steps, losses = zip(*result.curve, strict=True) if result.curve else ((), ())
-        figure.add_scatter(x=steps, y=losses, mode="lines", line={"color": MUTED, "width": 1}, name="trials", legendgroup="trials",
-                           showlegend=i == 0, hovertext=escape(result.architecture.id), hoverinfo="text+y")  # fmt: skip
+        figure.add_scatter(
+            x=steps,
+            y=losses,
+            mode="lines",
+            line={"color": MUTED, "width": 1},
+            name="trials",
+            legendgroup="trials",
+            showlegend=i == 0,
+            hovertext=escape(result.architecture.id),
+            hoverinfo="text+y",
+        )
     for i, finalist in enumerate(document["finalists"]):
         points = finalist["result"]["curve"]
-        figure.add_scatter(x=[step for step, _ in points], y=[loss for _, loss in points], mode="lines+markers", name="finalists",
-                           legendgroup="finalists", showlegend=i == 0, line={"color": ACCENT, "width": 2},
-                           hovertext=escape(finalist["result"]["architecture"]["id"]), hoverinfo="text+y")  # fmt: skip
+        figure.add_scatter(
+            x=[step for step, _ in points],
+            y=[loss for _, loss in points],
+            mode="lines+markers",
+            name="finalists",
+            legendgroup="finalists",
+            showlegend=i == 0,
+            line={"color": ACCENT, "width": 2},
+            hovertext=escape(finalist["result"]["architecture"]["id"]),
+            hoverinfo="text+y",
+        )
     figure.update_xaxes(title="training steps", type="log")
     figure.update_yaxes(title="held-out KL to the teacher, nats a token", type="log")
     return _styled(figure, 380)
 
 
 def _points(
-    figure: go.Figure, results: Sequence[dict[str, Any]], name: str, colour: str, symbol: str, size: int, labels: Sequence[str] = ()
+    figure: go.Figure,
+    results: Sequence[dict[str, Any]],
+    name: str,
+    colour: str,
+    symbol: str,
+    size: int,
+    labels: Sequence[str] = (),
 ) -> None:
     results = [result for result in results if result["quality"] is not None]
     if not results:
@@ -126,17 +203,37 @@ def _points(
     hover = [describe(result) for result in results]
     if labels:
         hover = [f"{escape(label)}<br>{text}" for label, text in zip(labels, hover, strict=True)]
-    up, down = ([_percent(abs((r[f"quality_{side}"] or r["quality"]) - r["quality"])) for r in results] for side in ("high", "low"))
+    up, down = (
+        [_percent(abs((r[f"quality_{side}"] or r["quality"]) - r["quality"])) for r in results]
+        for side in ("high", "low")
+    )
     figure.add_scatter(
-        x=[latency["median_ms"] for latency in latencies], y=[_percent(result["quality"]) for result in results], mode="markers", name=name,
+        x=[latency["median_ms"] for latency in latencies],
+        y=[_percent(result["quality"]) for result in results],
+        mode="markers",
+        name=name,
         marker={"color": colour, "symbol": symbol, "size": size, "line": {"width": 1.5, "color": colour}},
-        error_x=_interval([x["high_ms"] - x["median_ms"] for x in latencies], [x["median_ms"] - x["low_ms"] for x in latencies], colour),
-        error_y=_interval(up, down, colour), hovertext=hover, hoverinfo="text",
-    )  # fmt: skip
+        error_x=_interval(
+            [x["high_ms"] - x["median_ms"] for x in latencies],
+            [x["median_ms"] - x["low_ms"] for x in latencies],
+            colour,
+        ),
+        error_y=_interval(up, down, colour),
+        hovertext=hover,
+        hoverinfo="text",
+    )
 
 
 def _interval(up: Sequence[float], down: Sequence[float], colour: str) -> dict[str, Any]:
-    return {"type": "data", "symmetric": False, "array": list(up), "arrayminus": list(down), "color": colour, "thickness": 0.8, "width": 3}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": list(up),
+        "arrayminus": list(down),
+        "color": colour,
+        "thickness": 0.8,
+        "width": 3,
+    }
 
 
 def _percent(share: float) -> float:
@@ -145,7 +242,11 @@ def _percent(share: float) -> float:
 
 def _styled(figure: go.Figure, height: int) -> go.Figure:
     figure.update_layout(
-        template="plotly_white", height=height, margin={"l": 60, "r": 20, "t": 30, "b": 50}, font={"color": INK, "size": 13},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, hoverlabel={"align": "left"},
-    )  # fmt: skip
+        template="plotly_white",
+        height=height,
+        margin={"l": 60, "r": 20, "t": 30, "b": 50},
+        font={"color": INK, "size": 13},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        hoverlabel={"align": "left"},
+    )
     return figure

@@ -14,16 +14,40 @@ from hwsearch.units import format_ms, format_seconds
 if TYPE_CHECKING:
     from rich.console import Console
 
-COLUMNS = ("trial", "architecture", "depth", "width", "heads", "kv_heads", "ffn", "precision", "parameters", "median_ms", "low_ms",
-           "high_ms", "extrapolated", "loss", "quality", "quality_low", "quality_high", "retention", "steps", "seconds", "size_mib",
-           "memory_mib")  # fmt: skip
+COLUMNS = (
+    "trial",
+    "architecture",
+    "depth",
+    "width",
+    "heads",
+    "kv_heads",
+    "ffn",
+    "precision",
+    "parameters",
+    "median_ms",
+    "low_ms",
+    "high_ms",
+    "extrapolated",
+    "loss",
+    "quality",
+    "quality_low",
+    "quality_high",
+    "retention",
+    "steps",
+    "seconds",
+    "size_mib",
+    "memory_mib",
+)
 
 
 def row_of(result: Result) -> dict[str, Any]:
     """One line of a CSV file, by `COLUMNS`."""
     a, latency, layer = result.architecture, result.latency, result.architecture.layers[0]
     shape = {"depth": a.depth, "width": a.width, "heads": layer.heads, "kv_heads": layer.kv_heads, "ffn": layer.ffn}
-    scores = {name: getattr(result, name) for name in ("loss", "quality", "quality_low", "quality_high", "retention", "steps", "seconds")}
+    scores = {
+        name: getattr(result, name)
+        for name in ("loss", "quality", "quality_low", "quality_high", "retention", "steps", "seconds")
+    }
     return {
         "trial": result.trial,
         "architecture": a.id,
@@ -64,19 +88,40 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
         latency = chosen["latency"]
         interval = f"90 % interval {format_ms(latency['low_ms'])} to {format_ms(latency['high_ms'])}"
         out.print(f"\n[bold]{chosen['architecture']['id']}[/bold]")
-        out.print(f"{format_ms(latency['median_ms'])} of {format_ms(document['budget_ms'])} ({interval}), {_certainty(latency)}")
+        out.print(
+            f"{format_ms(latency['median_ms'])} of {format_ms(document['budget_ms'])} ({interval}), "
+            f"{_certainty(latency)}"
+        )
         if chosen["retention_low"] is not None:
-            kept = f"{chosen['retention']:.1%} (90 % interval {chosen['retention_low']:.1%} to {chosen['retention_high']:.1%})"
-            out.print(f"keeps {kept} of the teacher's next-token accuracy, on text that neither training nor choice has seen")
+            low, high = chosen["retention_low"], chosen["retention_high"]
+            kept = f"{chosen['retention']:.1%} (90 % interval {low:.1%} to {high:.1%})"
+            out.print(
+                f"keeps {kept} of the teacher's next-token accuracy, on text that neither training nor choice has seen"
+            )
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for column in ("", "architecture", "latency", "accuracy", "of teacher's", "steps"):
-        table.add_column(column, justify="right" if column in ("latency", "accuracy", "of teacher's", "steps") else "left")
+        table.add_column(
+            column, justify="right" if column in ("latency", "accuracy", "of teacher's", "steps") else "left"
+        )
     quality = teacher["quality"]
-    table.add_row("teacher", teacher["architecture"]["id"], format_ms(teacher["latency"]["median_ms"]), _percent(quality), "100.0%", "")
+    table.add_row(
+        "teacher",
+        teacher["architecture"]["id"],
+        format_ms(teacher["latency"]["median_ms"]),
+        _percent(quality),
+        "100.0%",
+        "",
+    )
     rows = [("chosen", chosen)] if chosen and document["baselines"] else []
     for name, result in [*rows, *document["baselines"].items()]:
-        table.add_row(name, result["architecture"]["id"], format_ms(result["latency"]["median_ms"]), _percent(result["quality"]),
-                      _percent(result["retention"]), str(result["steps"]))  # fmt: skip
+        table.add_row(
+            name,
+            result["architecture"]["id"],
+            format_ms(result["latency"]["median_ms"]),
+            _percent(result["quality"]),
+            _percent(result["retention"]),
+            str(result["steps"]),
+        )
     out.print(table)
     better = [name for name, r in document["baselines"].items() if chosen and r["quality"] > chosen["quality"]]
     if better:
@@ -85,27 +130,42 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
         out.print(_front(document))
     if folder is not None:
         counts = document["trials"]
-        out.print(f"{counts['complete']} students trained, {counts['infeasible']} too slow and never trained, {counts['failed']} failed, "
-                  f"in {format_seconds(document['seconds'])}")  # fmt: skip
+        out.print(
+            f"{counts['complete']} students trained, {counts['infeasible']} too slow and never trained, "
+            f"{counts['failed']} failed, "
+            f"in {format_seconds(document['seconds'])}"
+        )
         out.print(f"report: {folder / 'report.html'}   student: {folder / 'chosen'}")
 
 
 def _front(document: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), title="front of the short runs", title_justify="left")
+    table = Table(
+        box=None, header_style="dim", padding=(0, 2, 0, 0), title="front of the short runs", title_justify="left"
+    )
     for column in ("trial", "architecture", "latency", "interval", "loss", "accuracy"):
         table.add_column(column, justify="left" if column == "architecture" else "right")
     for result in document["front"]:
         latency = result["latency"]
         interval = f"{format_ms(latency['low_ms'])} to {format_ms(latency['high_ms'])}"
-        table.add_row(str(result["trial"]), result["architecture"]["id"], format_ms(latency["median_ms"]), interval,
-                      f"{result['loss']:.3f}", _percent(result["quality"]))  # fmt: skip
+        table.add_row(
+            str(result["trial"]),
+            result["architecture"]["id"],
+            format_ms(latency["median_ms"]),
+            interval,
+            f"{result['loss']:.3f}",
+            _percent(result["quality"]),
+        )
     return table
 
 
 def _certainty(latency: dict[str, Any]) -> str:
-    where = f"extrapolated, {latency['covered']:.0%} covered by measured shapes" if latency["extrapolated"] else "inside measured shapes"
+    where = (
+        f"extrapolated, {latency['covered']:.0%} covered by measured shapes"
+        if latency["extrapolated"]
+        else "inside measured shapes"
+    )
     return f"{latency['source']}, {where}"
 
 

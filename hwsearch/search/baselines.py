@@ -29,8 +29,11 @@ class HandMade(msgspec.Struct, frozen=True):
     layers: tuple[int, ...]
 
 
-def hand_made(space: SearchSpace, price: Callable[[Sequence[Architecture]], Estimates], latency_ms: float) -> list[HandMade]:
-    """Every other layer, and uniform width, each in the fastest uniform precision and as large as `latency_ms` allows."""
+def hand_made(
+    space: SearchSpace, price: Callable[[Sequence[Architecture]], Estimates], latency_ms: float
+) -> list[HandMade]:
+    """Every other layer, and uniform width, each in the fastest uniform precision and as large as `latency_ms`
+    allows."""
     depth = space.teacher.depth
     made = []
     for name, layers in (("every other layer", tuple(range(0, depth, 2))), ("uniform width", tuple(range(depth)))):

@@ -23,8 +23,8 @@ def reprice(
 ) -> tuple[dict[str, Any], list[Result]]:
     """The summary and the trials of a run as they would be on another device, for the same workload.
 
-    Scores stay: they were trained for the first device's numerics, which the page says. Floats become the other runtime's narrowest; a student with
-    int8 parts has no price where the runtime does not run int8.
+    Scores stay: they were trained for the first device's numerics, which the page says. Floats become the other
+    runtime's narrowest; a student with int8 parts has no price where the runtime does not run int8.
 
     Raises:
         RunError: no student of the run can run there.
@@ -37,11 +37,20 @@ def reprice(
         def part(precision: Precision) -> Precision:
             return beside if precision.is_float else precision
 
-        layers = tuple(replace(layer, attention=part(layer.attention), feed_forward=part(layer.feed_forward)) for layer in architecture.layers)
-        return replace(architecture, layers=layers, head_precision=beside, embedding_precision=beside, kv_precision=beside)
+        layers = tuple(
+            replace(layer, attention=part(layer.attention), feed_forward=part(layer.feed_forward))
+            for layer in architecture.layers
+        )
+        return replace(
+            architecture, layers=layers, head_precision=beside, embedding_precision=beside, kv_precision=beside
+        )
 
     def runs(result: Result) -> bool:
-        return all(p.is_float or p in runtime.precisions for layer in result.architecture.layers for p in (layer.attention, layer.feed_forward))
+        return all(
+            p.is_float or p in runtime.precisions
+            for layer in result.architecture.layers
+            for p in (layer.attention, layer.feed_forward)
+        )
 
     def priced(result: Result) -> Result:
         architecture = translated(result.architecture)
@@ -51,8 +60,11 @@ def reprice(
     if not there:
         raise RunError(f"no student of this run can run on {target}: it runs {', '.join(map(str, runtime.precisions))}")
     teacher = Architecture.from_json(document["teacher"]["architecture"])
-    floats = {precision: price.one(replace(translated(teacher), layers=teacher.with_precision(precision).layers)) for precision in
-              runtime.precisions if precision.is_float}  # fmt: skip
+    floats = {
+        precision: price.one(replace(translated(teacher), layers=teacher.with_precision(precision).layers))
+        for precision in runtime.precisions
+        if precision.is_float
+    }
     fastest = min(floats, key=lambda precision: floats[precision].median_ms)
     baselines = {name: Result.from_json(result) for name, result in document["baselines"].items()}
     moved = {

@@ -1,7 +1,8 @@
 """A search from the first price to the written answer.
 
-Latency first: what cannot fit is never trained. Trials are trained shortly, finalists longer, the choice is made on *select*, and *report* is looked
-at once, after it, for the chosen student, the teacher and the hand-made students beside it.
+Latency first: what cannot fit is never trained. Trials are trained shortly, finalists longer, the choice is made on
+*select*, and *report* is looked at once, after it, for the chosen student, the teacher and the hand-made students
+beside it.
 """
 
 from __future__ import annotations
@@ -165,14 +166,16 @@ class Plan:
         if nearest.latency.high_ms > self.budget_ms:
             low, high = format_ms(nearest.latency.low_ms), format_ms(nearest.latency.high_ms)
             raise NothingFits(
-                f"nothing fits {format_ms(self.budget_ms)} on {self.target}: the smallest student, {nearest.architecture.id}, takes "
-                f"{format_ms(nearest.latency.median_ms)} (90 % interval {low} to {high}). Raise --budget to {format_ms(nearest.latency.high_ms)}",
+                f"nothing fits {format_ms(self.budget_ms)} on {self.target}: the smallest student, "
+                f"{nearest.architecture.id}, takes {format_ms(nearest.latency.median_ms)} "
+                f"(90 % interval {low} to {high}). Raise --budget to {high}",
                 nearest,
             )
         if not self.admits(nearest.architecture):
             raise NothingFits(
-                f"nothing meets the limits of size and memory: the smallest student, {nearest.architecture.id}, has {nearest.size_mib:.2f} MiB of "
-                f"weights and needs {nearest.memory_mib:.0f} MiB; the device has {self.profile.memory_mib.value:.0f} MiB",
+                "nothing meets the limits of size and memory: the smallest student, "
+                f"{nearest.architecture.id}, has {nearest.size_mib:.2f} MiB of weights and needs "
+                f"{nearest.memory_mib:.0f} MiB; the device has {self.profile.memory_mib.value:.0f} MiB",
                 nearest,
             )
 
@@ -328,13 +331,21 @@ class Engine:
         least = self.plan.wishes.min_quality
         if least is None:
             return max(inside, key=lambda r: r.quality or 0.0, default=None)
-        return min((r for r in inside if (r.retention or 0.0) >= least), key=lambda r: r.latency.median_ms, default=None)
+        return min(
+            (r for r in inside if (r.retention or 0.0) >= least), key=lambda r: r.latency.median_ms, default=None
+        )
 
     def _judge(self, chosen: Result, by_hand: Sequence[HandMade]) -> list[Result]:
         """The chosen student and the hand-made ones on *report*, all trained for the same steps."""
         long, cool = self.plan.wishes.long_steps, self._cool_from()
         jobs = [
-            Job(path=str(self.run.student(f"{chosen.trial}-long")), architecture=chosen.architecture, steps=long, cool_from=cool, split="report")
+            Job(
+                path=str(self.run.student(f"{chosen.trial}-long")),
+                architecture=chosen.architecture,
+                steps=long,
+                cool_from=cool,
+                split="report",
+            )
         ]
         for made in by_hand:
             path = str(self.run.student(made.name.replace(" ", "-")))
@@ -380,4 +391,3 @@ def _teacher_quality(result: Result) -> float:
     assert result.quality is not None
     assert result.retention
     return result.quality / result.retention
-

@@ -42,7 +42,8 @@ def run_search(
         spec: of the task that `trainer` works on.
         trainer: who trains.
         progress: who is told.
-        deliver: writes the report and the chosen student into the run's folder; the summary is written after it, last of all.
+        deliver: writes the report and the chosen student into the run's folder; the summary is written after it, last
+            of all.
         out: folder of the run.
         budget_text: as the person wrote it, for the folder's name.
         dry_run: stop once everything is priced.
@@ -64,7 +65,9 @@ def run_search(
     try:
         plan.check()
     except NothingFits as miss:
-        raise NothingFits(str(miss), summarise("", plan, None, time.monotonic() - started, nearest=miss.details)) from None
+        raise NothingFits(
+            str(miss), summarise("", plan, None, time.monotonic() - started, nearest=miss.details)
+        ) from None
     if dry_run:
         return None, summarise("", plan, None, time.monotonic() - started)
 
@@ -121,8 +124,9 @@ def _introduce(plan: Plan, teacher: str, corpus: str, progress: Progress) -> Non
     progress.say(f"target: {plan.target}")
     certainty = "extrapolated" if latency.extrapolated else "inside measured shapes"
     progress.say(
-        f"teacher: {teacher}, {plan.teacher.parameters / 1e6:.1f} M parameters, {format_ms(latency.median_ms)} in {plan.teacher_precision} "
-        f"(90 % interval {format_ms(latency.low_ms)} to {format_ms(latency.high_ms)}; {latency.source}, {certainty}); text: {corpus}"
+        f"teacher: {teacher}, {plan.teacher.parameters / 1e6:.1f} M parameters, {format_ms(latency.median_ms)} in "
+        f"{plan.teacher_precision} (90 % interval {format_ms(latency.low_ms)} to {format_ms(latency.high_ms)}; "
+        f"{latency.source}, {certainty}); text: {corpus}"
     )
     progress.say(
         f"budget: {format_ms(plan.budget_ms)}, {plan.budget_ms / latency.median_ms:.2f} of the teacher's; "

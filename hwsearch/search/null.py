@@ -1,5 +1,5 @@
-"""A trainer that trains nothing: scores follow from the architecture and the steps alone, at once. The search's null member, for tests and
-rehearsals of everything around the training.
+"""A trainer that trains nothing: scores follow from the architecture and the steps alone, at once. The search's null
+member, for tests and rehearsals of everything around the training.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ TEACHER = Architecture(
 
 
 class NullTrainer:
-    """Scores students by a formula: capacity lost against the teacher, in every dimension with diminishing returns, and a little for int8.
+    """Scores students by a formula: capacity lost against the teacher, in every dimension with diminishing returns, and
+    a little for int8.
 
     Args:
         teacher: whose students.
@@ -57,14 +58,35 @@ class NullTrainer:
         self.work_done += work_of(job.architecture, job.steps)
         a, t = job.architecture, self.teacher
         lost = 0.9 * (1 - math.sqrt(a.width / t.width)) + 0.6 * (1 - math.sqrt(a.depth / t.depth))
-        lost += 0.3 * (1 - math.sqrt(a.layers[0].ffn / t.layers[0].ffn)) + 0.15 * (1 - math.sqrt(a.layers[0].heads / t.layers[0].heads))
-        lost += 0.02 * sum((layer.attention is Precision.INT8) + (layer.feed_forward is Precision.INT8) for layer in a.layers) / a.depth
+        lost += 0.3 * (1 - math.sqrt(a.layers[0].ffn / t.layers[0].ffn)) + 0.15 * (
+            1 - math.sqrt(a.layers[0].heads / t.layers[0].heads)
+        )
+        lost += (
+            0.02
+            * sum((layer.attention is Precision.INT8) + (layer.feed_forward is Precision.INT8) for layer in a.layers)
+            / a.depth
+        )
         loss = 0.02 + lost * (1 + 2 / math.sqrt(job.steps)) + (0.2 if job.layers else 0.0)
         quality = 0.6 * math.exp(-0.3 * loss)
         interval = {"quality_low": quality - 0.005, "quality_high": quality + 0.005}
-        retention = {"retention": quality / 0.6, "retention_low": quality / 0.6 - 0.008, "retention_high": quality / 0.6 + 0.008}
+        retention = {
+            "retention": quality / 0.6,
+            "retention_low": quality / 0.6 - 0.008,
+            "retention_high": quality / 0.6 + 0.008,
+        }
         curve = ((job.steps // 2, loss * 1.1), (job.steps, loss))
-        return _done(ProxyScore(loss=loss, measured_loss=loss, quality=quality, **interval, **retention, steps=job.steps, seconds=0.0, curve=curve))
+        return _done(
+            ProxyScore(
+                loss=loss,
+                measured_loss=loss,
+                quality=quality,
+                **interval,
+                **retention,
+                steps=job.steps,
+                seconds=0.0,
+                curve=curve,
+            )
+        )
 
     def run(self, function: Callable[..., T], *arguments: Any) -> Future[T | None]:
         """Nothing to call it with."""

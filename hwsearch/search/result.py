@@ -58,7 +58,10 @@ class Result(msgspec.Struct, frozen=True):
 def memory_mib(architecture: Architecture, workload: Workload) -> float:
     """Weights and the widest activations of one pass in MiB: the runtime's own share is not counted."""
     tokens = workload.batch * workload.sequence
-    wide = max((3 if architecture.gated_ffn else 2) * layer.ffn + layer.heads * architecture.head_dim for layer in architecture.layers)
+    wide = max(
+        (3 if architecture.gated_ffn else 2) * layer.ffn + layer.heads * architecture.head_dim
+        for layer in architecture.layers
+    )
     if architecture.head == "lm":
         wide = max(wide, architecture.vocab)
     bytes_each = architecture.head_precision.activation_bits / 8

@@ -1,9 +1,9 @@
 """A run's folder: what it holds, and what it may be taken up with.
 
-    run.json        everything that changes a score or a price; another run's folder is refused, and what differs is said
-    study.db        finished trials (SQLite, Optuna's own form)
-    students/       states of students in training, from which longer runs go on
-    trials.csv, pareto.csv, summary.json, report.html, chosen/      the answer
+run.json        everything that changes a score or a price; another run's folder is refused, and what differs is said
+study.db        finished trials (SQLite, Optuna's own form)
+students/       states of students in training, from which longer runs go on
+trials.csv, pareto.csv, summary.json, report.html, chosen/      the answer
 """
 
 from __future__ import annotations
@@ -62,8 +62,11 @@ class Run:
             write_text(folder / "run.json", msgspec.json.format(msgspec.json.encode(identity), indent=2).decode())
         elif stored != identity:
             self.close()
-            differs = ", ".join(f"{name} ({_short(stored.get(name))} there, {_short(identity.get(name))} now)"
-                                for name in sorted({*stored, *identity}) if stored.get(name) != identity.get(name))  # fmt: skip
+            differs = ", ".join(
+                f"{name} ({_short(stored.get(name))} there, {_short(identity.get(name))} now)"
+                for name in sorted({*stored, *identity})
+                if stored.get(name) != identity.get(name)
+            )
             raise RunError(f"{folder} holds another run: {differs}. Choose another --out")
 
     def path(self, name: str) -> Path:

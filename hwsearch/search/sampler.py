@@ -1,8 +1,9 @@
 """From a few smooth numbers to an architecture that fits.
 
-Optuna moves five dimensions: depth, attention and feed-forward sizes relative to the teacher's proportions, the share of int8 parts, and how much of the
-budget to fill. Width and the exact feed-forward size are solved on the estimator to meet that fill, so that nearly every proposal fits and none
-is trained that does not. A Gaussian process finds its way in five dimensions after a few trials; in the 20 and more raw ones nothing does.
+Optuna moves five dimensions: depth, attention and feed-forward sizes relative to the teacher's proportions, the share
+of int8 parts, and how much of the budget to fill. Width and the exact feed-forward size are solved on the estimator to
+meet that fill, so that nearly every proposal fits and none is trained that does not. A Gaussian process finds its way
+in five dimensions after a few trials; in the 20 and more raw ones nothing does.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Proposer:
         return corners
 
     def __call__(self, trial: Suggest, seen: Collection[Architecture]) -> Architecture | None:
-        """The architecture of a trial's settings, or the nearest that fits and is not among `seen`; None when the space is used up."""
+        """The architecture of a trial's settings, or the nearest that fits and is not among `seen`; None when the space
+        is used up."""
         depths = self.space.depths
         depth = trial.suggest_int("depth", depths[0], depths[-1])
         depth = min(depths, key=lambda d: abs(d - depth))
@@ -90,7 +92,9 @@ class Proposer:
         chosen = [last if is_low else first for is_low in low]
         return list(zip(chosen[::2], chosen[1::2], strict=True))
 
-    def options(self, depth: int, head_ratio: float, ffn_ratio: float, plan: Sequence[tuple[Precision, Precision]]) -> list[Architecture]:
+    def options(
+        self, depth: int, head_ratio: float, ffn_ratio: float, plan: Sequence[tuple[Precision, Precision]]
+    ) -> list[Architecture]:
         """Students of every width in these proportions, with feed-forward sizes around."""
         teacher, shape = self.space.teacher, self.space.teacher.layers[0]
         found = []
@@ -118,4 +122,4 @@ class Proposer:
             return None
         # The fullest below the wanted fill, else the emptiest above it.
         below = [i for i in inside if high[i] <= fill * self.budget_ms]
-        return options[below[-1] if below else inside[0]]
+        return options[int(below[-1] if below else inside[0])]

@@ -1,8 +1,9 @@
 """The study: every finished trial with its whole record, and what to try next.
 
-A trial enters the storage once, finished, in the order of its number: a killed run leaves nothing half-done behind. What to try next is asked of an
-in-memory study that sees trial k's result only when trial k + lag is asked for, however fast it was: proposal k is a function of the seed and
-the trials before it, so that a resumed run equals an undisturbed one. The files are Optuna's own; Optuna Dashboard opens them.
+A trial enters the storage once, finished, in the order of its number: a killed run leaves nothing half-done behind.
+What to try next is asked of an in-memory study that sees trial k's result only when trial k + lag is asked for, however
+fast it was: proposal k is a function of the seed and the trials before it, so that a resumed run equals an undisturbed
+one. The files are Optuna's own; Optuna Dashboard opens them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from optuna.trial import TrialState
 from hwsearch.errors import RunError
 from hwsearch.search.result import Result
 
-DIRECTIONS = ("minimize", "minimize")
+DIRECTIONS = (optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MINIMIZE)
 METRICS = ("latency_ms", "loss")
 START_UP = 8  # finished trials before the Gaussian process takes over
 GP_LIMIT = 250  # trials up to which its cubic cost stays below a second; multivariate TPE beyond
@@ -42,13 +43,18 @@ class Study:
     def __init__(self, path: Path, name: str) -> None:
         try:
             storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-            self._study = optuna.create_study(storage=storage, study_name=name, directions=list(DIRECTIONS), load_if_exists=True)
+            self._study = optuna.create_study(
+                storage=storage, study_name=name, directions=list(DIRECTIONS), load_if_exists=True
+            )
             if self._study.metric_names is None:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                     self._study.set_metric_names(list(METRICS))
         except Exception as error:  # SQLAlchemy, SQLite and Optuna raise their own kinds for a broken file
-            raise RunError(f"{path} is not a study that can be opened ({type(error).__name__}); move it away or choose another --out") from error
+            raise RunError(
+                f"{path} is not a study that can be opened ({type(error).__name__}); "
+                "move it away or choose another --out"
+            ) from error
 
     def records(self) -> list[Record]:
         """Every finished trial, in the order of its number."""
@@ -56,13 +62,14 @@ class Study:
 
     def add(self, record: Record) -> None:
         """Store a finished trial."""
-        result, failed = record.result, record.result is None or record.result.loss is None
+        result = record.result
+        values = [result.latency.median_ms, result.loss] if result is not None and result.loss is not None else None
         self._study.add_trial(
             optuna.trial.create_trial(
-                state=TrialState.FAIL if failed else TrialState.COMPLETE,
+                state=TrialState.FAIL if values is None else TrialState.COMPLETE,
                 params=record.settings,
                 distributions=record.distributions,
-                values=None if failed or result is None else [result.latency.median_ms, result.loss],
+                values=values,
                 user_attrs=record.attributes(),
             )
         )
@@ -85,7 +92,11 @@ class Record:
     """
 
     def __init__(
-        self, settings: dict[str, Any], distributions: dict[str, BaseDistribution], result: Result | None, reason: str = ""
+        self,
+        settings: dict[str, Any],
+        distributions: dict[str, BaseDistribution],
+        result: Result | None,
+        reason: str = "",
     ) -> None:
         self.settings, self.distributions, self.result, self.reason = settings, distributions, result, reason
 
@@ -100,7 +111,9 @@ class Record:
             stored = trial.user_attrs["result"]
             result = None if stored is None else Result.from_json(json.loads(stored))
         except (KeyError, ValueError, TypeError) as error:
-            raise RunError(f"trial {trial.number} of the study has no record of hwsearch; is it another program's study?") from error
+            raise RunError(
+                f"trial {trial.number} of the study has no record of hwsearch; is it another program's study?"
+            ) from error
         return cls(trial.params, trial.distributions, result, trial.user_attrs.get("reason", ""))
 
     def attributes(self) -> dict[str, Any]:

@@ -19,7 +19,12 @@ def versions() -> dict[str, str]:
 
 
 def summarise(
-    study: str, plan: Plan, outcome: Outcome | None, seconds: float, quality: float | None = None, nearest: Result | None = None
+    study: str,
+    plan: Plan,
+    outcome: Outcome | None,
+    seconds: float,
+    quality: float | None = None,
+    nearest: Result | None = None,
 ) -> dict[str, Any]:
     """The document.
 
@@ -72,4 +77,9 @@ def teacher_result(plan: Plan, quality: float | None) -> Result:
 
 
 def _finalist(result: Result) -> dict[str, Any]:
-    return {"trial": result.trial, "predicted_ms": result.latency.median_ms, "measured_ms": None, "result": result.to_json()}
+    return {
+        "trial": result.trial,
+        "predicted_ms": result.latency.median_ms,
+        "measured_ms": None,
+        "result": result.to_json(),
+    }
