@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hwsearch.distill.data import SPLITS, draw_chunks, module_of, split_of, standard_library, text_files
+from hwsearch.errors import DataError
+
+
+def test_modules_keep_their_split_whatever_python() -> None:
+    """The embedded teacher was trained by this assignment: it must never change."""
+    known = {"ast": "select", "contextlib": "select", "logging": "report", "imaplib": "report", "json": "train", "asyncio": "train"}
+    assert {name: split_of(name) for name in known} == known
+
+
+@pytest.mark.parametrize(
+    ("path", "module"),
+    [
+        ("json/decoder.py", "json"),
+        ("test/test_json/test_decode.py", "json"),
+        ("_pydatetime.py", "pydatetime"),
+        ("test/test_ast.py", "ast"),
+        ("idlelib/idle_test/test_run.py", "idlelib"),
+        ("test/support/__init__.py", "support"),
+    ],
+)
+def test_a_test_belongs_to_what_it_tests(path: str, module: str) -> None:
+    assert module_of(Path(path)) == module
+
+
+def test_the_standard_library_is_split_without_overlap() -> None:
+    corpus = standard_library()
+    texts = {split: set(corpus.texts[split]) for split in SPLITS}
+    assert sum(len(text) for text in corpus.texts["train"]) > 5_000_000
+    assert not texts["select"] & texts["report"]
+    assert corpus.digest == standard_library().digest
+
+
+def test_a_python_without_source_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("pass\n")
+    with pytest.raises(DataError, match="--data FILE"):
+        standard_library(tmp_path)
+
+
+def test_a_text_file_is_split_by_blocks(text_file: Path) -> None:
+    corpus = text_files(text_file)
+    sizes = {split: sum(map(len, corpus.texts[split])) for split in SPLITS}
+    assert sum(sizes.values()) == len(text_file.read_text())
+    assert 0.03 < sizes["select"] / sum(sizes.values()) < 0.08
+    assert text_files(text_file, text_file).texts["train"] != corpus.texts["train"]
+
+
+def test_text_that_is_none_is_refused(tmp_path: Path) -> None:
+    for name, content, says in (("a", b"", "no text"), ("b", b"\xff\xfe\x00", "UTF-8"), ("c", b"short\n", "too little")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=says):
+            text_files(tmp_path / name)
+    with pytest.raises(DataError, match="cannot read"):
+        text_files(tmp_path / "none")
+
+
+def test_chunks_share_one_token_and_come_back_the_same(tiny_teacher: Path, text_file: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
+    texts = text_files(text_file).texts["train"]
+    evenly = draw_chunks(texts, tokenizer, 10**6, 16, None)
+    assert evenly.shape[1] == 17
+    assert (evenly[:-1, -1] == evenly[1:, 0]).all()
+    drawn = draw_chunks(texts, tokenizer, 20, 16, seed=3)
+    assert drawn.shape == (20, 17)
+    assert np.array_equal(drawn, draw_chunks(texts, tokenizer, 20, 16, seed=3))
+    assert not np.array_equal(drawn, draw_chunks(texts, tokenizer, 20, 16, seed=4))
+    with pytest.raises(DataError, match="fills no chunk"):
+        draw_chunks(("x",), tokenizer, 20, 16, None)

@@ -1,0 +1,143 @@
+"""Short runs on a small real teacher: what a score is made of, and that going on equals never having stopped."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace
+
+from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
+from hwsearch.distill.job import Recipe, TaskSpec
+from hwsearch.distill.proxy import Student, bootstrap, extrapolate, load_state
+from hwsearch.distill.task import Workshop
+from hwsearch.errors import DataError, RunError
+
+
+@pytest.fixture(scope="module")
+def workshop(tiny_teacher: Path, text_file: Path) -> Workshop:
+    torch.set_num_threads(1)
+    spec = TaskSpec(
+        teacher=str(tiny_teacher), data=str(text_file), sequence=24, chunks=300, held_out_chunks=40, recipe=Recipe(batch=4)
+    )
+    return Workshop(spec)
+
+
+def student_shape(workshop: Workshop, plan: str = "fp32", depth: int = 2) -> Architecture:
+    own = workshop.facts().architecture
+    return replace(own, width=64, tied=False, layers=uniform_layers(depth, 4, 2, 64, parse_precisions(plan, depth)))
+
+
+def test_facts_grow_complete(workshop: Workshop) -> None:
+    early = workshop.facts()
+    assert early.blocks == 2
+    for block in range(early.blocks):
+        workshop.compute_block(block)
+    complete = workshop.finish()
+    assert complete.digest == early.digest
+    assert sorted(complete.layers) == [1, 2, 3]
+    assert complete.layers[3] == (0, 1, 2)
+    assert len(complete.sensitivities) == 3
+    assert all(value > 0 for pair in complete.sensitivities for value in pair)
+    assert 0 <= complete.quality <= 1
+
+
+def test_a_second_workshop_finds_everything_on_disk(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    workshop.finish()
+    again = Workshop(workshop.spec)
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the teacher was run again")
+
+    monkeypatch.setattr(again.teacher.model, "forward", forbidden)
+    assert again.finish() == workshop.finish()
+
+
+def test_the_teacher_itself_has_no_loss(workshop: Workshop) -> None:
+    own = workshop.facts().architecture
+    score = Student(workshop.task, own).score(workshop.task.select)
+    assert score.measured_loss == pytest.approx(0.0, abs=1e-3)  # its outputs are kept in half precision
+    assert score.retention == 1.0
+    assert score.retention_low == score.retention_high == 1.0
+
+
+@pytest.mark.parametrize("plan", ["fp32", "int8/fp32*2"])
+def test_training_lowers_the_loss_and_going_on_equals_never_having_stopped(workshop: Workshop, plan: str, tmp_path: Path) -> None:
+    task, shape = workshop.task, student_shape(workshop, plan)
+    whole = Student(task, shape)
+    before = whole.score(task.select).measured_loss
+    whole.train(30, cool_from=20, end=30)
+    after = whole.score(task.select)
+    assert after.measured_loss < 0.8 * before
+
+    first = Student(task, shape)
+    first.train(17, cool_from=20, end=30)
+    first.keep(tmp_path / "state.pt")
+    second = Student(task, shape)
+    second.resume(tmp_path / "state.pt")
+    second.train(30, cool_from=20, end=30)
+    assert second.score(task.select).measured_loss == after.measured_loss
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+
+
+def test_all_students_see_the_same_data_in_the_same_order(workshop: Workshop) -> None:
+    one, other = (Student(workshop.task, student_shape(workshop, depth=depth)) for depth in (1, 2))
+    seen = []
+    for student in (one, other):
+        rows = []
+        for step in range(80):  # more than one pass over the data
+            student.step = step
+            rows.append(student._rows())
+        seen.append(np.concatenate(rows))
+    assert np.array_equal(*seen)
+    assert len(set(seen[0][:300].tolist())) == 300  # each chunk once before any comes again
+
+
+def test_a_damaged_state_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(RunError, match="delete it to train it anew"):
+        load_state(tmp_path / "state.pt")
+
+
+def test_a_pickle_from_outside_is_not_run(tmp_path: Path) -> None:
+    import os
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"model": Evil()}, tmp_path / "state.pt")
+    with pytest.raises(RunError):
+        load_state(tmp_path / "state.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_sequence_longer_than_the_teacher_reads_is_refused(workshop: Workshop) -> None:
+    with pytest.raises(DataError, match="at most 128 tokens"):
+        Workshop(replace(workshop.spec, sequence=129))
+
+
+def test_one_doubling_is_a_straight_line_in_log_log() -> None:
+    assert extrapolate([(50, 0.8), (100, 0.4)]) == pytest.approx(0.2)
+    assert extrapolate([(10, 3.0), (50, 0.8), (100, 0.4)]) == pytest.approx(0.2)  # the point nearest to half the steps
+    assert extrapolate([(100, 0.4)]) == 0.4
+    assert extrapolate([(50, 0.4), (100, 0.5)]) == 0.5  # a rising curve is not extrapolated upwards
+
+
+def test_bootstrap_intervals_hold_the_truth_nine_times_in_ten() -> None:
+    rng = np.random.default_rng(0)
+    inside, trials, tokens = 0, 200, 50
+    for _ in range(trials):
+        chance = rng.beta(20, 20, 80)  # chunks differ
+        hits, teacher = rng.binomial(tokens, 0.5 + (chance - 0.5) / 2), rng.binomial(tokens, 0.5, 80)
+        (_, low, high), _ = bootstrap(hits, teacher, tokens)
+        inside += low <= 0.5 <= high
+    assert 0.83 < inside / trials < 0.96
+
+
+def test_retention_is_paired() -> None:
+    hits = np.array([40, 10, 30, 25] * 20)
+    (_, low, high), (retention, r_low, r_high) = bootstrap(hits, hits, 50)
+    assert high - low > 0.05
+    assert retention == r_low == r_high == 1.0

@@ -1,0 +1,95 @@
+"""The fake rounding against the arithmetic that a runtime does."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hwsearch.distill.quantise import QuantisedLinear, quantise, restore
+from hwsearch.precision import Scheme
+
+DYNAMIC = Scheme("dynamic", "uint8", "tensor")
+STATIC = Scheme("static", "int8", "channel")
+
+
+def linear(seed: int = 0) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(24, 12, bias=False)
+
+
+def test_a_dynamic_layer_computes_what_onnx_runtime_computes() -> None:
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    layer, x = linear(), torch.randn(5, 24) + 0.3
+    scale = float(layer.weight.detach().abs().max()) / 127
+    weights = np.round(layer.weight.detach().numpy() / scale).clip(-127, 127).astype(np.int8)
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("MatMulInteger", ["q", "w", "z"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["s", "ws"], ["t"]),
+        helper.make_node("Mul", ["f", "t"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, 24])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [5, 12])],
+        [numpy_helper.from_array(weights.T.copy(), "w"), numpy_helper.from_array(np.array(scale, np.float32), "ws")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    real = session.run(None, {"x": x.numpy()})[0]
+
+    quantise(layer, DYNAMIC)
+    assert np.allclose(layer(x).detach().numpy(), real, atol=1e-4)
+
+
+def test_weights_and_static_activations_lie_on_their_grids() -> None:
+    layer, x = linear(), torch.randn(7, 24)
+    original = layer.weight.detach().clone()
+    quantise(layer, STATIC)
+    assert isinstance(layer, QuantisedLinear)
+    layer.train()
+    layer(x)
+    layer.eval()
+    scales = original.abs().amax(1, keepdim=True) / 127
+    weights = (original / scales).round() * scales
+    reach = float(torch.maximum(-layer.low, layer.high))
+    inputs = (x / (reach / 127)).round().clamp(-127, 127) * (reach / 127)
+    assert torch.allclose(layer(x), inputs @ weights.T, atol=1e-5)
+
+
+def test_a_static_range_is_learnt_in_training_and_kept_in_use() -> None:
+    layer = linear()
+    quantise(layer, STATIC)
+    layer.train()
+    for _ in range(3):
+        layer(torch.ones(2, 24))
+    layer.eval()
+    layer(100 * torch.ones(2, 24))
+    assert float(layer.high) == pytest.approx(1.0)
+    assert set(layer.state_dict()) == {"weight", "low", "high"}
+
+
+def test_gradients_pass_where_the_value_is_in_range() -> None:
+    layer = linear()
+    quantise(layer, STATIC)
+    layer.train()
+    x = torch.randn(7, 24, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    assert float(layer.weight.grad.abs().sum()) > 0
+    assert float(x.grad.abs().sum()) > 0  # type: ignore[union-attr]
+
+
+def test_restoring_gives_the_float_layer_back() -> None:
+    layer, x = linear(), torch.randn(3, 24)
+    before = layer(x)
+    quantise(layer, DYNAMIC)
+    assert not torch.equal(layer(x), before)
+    restore(layer)
+    assert type(layer) is nn.Linear
+    assert torch.equal(layer(x), before)
+    assert set(layer.state_dict()) == {"weight"}

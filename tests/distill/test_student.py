@@ -1,0 +1,153 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from hwsearch.architecture import Architecture, uniform_layers
+from hwsearch.distill.families import architecture_of
+from hwsearch.distill.importance import Importance, measure_importance
+from hwsearch.distill.student import StudentPlan, build_student, choose_layers, random_student, with_layers
+from hwsearch.distill.teacher import Teacher, load_teacher
+from hwsearch.errors import ArchitectureError, TeacherError
+from hwsearch.precision import Precision
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_teacher: Path) -> Teacher:
+    return load_teacher(str(tiny_teacher))
+
+
+@pytest.fixture(scope="module")
+def chunks() -> torch.Tensor:
+    return torch.randint(0, 320, (24, 33), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def importance(teacher: Teacher, chunks: torch.Tensor) -> Importance:
+    return measure_importance(teacher.model, chunks)
+
+
+def shape(teacher: Teacher, width: int = 96, heads: int = 6, kv_heads: int = 3, ffn: int = 128, depth: int = 3) -> Architecture:
+    own = architecture_of(teacher.model.config, Precision.FP32)
+    layers = uniform_layers(depth, heads, kv_heads, ffn, [(Precision.FP32, Precision.FP32)] * depth)
+    return replace(own, width=width, tied=width == own.width, layers=layers)
+
+
+def test_the_teachers_own_shape_gives_its_own_outputs_exactly(teacher: Teacher, importance: Importance, chunks: torch.Tensor) -> None:
+    student = build_student(teacher.model, StudentPlan(shape(teacher), (0, 1, 2)), importance)
+    with torch.no_grad():
+        assert torch.equal(student(chunks).logits, teacher.model(chunks).logits)
+
+
+def test_a_rotation_that_drops_nothing_changes_nothing(
+    teacher: Teacher, importance: Importance, chunks: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The full width through the narrow path: every direction is kept, so the function stays, within rounding."""
+    from hwsearch.distill import student as module
+
+    whole = replace(shape(teacher), tied=False)
+    built = build_student(teacher.model, StudentPlan(whole, (0, 1, 2)), importance)
+    weights = {name: weight.clone() for name, weight in built.state_dict().items()}
+    rotated = module._rotate(weights, StudentPlan(whole, (0, 1, 2)), importance, module.family_of(teacher.model.config))
+    assert not torch.allclose(rotated["model.embed_tokens.weight"], weights["model.embed_tokens.weight"], atol=1e-2)
+    built.load_state_dict(rotated)
+    with torch.no_grad():
+        assert torch.allclose(built(chunks).logits, teacher.model(chunks).logits, atol=2e-3)
+
+
+def test_slices_are_nearer_to_the_teacher_than_fresh_weights(teacher: Teacher, importance: Importance, chunks: torch.Tensor) -> None:
+    def distance(student: torch.nn.Module) -> float:
+        with torch.no_grad():
+            p, q = (torch.log_softmax(m(chunks).logits, -1) for m in (teacher.model, student))
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    for smaller in (shape(teacher, ffn=96), shape(teacher, heads=4, kv_heads=2), shape(teacher, width=72)):
+        sliced = build_student(teacher.model, StudentPlan(smaller, (0, 1, 2)), importance)
+        assert distance(sliced) < 0.85 * distance(random_student(teacher.model, smaller, 0)), smaller.id
+
+
+def test_dropped_units_are_taken_over_by_the_kept_ones(teacher: Teacher, importance: Importance, chunks: torch.Tensor) -> None:
+    plan = StudentPlan(shape(teacher, ffn=96), (0, 1, 2))
+    student = build_student(teacher.model, plan, importance)
+    kept = importance.ffn[0].topk(96).indices.sort().values
+    plain = teacher.model.state_dict()["model.layers.0.mlp.down_proj.weight"][:, kept]
+    solved = student.state_dict()["model.layers.0.mlp.down_proj.weight"]
+    moments = importance.feed_forward[0]
+
+    def error(weight: torch.Tensor) -> float:
+        whole = teacher.model.state_dict()["model.layers.0.mlp.down_proj.weight"].clone()
+        whole[:, kept] -= weight
+        return float(torch.trace(whole @ moments @ whole.T))
+
+    assert error(solved) < 0.9 * error(plain)
+
+
+def test_a_student_is_stock(teacher: Teacher, importance: Importance, chunks: torch.Tensor, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    student = build_student(teacher.model, StudentPlan(shape(teacher, 64, 2, 1, 64, 2), (0, 2)), importance)
+    student.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(student.eval()(chunks).logits, loaded(chunks).logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"width": 104}, "width is 96 at most"),
+        ({"ffn": 160}, "ffn is 128 at most"),
+        ({"heads": 8, "kv_heads": 4}, "kv_heads is 3 at most"),
+        ({"heads": 3, "kv_heads": 1}, "heads per key-value head is 2 at most"),
+    ],
+)
+def test_a_student_has_no_more_than_its_teacher(teacher: Teacher, importance: Importance, change: dict[str, int], says: str) -> None:
+    with pytest.raises(ArchitectureError, match=says):
+        build_student(teacher.model, StudentPlan(shape(teacher, **change), (0, 1, 2)), importance)
+
+
+def test_layers_are_chosen_together() -> None:
+    def loss(kept: Sequence[int]) -> float:
+        return -10.0 * (set(kept) == {0, 3}) - sum(kept)  # alone, 3 and 4 would be the best
+
+    assert choose_layers(5, 2, loss) == (0, 3)
+    many = choose_layers(40, 3, lambda kept: -sum(kept))
+    assert many == (37, 38, 39)
+
+
+def test_leaving_layers_out_is_undone(teacher: Teacher, chunks: torch.Tensor) -> None:
+    trunk = teacher.model.get_submodule("model")
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad():
+            return teacher.model(chunks, use_cache=False).logits
+
+    whole = logits()
+    found: list[torch.Tensor] = []
+    with_layers(trunk, (0, 2), lambda: float(found.append(logits()) is None))
+    assert not torch.equal(found[0], whole)
+    assert torch.equal(logits(), whole)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 100), "cannot load"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot load"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "'bert'"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "cannot load"),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_one_clear_line(tiny_teacher: Path, tmp_path: Path, break_it: object, says: str) -> None:
+    import shutil
+
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_teacher, folder)
+    break_it(folder)  # type: ignore[operator]
+    with pytest.raises(TeacherError, match=says) as error:
+        load_teacher(str(folder))
+    assert str(folder) in str(error.value) or "bert" in says

@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from hwsearch.device import DeviceProfile, find_file, find_profile, load_profile, profile_files, save_profile
+from hwsearch.errors import ProfileError
+
+FILES = list(profile_files())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_shipped_profile_loads_and_every_runtime_has_parameters(path: Path) -> None:
+    profile = load_profile(path)
+    assert profile.name == path.stem
+    for name, runtime in profile.runtimes.items():
+        assert profile.target(name).runtime == name
+        assert runtime.fit is not None
+        assert runtime.precisions
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_number_of_a_shipped_profile_has_a_source(path: Path) -> None:
+    profile = load_profile(path)
+
+    def figures(value: object) -> list[dict[str, object]]:
+        if isinstance(value, dict):
+            own = [value] if "value" in value else []
+            return own + [figure for item in value.values() for figure in figures(item)]
+        return []
+
+    found = figures(msgspec.to_builtins(profile))
+    assert len(found) > 10
+    assert all(str(figure["source"]).strip() for figure in found)
+    assert not profile.board_at_hand
+    assert "at hand" in profile.note
+
+
+@pytest.mark.parametrize(("alias", "name"), [("jetson-orin", "jetson-agx-orin-64gb"), ("arm-cpu", "raspberry-pi-5"), ("T4", "t4")])
+def test_devices_are_found_by_alias(alias: str, name: str) -> None:
+    assert find_profile(alias).name == name
+
+
+def test_aliases_are_unique() -> None:
+    profiles = [load_profile(path) for path in FILES]
+    names = [name for profile in profiles for name in (profile.name, *profile.aliases)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("value = 65,", 'value = "fast",', r"float.*\$\.peaks"),
+        ("value = 65,", "value = -65,", "positive"),
+        ("[power_modes.default]", "[power_modes.default]\ncolour = 3", "unknown field `colour`"),
+        ('name = "t4"\n', "", "missing required field `name`"),
+        ('precisions = ["fp32", "fp16", "int8"]', 'precisions = ["int8"]', "float precision"),
+        ("[peaks]", "[peaks", "not TOML"),
+        (', source = "NVIDIA Tesla T4 announcement 2018-09-13, quoted by geektopia.es"', ', source = ""', "source"),
+    ],
+)
+def test_a_broken_profile_says_where(tmp_path: Path, old: str, new: str, says: str) -> None:
+    text = find_file("t4").read_text()
+    assert old in text
+    broken = tmp_path / "t4.toml"
+    broken.write_text(text.replace(old, new))
+    with pytest.raises(ProfileError, match=says) as error:
+        find_profile(str(broken))
+    assert str(broken) in str(error.value)
+
+
+def test_unknown_names_are_errors_with_a_way_out() -> None:
+    with pytest.raises(ProfileError, match=r"unknown device 'jetson-nano'.*t4"):
+        find_profile("jetson-nano")
+    profile = find_profile("t4")
+    with pytest.raises(ProfileError, match=r"no runtime 'ncnn'.*hwsearch profile"):
+        profile.target("ncnn")
+    with pytest.raises(ProfileError, match="no power mode"):
+        profile.target(power_mode="turbo")
+    with pytest.raises(ProfileError, match="cannot read"):
+        find_profile("no/such.toml")
+
+
+def test_a_profile_of_ones_own_takes_the_place_of_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    own = tmp_path / "hwsearch" / "device_profiles" / "t4.toml"
+    profile = msgspec.structs.replace(find_profile("t4"), runtimes={"tensorrt": find_profile("t4").runtimes["tensorrt"]})
+    text = find_file("t4").read_text().split("[runtimes.tensorrt-unfused]")[0]
+    template = tmp_path / "facts.toml"
+    template.write_text(text)
+    save_profile(profile, template, own)
+    assert list(find_profile("tesla-t4").runtimes) == ["tensorrt"]
+
+
+def test_saving_keeps_facts_and_comments(tmp_path: Path) -> None:
+    template = tmp_path / "t4.toml"
+    template.write_text("# made by hand\n" + find_file("t4").read_text())
+    profile = load_profile(template)
+    save_profile(profile, template, tmp_path / "out.toml")
+    assert (tmp_path / "out.toml").read_text().startswith("# made by hand")
+    assert load_profile(tmp_path / "out.toml") == profile
+
+
+def test_free_text_names_a_power_mode() -> None:
+    orin: DeviceProfile = find_profile("jetson-orin")
+    named = {
+        "MaxN (NVIDIA MaxP setting)": "MAXN",
+        "MaxQ (GPU 1032.75MHz EMC 2133MHz)": "MaxQ",
+        "30W": "30W",
+        "not stated": "MAXN",
+        "": "MAXN",
+    }
+    assert {text: orin.power_mode_of(text) for text in named} == named
