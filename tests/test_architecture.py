@@ -78,10 +78,20 @@ def test_a_plan_that_does_not_fit_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("width", 0), ("width", "wide"), ("layers", []), ("block", "sideways"), ("vocab", -1), ("colour", "red"), ("head_precision", "int7")],
+    [
+        ("width", 0),
+        ("width", "wide"),
+        ("layers", []),
+        ("block", "sideways"),
+        ("vocab", -1),
+        ("colour", "red"),
+        ("head_precision", "int7"),
+    ],
 )
 def test_broken_json_is_refused(name: str, value: object) -> None:
-    plain = Architecture("decoder", 64, 32, (Layer(2, 1, 64, Precision.INT8, Precision.FP16),), vocab=10, head="lm").to_json()
+    plain = Architecture(
+        "decoder", 64, 32, (Layer(2, 1, 64, Precision.INT8, Precision.FP16),), vocab=10, head="lm"
+    ).to_json()
     plain[name] = value
     with pytest.raises(ArchitectureError):
         Architecture.from_json(plain)
@@ -96,6 +106,15 @@ def test_impossible_shapes_are_refused() -> None:
 
 def test_size_counts_every_part_in_its_precision() -> None:
     plan = [(Precision.INT8, Precision.FP16)]
-    a = Architecture("decoder", 64, 32, uniform_layers(1, 2, 2, 128, plan), False, vocab=100, head="lm", embedding_precision=Precision.FP16)
+    a = Architecture(
+        "decoder",
+        64,
+        32,
+        uniform_layers(1, 2, 2, 128, plan),
+        False,
+        vocab=100,
+        head="lm",
+        embedding_precision=Precision.FP16,
+    )
     attention, feed_forward, embedding = 4 * 64 * 64, 2 * 64 * 128, 100 * 64
     assert a.size_mib * 2**20 == attention + 2 * feed_forward + 2 * embedding

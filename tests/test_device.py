@@ -36,7 +36,9 @@ def test_every_number_of_a_shipped_profile_has_a_source(path: Path) -> None:
     assert "at hand" in profile.note
 
 
-@pytest.mark.parametrize(("alias", "name"), [("jetson-orin", "jetson-agx-orin-64gb"), ("arm-cpu", "raspberry-pi-5"), ("T4", "t4")])
+@pytest.mark.parametrize(
+    ("alias", "name"), [("jetson-orin", "jetson-agx-orin-64gb"), ("arm-cpu", "raspberry-pi-5"), ("T4", "t4")]
+)
 def test_devices_are_found_by_alias(alias: str, name: str) -> None:
     assert find_profile(alias).name == name
 
@@ -81,10 +83,14 @@ def test_unknown_names_are_errors_with_a_way_out() -> None:
         find_profile("no/such.toml")
 
 
-def test_a_profile_of_ones_own_takes_the_place_of_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_of_ones_own_takes_the_place_of_a_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     own = tmp_path / "hwsearch" / "device_profiles" / "t4.toml"
-    profile = msgspec.structs.replace(find_profile("t4"), runtimes={"tensorrt": find_profile("t4").runtimes["tensorrt"]})
+    profile = msgspec.structs.replace(
+        find_profile("t4"), runtimes={"tensorrt": find_profile("t4").runtimes["tensorrt"]}
+    )
     text = find_file("t4").read_text().split("[runtimes.tensorrt-unfused]")[0]
     template = tmp_path / "facts.toml"
     template.write_text(text)

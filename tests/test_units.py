@@ -7,7 +7,8 @@ from hwsearch.units import Budget, format_ms, format_seconds, parse_budget, pars
 
 
 @pytest.mark.parametrize(
-    ("text", "ms"), [("280ms", 280.0), ("1.5s", 1500.0), ("250us", 0.25), (" 2 min ", 120_000.0), ("1e2ms", 100.0), (".5s", 500.0)]
+    ("text", "ms"),
+    [("280ms", 280.0), ("1.5s", 1500.0), ("250us", 0.25), (" 2 min ", 120_000.0), ("1e2ms", 100.0), (".5s", 500.0)],
 )
 def test_times_are_read(text: str, ms: float) -> None:
     assert parse_ms(text) == pytest.approx(ms)
@@ -40,6 +41,12 @@ def test_what_is_printed_can_be_read_again(ms: float) -> None:
 
 
 def test_numbers_are_printed_with_three_digits() -> None:
-    assert [format_ms(ms) for ms in (0.0421, 1.234, 56.78, 283.4, 90_000.0)] == ["42.1 us", "1.23 ms", "56.8 ms", "283 ms", "90.0 s"]
+    assert [format_ms(ms) for ms in (0.0421, 1.234, 56.78, 283.4, 90_000.0)] == [
+        "42.1 us",
+        "1.23 ms",
+        "56.8 ms",
+        "283 ms",
+        "90.0 s",
+    ]
     assert format_seconds(75) == "1:15"
     assert format_seconds(3725) == "1:02:05"

@@ -58,7 +58,8 @@ def test_only_a_lone_pass_gives_logits_of_every_position() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "changes"), [("fp16*3", 0), ("int8*3", 2), ("fp16,int8,fp16", 2), ("int8/fp16*3", 6), ("fp16,fp16,int8", 2)]
+    ("plan", "changes"),
+    [("fp16*3", 0), ("int8*3", 2), ("fp16,int8,fp16", 2), ("int8/fp16*3", 6), ("fp16,fp16,int8", 2)],
 )
 def test_changes_of_precision_are_counted_along_the_network(plan: str, changes: int) -> None:
     from hwsearch.architecture import parse_precisions

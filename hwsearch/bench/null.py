@@ -27,7 +27,9 @@ class NullRuntime:
         """Seconds that the runs so far have taken."""
         return self.now
 
-    def prepare(self, architecture: Architecture, workload: Workload, slowdown: Callable[[], float] = lambda: 1.0) -> Callable[[], None]:
+    def prepare(
+        self, architecture: Architecture, workload: Workload, slowdown: Callable[[], float] = lambda: 1.0
+    ) -> Callable[[], None]:
         """A function that runs one pass; `slowdown` is asked for a factor at every run."""
         milliseconds = Estimator(self.profile, self.target, workload).one(architecture).median_ms
 

@@ -47,6 +47,12 @@ class Run:
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.name = folder, folder.name
         try:
+            if (
+                folder.exists()
+                and not (folder / "run.json").is_file()
+                and any(p.name != ".lock" for p in folder.iterdir())
+            ):
+                raise RunError(f"{folder} is not empty and holds no run; choose another --out")
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(folder / ".lock", timeout=0)
             self._lock.acquire()
@@ -56,9 +62,6 @@ class Run:
             raise RunError(f"cannot write to {folder}: {error.strerror}. Choose another --out") from error
         stored = self.read("run.json")
         if stored is None:
-            if any(path.name != ".lock" for path in folder.iterdir()):
-                self.close()
-                raise RunError(f"{folder} is not empty and holds no run; choose another --out")
             write_text(folder / "run.json", msgspec.json.format(msgspec.json.encode(identity), indent=2).decode())
         elif stored != identity:
             self.close()

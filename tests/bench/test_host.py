@@ -24,7 +24,10 @@ def model(block: str, plan: str, head: str = "lm", vocab: int = 50) -> Architect
 
 @pytest.mark.parametrize("block", ["decoder", "encoder"])
 @pytest.mark.parametrize("plan", ["fp32", "int8", "int8/fp32*2"])
-@pytest.mark.parametrize(("head", "vocab", "shape"), [("lm", 50, (3, 7, 50)), ("none", 0, (3, 7, 32)), ("span", 50, (3, 7, 2)), ("classify", 50, (3, 2))])
+@pytest.mark.parametrize(
+    ("head", "vocab", "shape"),
+    [("lm", 50, (3, 7, 50)), ("none", 0, (3, 7, 32)), ("span", 50, (3, 7, 2)), ("classify", 50, (3, 2))],
+)
 def test_graphs_are_valid_and_run(block: str, plan: str, head: str, vocab: int, shape: tuple[int, ...]) -> None:
     architecture, workload = model(block, plan, head, vocab), Workload(3, 7)
     onnx.checker.check_model(build_graph(architecture, workload), full_check=True)
@@ -35,7 +38,9 @@ def test_graphs_are_valid_and_run(block: str, plan: str, head: str, vocab: int, 
 
 def test_the_graph_has_an_integer_product_for_every_quantised_matrix() -> None:
     def products(plan: str) -> int:
-        return sum(node.op_type == "MatMulInteger" for node in build_graph(model("decoder", plan), Workload(1, 4)).graph.node)
+        return sum(
+            node.op_type == "MatMulInteger" for node in build_graph(model("decoder", plan), Workload(1, 4)).graph.node
+        )
 
     assert products("fp32") == 0
     assert products("int8/fp32*2") == 2 * 4
@@ -46,7 +51,9 @@ def test_a_causal_graph_does_not_look_ahead() -> None:
     architecture, workload = model("decoder", "fp32"), Workload(1, 6)
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(build_graph(architecture, workload).SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        build_graph(architecture, workload).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     tokens = example_input(architecture, workload)["input"]
     changed = tokens.copy()
     changed[0, -1] = (changed[0, -1] + 1) % architecture.vocab
@@ -67,7 +74,9 @@ def measured(monkeypatch_module: pytest.MonkeyPatch) -> Path:
     monkeypatch_module.setattr(host, "SHAPES", [shape for shape in host.SHAPES if shape[2] <= 192 and shape[8] <= 8])
     profile = host.host_profile(threads=1)
     assert profile.name == "host"
-    return next((Path(host.platformdirs.user_cache_path("hwsearch")) / "latency_tables" / "host").rglob("cases.csv")).parent
+    return next(
+        (Path(host.platformdirs.user_cache_path("hwsearch")) / "latency_tables" / "host").rglob("cases.csv")
+    ).parent
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +87,7 @@ def monkeypatch_module() -> object:
 
 def test_the_host_is_measured_once_and_remembered(measured: Path) -> None:
     table = (measured / "cases.csv").read_text()
-    assert (measured / "measured.toml").read_text().count("kind = \"measured\"") == 1
+    assert (measured / "measured.toml").read_text().count('kind = "measured"') == 1
     assert "samples.json" in {path.name for path in measured.iterdir()}
     before = (measured / "cases.csv").stat().st_mtime_ns
     profile = host.host_profile(threads=1)

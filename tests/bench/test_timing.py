@@ -41,7 +41,9 @@ def test_everything_is_run_three_times_even_without_time(runtime: NullRuntime) -
 
 def test_progress_ends_at_one(runtime: NullRuntime) -> None:
     told: list[float] = []
-    take_turns({"one": runtime.prepare(BERT, Workload())}, 1e9, told.append, clock=runtime.clock, cpu_clock=runtime.clock)
+    take_turns(
+        {"one": runtime.prepare(BERT, Workload())}, 1e9, told.append, clock=runtime.clock, cpu_clock=runtime.clock
+    )
     assert told == sorted(told)
     assert told[-1] == 1.0
     assert len(told) == ENOUGH

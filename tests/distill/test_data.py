@@ -9,7 +9,14 @@ from hwsearch.errors import DataError
 
 def test_modules_keep_their_split_whatever_python() -> None:
     """The embedded teacher was trained by this assignment: it must never change."""
-    known = {"ast": "select", "contextlib": "select", "logging": "report", "imaplib": "report", "json": "train", "asyncio": "train"}
+    known = {
+        "ast": "select",
+        "contextlib": "select",
+        "logging": "report",
+        "imaplib": "report",
+        "json": "train",
+        "asyncio": "train",
+    }
     assert {name: split_of(name) for name in known} == known
 
 
@@ -51,7 +58,11 @@ def test_a_text_file_is_split_by_blocks(text_file: Path) -> None:
 
 
 def test_text_that_is_none_is_refused(tmp_path: Path) -> None:
-    for name, content, says in (("a", b"", "no text"), ("b", b"\xff\xfe\x00", "UTF-8"), ("c", b"short\n", "too little")):
+    for name, content, says in (
+        ("a", b"", "no text"),
+        ("b", b"\xff\xfe\x00", "UTF-8"),
+        ("c", b"short\n", "too little"),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=says):
             text_files(tmp_path / name)

@@ -18,7 +18,9 @@ def reference(hidden: Tensor, weight: Tensor, indices: Tensor, p: Tensor) -> Ten
 @pytest.fixture
 def problem() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(*size, generator=generator, dtype=torch.double) for size in ((COUNT, WIDTH), (VOCAB, WIDTH)))
+    hidden, weight = (
+        torch.randn(*size, generator=generator, dtype=torch.double) for size in ((COUNT, WIDTH), (VOCAB, WIDTH))
+    )
     teacher = torch.softmax(torch.randn(COUNT, VOCAB, generator=generator, dtype=torch.double) * 2, -1)
     p, indices = teacher.topk(6)
     return hidden.requires_grad_(), weight.requires_grad_(), indices, p

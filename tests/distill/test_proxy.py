@@ -18,7 +18,12 @@ from hwsearch.errors import DataError, RunError
 def workshop(tiny_teacher: Path, text_file: Path) -> Workshop:
     torch.set_num_threads(1)
     spec = TaskSpec(
-        teacher=str(tiny_teacher), data=str(text_file), sequence=24, chunks=300, held_out_chunks=40, recipe=Recipe(batch=4)
+        teacher=str(tiny_teacher),
+        data=str(text_file),
+        sequence=24,
+        chunks=300,
+        held_out_chunks=40,
+        recipe=Recipe(batch=4),
     )
     return Workshop(spec)
 
@@ -62,7 +67,9 @@ def test_the_teacher_itself_has_no_loss(workshop: Workshop) -> None:
 
 
 @pytest.mark.parametrize("plan", ["fp32", "int8/fp32*2"])
-def test_training_lowers_the_loss_and_going_on_equals_never_having_stopped(workshop: Workshop, plan: str, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_going_on_equals_never_having_stopped(
+    workshop: Workshop, plan: str, tmp_path: Path
+) -> None:
     task, shape = workshop.task, student_shape(workshop, plan)
     whole = Student(task, shape)
     before = whole.score(task.select).measured_loss

@@ -29,13 +29,17 @@ def importance(teacher: Teacher, chunks: torch.Tensor) -> Importance:
     return measure_importance(teacher.model, chunks)
 
 
-def shape(teacher: Teacher, width: int = 96, heads: int = 6, kv_heads: int = 3, ffn: int = 128, depth: int = 3) -> Architecture:
+def shape(
+    teacher: Teacher, width: int = 96, heads: int = 6, kv_heads: int = 3, ffn: int = 128, depth: int = 3
+) -> Architecture:
     own = architecture_of(teacher.model.config, Precision.FP32)
     layers = uniform_layers(depth, heads, kv_heads, ffn, [(Precision.FP32, Precision.FP32)] * depth)
     return replace(own, width=width, tied=width == own.width, layers=layers)
 
 
-def test_the_teachers_own_shape_gives_its_own_outputs_exactly(teacher: Teacher, importance: Importance, chunks: torch.Tensor) -> None:
+def test_the_teachers_own_shape_gives_its_own_outputs_exactly(
+    teacher: Teacher, importance: Importance, chunks: torch.Tensor
+) -> None:
     student = build_student(teacher.model, StudentPlan(shape(teacher), (0, 1, 2)), importance)
     with torch.no_grad():
         assert torch.equal(student(chunks).logits, teacher.model(chunks).logits)
@@ -57,7 +61,9 @@ def test_a_rotation_that_drops_nothing_changes_nothing(
         assert torch.allclose(built(chunks).logits, teacher.model(chunks).logits, atol=2e-3)
 
 
-def test_slices_are_nearer_to_the_teacher_than_fresh_weights(teacher: Teacher, importance: Importance, chunks: torch.Tensor) -> None:
+def test_slices_are_nearer_to_the_teacher_than_fresh_weights(
+    teacher: Teacher, importance: Importance, chunks: torch.Tensor
+) -> None:
     def distance(student: torch.nn.Module) -> float:
         with torch.no_grad():
             p, q = (torch.log_softmax(m(chunks).logits, -1) for m in (teacher.model, student))
@@ -68,7 +74,9 @@ def test_slices_are_nearer_to_the_teacher_than_fresh_weights(teacher: Teacher, i
         assert distance(sliced) < 0.85 * distance(random_student(teacher.model, smaller, 0)), smaller.id
 
 
-def test_dropped_units_are_taken_over_by_the_kept_ones(teacher: Teacher, importance: Importance, chunks: torch.Tensor) -> None:
+def test_dropped_units_are_taken_over_by_the_kept_ones(
+    teacher: Teacher, importance: Importance, chunks: torch.Tensor
+) -> None:
     plan = StudentPlan(shape(teacher, ffn=96), (0, 1, 2))
     student = build_student(teacher.model, plan, importance)
     kept = importance.ffn[0].topk(96).indices.sort().values
@@ -103,7 +111,9 @@ def test_a_student_is_stock(teacher: Teacher, importance: Importance, chunks: to
         ({"heads": 3, "kv_heads": 1}, "heads per key-value head is 2 at most"),
     ],
 )
-def test_a_student_has_no_more_than_its_teacher(teacher: Teacher, importance: Importance, change: dict[str, int], says: str) -> None:
+def test_a_student_has_no_more_than_its_teacher(
+    teacher: Teacher, importance: Importance, change: dict[str, int], says: str
+) -> None:
     with pytest.raises(ArchitectureError, match=says):
         build_student(teacher.model, StudentPlan(shape(teacher, **change), (0, 1, 2)), importance)
 
@@ -142,7 +152,9 @@ def test_leaving_layers_out_is_undone(teacher: Teacher, chunks: torch.Tensor) ->
         (lambda folder: (folder / "tokenizer.json").unlink(), "cannot load"),
     ],
 )
-def test_a_checkpoint_that_is_none_is_one_clear_line(tiny_teacher: Path, tmp_path: Path, break_it: object, says: str) -> None:
+def test_a_checkpoint_that_is_none_is_one_clear_line(
+    tiny_teacher: Path, tmp_path: Path, break_it: object, says: str
+) -> None:
     import shutil
 
     folder = tmp_path / "broken"

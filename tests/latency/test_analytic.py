@@ -8,11 +8,24 @@ from hwsearch.latency.estimator import log_gradient, medians_us
 from hwsearch.precision import Precision
 from hwsearch.workload import Workload, lower
 
-TARGETS = [("t4", "tensorrt", "int8*2,fp16*2"), ("t4", "onnxruntime", "fp16*4"), ("raspberry-pi-5", "onnxruntime", "int8*2,fp32*2")]
+TARGETS = [
+    ("t4", "tensorrt", "int8*2,fp16*2"),
+    ("t4", "onnxruntime", "fp16*4"),
+    ("raspberry-pi-5", "onnxruntime", "int8*2,fp32*2"),
+]
 
 
 def decoder(plan: str) -> Architecture:
-    return Architecture("decoder", 192, 32, uniform_layers(4, 6, 3, 256, parse_precisions(plan, 4)), True, "rmsnorm", vocab=2048, head="lm")
+    return Architecture(
+        "decoder",
+        192,
+        32,
+        uniform_layers(4, 6, 3, 256, parse_precisions(plan, 4)),
+        True,
+        "rmsnorm",
+        vocab=2048,
+        head="lm",
+    )
 
 
 @pytest.mark.parametrize(("device", "runtime", "plan"), TARGETS)
@@ -69,7 +82,9 @@ def test_only_measured_shapes_in_a_measured_precision_are_covered() -> None:
 
     def covered(width: int, precision: Precision) -> set[bool]:
         layers = uniform_layers(1, width // 64, width // 64, 4 * width, [(precision, precision)])
-        return set(model.kernels(lower([Architecture("encoder", width, 64, layers)], Workload(8, 128))).covered.tolist())
+        return set(
+            model.kernels(lower([Architecture("encoder", width, 64, layers)], Workload(8, 128))).covered.tolist()
+        )
 
     assert covered(768, Precision.INT8) == {True}
     assert False in covered(256, Precision.INT8)

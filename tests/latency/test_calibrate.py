@@ -40,7 +40,19 @@ def truth() -> DeviceProfile:
 
 def make_cases(truth: DeviceProfile, widths: tuple[int, ...] = (512, 768, 1024), noise: float = 0.0) -> list[Case]:
     shapes = [
-        Case("t4", "tensorrt", layers, width, width // 64, 4 * width, precision, 1.0, model=f"m{width}", batch=batch, sequence=sequence)
+        Case(
+            "t4",
+            "tensorrt",
+            layers,
+            width,
+            width // 64,
+            4 * width,
+            precision,
+            1.0,
+            model=f"m{width}",
+            batch=batch,
+            sequence=sequence,
+        )
         for width, layers in zip(widths, (6, 12, 24), strict=False)
         for batch in (1, 4, 32)
         for sequence in (64, 256)
@@ -48,7 +60,10 @@ def make_cases(truth: DeviceProfile, widths: tuple[int, ...] = (512, 768, 1024),
     ]
     rng = np.random.default_rng(0)
     times = [median for median, _, _ in estimate_cases(truth, shapes)]
-    return [replace(case, latency_ms=ms * float(np.exp(rng.normal(0, noise)))) for case, ms in zip(shapes, times, strict=True)]
+    return [
+        replace(case, latency_ms=ms * float(np.exp(rng.normal(0, noise))))
+        for case, ms in zip(shapes, times, strict=True)
+    ]
 
 
 def test_a_fit_finds_the_device_that_made_the_rows(facts: DeviceProfile, truth: DeviceProfile) -> None:
@@ -91,7 +106,10 @@ def test_one_outlier_does_not_bend_the_fit(facts: DeviceProfile, truth: DevicePr
     cases = make_cases(truth)
     spoiled = [replace(cases[0], latency_ms=cases[0].latency_ms * 5), *cases[1:]]
     fitted = fit_device(facts, spoiled, "made up")
-    errors = [abs(median / case.latency_ms - 1) for case, (median, _, _) in zip(cases[1:], estimate_cases(fitted, cases[1:]), strict=True)]
+    errors = [
+        abs(median / case.latency_ms - 1)
+        for case, (median, _, _) in zip(cases[1:], estimate_cases(fitted, cases[1:]), strict=True)
+    ]
     assert np.mean(errors) < 0.05
 
 

@@ -1,0 +1,363 @@
+"""Whole searches on the null score: golden, resumed, refused."""
+
+import json
+import signal
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwsearch.device import DeviceProfile, find_profile
+from hwsearch.distill.job import Job, ProxyScore, TaskSpec
+from hwsearch.errors import NothingFits, RunError
+from hwsearch.search.engine import Outcome, Wishes
+from hwsearch.search.main_job import run_search
+from hwsearch.search.null import NullTrainer
+from hwsearch.search.pareto import front, spread
+from hwsearch.search.run import Run
+from hwsearch.search.study import Study
+from hwsearch.units import parse_budget
+from hwsearch.workload import Workload
+
+GOLDEN = Path(__file__).parent / "golden.json"
+BULK = Workload(64, 128, 0, 256)
+
+
+class Told:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def stage(self, name: str, total: float) -> None:
+        self.said.append(f"stage {name}")
+
+    def at(self, done: float, total: float | None = None, note: str = "") -> None:
+        pass
+
+
+def search(
+    out: Path,
+    trainer: NullTrainer | None = None,
+    budget: str = "500ms",
+    profile: DeviceProfile | None = None,
+    told: Told | None = None,
+    **wishes: Any,
+) -> tuple[dict[str, Any], Outcome | None]:
+    profile = profile or find_profile("jetson-orin")
+    outcomes: list[Outcome] = []
+    _, document = run_search(
+        profile,
+        profile.target(),
+        Wishes(budget=parse_budget(budget), workload=BULK, **{"trials": 12, "seed": 1, **wishes}),
+        TaskSpec(),
+        trainer or NullTrainer(),
+        told or Told(),
+        lambda run, outcome, document: outcomes.append(outcome),
+        out,
+        budget,
+    )
+    return document, outcomes[0] if outcomes else None
+
+
+def essence(document: dict[str, Any]) -> dict[str, Any]:
+    """What must not change unnoticed: choices, not the last digits of prices."""
+    return {
+        "chosen": document["chosen"]["architecture"]["id"],
+        "front": [result["architecture"]["id"] for result in document["front"]],
+        "finalists": [finalist["trial"] for finalist in document["finalists"]],
+        "baselines": {name: result["architecture"]["id"] for name, result in document["baselines"].items()},
+    }
+
+
+def test_the_golden_run(tmp_path: Path) -> None:
+    """A whole search on a device that stands in a file and a score that is a formula, against the stored one.
+
+    Made anew by: python -m tests.search.test_engine
+    """
+    found, stored = essence(golden_search(tmp_path)), json.loads(GOLDEN.read_text())
+    assert found == stored
+
+
+def golden_search(folder: Path) -> dict[str, Any]:
+    profile = find_profile(str(Path(__file__).parent / "null-board.toml"))
+    return search(folder / "run", profile=profile, budget="0.4x")[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Outcome]:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    document, outcome = search(folder)
+    assert outcome is not None
+    return folder, document, outcome
+
+
+def test_the_summary_follows_the_contract(finished: tuple[Path, dict[str, Any], Outcome]) -> None:
+    folder, document, _ = finished
+    keys = {
+        "study",
+        "device",
+        "target",
+        "workload",
+        "budget_ms",
+        "teacher",
+        "chosen",
+        "front",
+        "finalists",
+        "baselines",
+        "trials",
+        "seconds",
+    }
+    assert keys | {"versions"} <= set(document)
+    assert {"quality", "precision", "latency", "latency_fp32"} <= set(document["teacher"])
+    result = {
+        "trial",
+        "architecture",
+        "latency",
+        "loss",
+        "quality",
+        "quality_low",
+        "quality_high",
+        "retention",
+        "steps",
+        "size_mib",
+        "memory_mib",
+    }
+    latency = {"median_ms", "low_ms", "high_ms", "source", "extrapolated", "covered", "phases", "ops"}
+    for r in (document["chosen"], *document["front"], *document["baselines"].values()):
+        assert result <= set(r)
+        assert latency <= set(r["latency"])
+    assert all({"trial", "predicted_ms", "measured_ms"} <= set(finalist) for finalist in document["finalists"])
+    assert set(document["trials"]) == {"complete", "stopped", "infeasible", "failed"}
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(document))
+
+
+def test_the_chosen_one_lies_inside_the_budget_and_is_the_best_finalist(
+    finished: tuple[Path, dict[str, Any], Outcome],
+) -> None:
+    _, document, outcome = finished
+    assert outcome.chosen is not None
+    assert outcome.chosen.latency.high_ms <= document["budget_ms"]
+    assert all(trial.latency.high_ms <= document["budget_ms"] for trial in outcome.trials)
+    assert outcome.chosen.trial == max(outcome.finalists, key=lambda r: r.quality or 0).trial
+    assert len(outcome.finalists) >= 3
+    assert outcome.infeasible > 0
+
+
+def test_hand_made_students_are_at_the_same_latency_and_trained_alike(
+    finished: tuple[Path, dict[str, Any], Outcome],
+) -> None:
+    _, _, outcome = finished
+    assert outcome.chosen is not None
+    assert set(outcome.baselines) == {"every other layer", "uniform width"}
+    for result in outcome.baselines.values():
+        assert 0.85 < result.latency.median_ms / outcome.chosen.latency.median_ms <= 1.0
+        assert result.steps == outcome.chosen.steps
+
+
+def test_finalists_get_the_long_run_and_report_is_looked_at_once(tmp_path: Path) -> None:
+    trainer = NullTrainer()
+    search(tmp_path / "run", trainer)
+    short = [job for job in trainer.jobs if job.cool_from is None]
+    long = [job for job in trainer.jobs if job.cool_from is not None]
+    assert len(short) == 12
+    assert {job.steps for job in short} == {150}
+    assert all(job.steps == 1000 and job.steps * 0.15 <= 150 for job in long)
+    assert [job.split for job in long] == ["select"] * 4 + ["report"] * 3
+    assert all(job.start for job in long[:4])
+    assert len({job.architecture for job in short}) == 12  # nothing is trained twice
+
+
+class Dying(NullTrainer):
+    """Is killed when it is handed its `last` job."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last = last
+
+    def train(self, job: Job) -> Future[ProxyScore]:
+        if len(self.jobs) == self.last:
+            raise KeyboardInterrupt
+        return super().train(job)
+
+
+@pytest.mark.parametrize("last", [0, 1, 5, 9, 11, 13, 17])
+def test_a_resumed_run_equals_an_undisturbed_one(
+    tmp_path: Path, finished: tuple[Path, dict[str, Any], Outcome], last: int
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        search(folder, Dying(last))
+    trainer = NullTrainer()
+    document, _ = search(folder, trainer)
+    _, undisturbed, _ = finished
+    for name in ("chosen", "front", "finalists", "baselines"):
+        assert document[name] == undisturbed[name], name
+    done = max(0, min(last, 12) - 2) if last < 12 else 12  # two were under way
+    assert sum(job.cool_from is None for job in trainer.jobs) <= 12 - done
+
+
+def test_a_finished_run_is_answered_from_its_folder_and_more_trials_extend_it(tmp_path: Path) -> None:
+    folder, told = tmp_path / "run", Told()
+    first, _ = search(folder)
+    trainer = NullTrainer()
+    again, _ = search(folder, trainer, told=told)
+    assert again == json.loads(json.dumps(first))
+    assert not trainer.jobs
+    assert any("finished before" in line for line in told.said)
+    more, _ = search(folder, trainer, trials=15)
+    assert more["trials"]["complete"] == 15
+    assert sum(job.cool_from is None for job in trainer.jobs) == 3
+
+
+def test_another_run_does_not_get_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    search(folder)
+    with pytest.raises(RunError, match=r"another run: .*seed \(1 there, 2 now\).*--out"):
+        search(folder, seed=2)
+    with pytest.raises(RunError, match="budget_ms"):
+        search(folder, budget="501ms")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    with pytest.raises(RunError, match="not empty"):
+        search(tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot"):
+        search(tmp_path / "file" / "run")
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", {"x": 1})
+    with pytest.raises(RunError, match="another hwsearch is at work"):
+        Run(tmp_path / "run", {"x": 1})
+    run.close()
+    Run(tmp_path / "run", {"x": 1}).close()
+
+
+def test_nothing_fits_is_said_with_the_nearest_miss_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(NothingFits, match=r"nothing fits 5.00 ms.*smallest student.*Raise --budget") as miss:
+        search(tmp_path / "run", budget="5ms")
+    assert miss.value.exit_status == 3
+    assert miss.value.details["chosen"] is None
+    assert miss.value.details["nearest"]["latency"]["high_ms"] > 5
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_fits_is_the_answer(tmp_path: Path) -> None:
+    told = Told()
+    document, outcome = search(tmp_path / "run", budget="10s", told=told)
+    assert outcome is None
+    assert any("the teacher itself fits" in line for line in told.said)
+    assert document["teacher"]["fits"]
+    assert document["chosen"]["retention"] == 1.0
+    assert document["chosen"]["architecture"]["depth"] == 6
+    assert not (tmp_path / "run").exists()
+
+
+def test_least_quality_picks_the_fastest_that_has_it(tmp_path: Path) -> None:
+    best, outcome = search(tmp_path / "a")
+    assert outcome is not None
+    retentions = sorted(r.retention or 0 for r in outcome.finalists)
+    wanted, _ = search(tmp_path / "b", min_quality=retentions[0])
+    assert wanted["chosen"]["latency"]["median_ms"] <= best["chosen"]["latency"]["median_ms"]
+    none, _ = search(tmp_path / "c", min_quality=0.999)
+    assert none["chosen"] is None
+    assert none["front"]
+
+
+def test_limits_of_size_are_kept(tmp_path: Path) -> None:
+    _, outcome = search(tmp_path / "run", max_size_mib=0.6)
+    assert outcome is not None
+    assert all(trial.size_mib <= 0.6 for trial in outcome.trials)
+    with pytest.raises(NothingFits, match="limits of size"):
+        search(tmp_path / "other", max_size_mib=0.01)
+
+
+class Failing(NullTrainer):
+    """Some students diverge, some fail."""
+
+    def train(self, job: Job) -> Future[ProxyScore]:
+        future = super().train(job)
+        if job.cool_from is None and len(self.jobs) % 5 == 2:
+            future = Future()
+            future.set_exception(RuntimeError("out of numbers"))
+        return future
+
+
+def test_failed_trials_are_counted_and_kept_apart(tmp_path: Path) -> None:
+    document, outcome = search(tmp_path / "run", Failing())
+    assert document["trials"]["failed"] == 3
+    assert document["trials"]["complete"] == 9
+    assert outcome is not None
+    study = Study(tmp_path / "run" / "study.db", "run")
+    assert [record.reason for record in study.records() if record.result is None] == [
+        "RuntimeError: out of numbers"
+    ] * 3
+    study.close()
+
+
+def test_a_study_of_another_program_is_refused(tmp_path: Path) -> None:
+    import optuna
+
+    folder = tmp_path / "run"
+    search(folder)
+    (folder / "summary.json").unlink()
+    (folder / "study.db").write_bytes(b"this is no database, although it has the name of one" * 100)
+    with pytest.raises(RunError, match="not a study"):
+        search(folder)
+    (folder / "study.db").unlink()
+    foreign = optuna.create_study(
+        storage=f"sqlite:///{folder / 'study.db'}", study_name="run", directions=["minimize", "minimize"]
+    )
+    foreign.add_trial(optuna.trial.create_trial(values=[1.0, 2.0]))
+    with pytest.raises(RunError, match="no record of hwsearch"):
+        search(folder)
+
+
+def test_a_space_that_is_used_up_ends_the_trials(tmp_path: Path) -> None:
+    told = Told()
+    document, _ = search(
+        tmp_path / "run",
+        told=told,
+        trials=200,
+        depths=(2,),
+        widths=(64, 96),
+        ffns=(128, 160),
+        precisions=None,
+        heads=(2,),
+    )
+    assert 4 <= document["trials"]["complete"] < 200
+    assert any("used up" in line for line in told.said)
+
+
+def test_fronts() -> None:
+    _, outcome = search_cached()
+    best = front(outcome.trials)
+    for r in best:
+        assert not any(
+            o.latency.median_ms <= r.latency.median_ms and (o.loss or 0) < (r.loss or 0) for o in outcome.trials
+        )
+    assert spread(list(range(10)), 3) == [0, 4, 9]
+    assert spread([1, 2], 3) == [1, 2]
+
+
+def search_cached() -> tuple[dict[str, Any], Outcome]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        document, outcome = search(Path(folder) / "run")
+    assert outcome is not None
+    return document, outcome
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with tempfile.TemporaryDirectory() as folder:
+        GOLDEN.write_text(json.dumps(essence(golden_search(Path(folder))), indent=2) + "\n")

@@ -1,0 +1,132 @@
+"""Proposals fit the budget, whatever Optuna suggests."""
+
+import numpy as np
+import pytest
+
+from hwsearch.architecture import Architecture
+from hwsearch.device import find_profile
+from hwsearch.errors import ArchitectureError
+from hwsearch.latency.estimator import Estimator
+from hwsearch.precision import Precision
+from hwsearch.search.null import TEACHER, NullTrainer
+from hwsearch.search.sampler import Proposer
+from hwsearch.space import derive
+from hwsearch.workload import Workload
+
+BUDGET = 400.0
+
+
+class Dice:
+    """Suggests at random, and remembers what was asked."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng, self.said = np.random.default_rng(seed), dict[str, float]()
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        self.said[name] = int(self.rng.integers(low, high + 1))
+        return int(self.said[name])
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        value = np.exp(self.rng.uniform(np.log(low), np.log(high))) if log else self.rng.uniform(low, high)
+        self.said[name] = float(value)
+        return float(value)
+
+
+@pytest.fixture(scope="module")
+def proposer() -> Proposer:
+    profile = find_profile("jetson-orin")
+    target = profile.target()
+    facts = NullTrainer().finish().result()
+    space = derive(TEACHER, profile.runtimes[target.runtime])
+    price = Estimator(profile, target, Workload(64, 128, 0, 256))
+    return Proposer(space, price, BUDGET, facts.sensitivities, facts.layers)
+
+
+def test_every_proposal_fits_is_loadable_and_new(proposer: Proposer) -> None:
+    seen: set[Architecture] = set()
+    for seed in range(60):
+        architecture = proposer(Dice(seed), seen)
+        assert architecture is not None
+        assert architecture not in seen
+        assert proposer.price.one(architecture).high_ms <= BUDGET  # type: ignore[attr-defined]
+        assert architecture.uniform
+        assert architecture.width % architecture.layers[0].heads == 0
+        seen.add(architecture)
+
+
+def test_the_fill_is_met_from_below_where_the_depth_allows_it(proposer: Proposer) -> None:
+    gaps = []
+    for seed in range(40):
+        dice = Dice(seed)
+        architecture = proposer(dice, set())
+        assert architecture is not None
+        plan = proposer.plan(architecture.depth, dice.said["int8"])
+        options = proposer.options(architecture.depth, dice.said["heads"], dice.said["ffn"], plan)
+        high = proposer.price(options).high_ms
+        fill, found = dice.said["fill"] * BUDGET, high[options.index(architecture)]
+        if found > fill:
+            assert found == high.min()  # nothing of this depth is that fast
+        else:
+            assert found == max(value for value in high if value <= fill)
+            gaps.append((fill - found) / BUDGET)
+    assert len(gaps) > 15
+    assert np.median(gaps) < 0.06
+
+
+def test_the_share_of_int8_goes_to_the_least_sensitive_parts(proposer: Proposer) -> None:
+    plan = proposer.plan(6, 0.5)
+    low = [
+        (i, part)
+        for i, pair in enumerate(plan)
+        for part, p in zip(("attention", "ffn"), pair, strict=True)
+        if p is Precision.INT8
+    ]
+    costs = sorted(
+        (proposer.sensitivities[i, j], (i, part)) for i in range(6) for j, part in enumerate(("attention", "ffn"))
+    )
+    assert sorted(low) == sorted(place for _, place in costs[:6])
+    assert {p for pair in proposer.plan(6, 1.0) for p in pair} == {Precision.INT8}
+    assert {p for pair in proposer.plan(6, 0.0) for p in pair} == {Precision.FP16}
+
+
+def test_corners_are_inside_what_may_be_suggested(proposer: Proposer) -> None:
+    corners = proposer.corners()
+    assert len(corners) == 7
+    assert {corner["int8"] for corner in corners} == {0.0, 0.5, 1.0}
+
+
+def test_the_space_follows_teacher_runtime_and_wishes() -> None:
+    orin, pi = (find_profile(name) for name in ("jetson-orin", "arm-cpu"))
+    space = derive(TEACHER, orin.runtimes["tensorrt"])
+    assert space.precisions == (Precision.FP16, Precision.INT8)
+    assert space.widths[0] == 32
+    assert space.widths[-1] == 192
+    assert all(width % 16 == 0 for width in space.widths)
+    assert (6, 3) in space.heads
+    assert space.build(6, 192, (6, 3), 512, [(Precision.FP16, Precision.FP16)] * 6).tied
+    assert not space.build(6, 96, (6, 3), 512, [(Precision.FP16, Precision.FP16)] * 6).tied
+    assert derive(TEACHER, pi.runtimes["onnxruntime"]).precisions == (Precision.FP32, Precision.INT8)
+    wished = derive(TEACHER, orin.runtimes["tensorrt"], depths=(2, 3), widths=(64,), precisions=(Precision.FP16,))
+    assert (wished.depths, wished.widths, wished.precisions) == ((2, 3), (64,), (Precision.FP16,))
+    assert wished.size == sum(64 % q == 0 for q, _ in wished.heads) * len(wished.ffns) * 2
+
+
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        ({"depths": (7,)}, "depth is 1 to 6"),
+        ({"widths": (256,)}, "width is 1 to 192"),
+        ({"precisions": (Precision.INT4,)}, "trained for float and int8"),
+        ({"heads": (5,)}, "no heads left"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_errors(wish: dict[str, tuple[int, ...]], says: str) -> None:
+    with pytest.raises(ArchitectureError, match=says):
+        derive(TEACHER, find_profile("jetson-orin").runtimes["tensorrt"], **wish)  # type: ignore[arg-type]
+
+
+def test_raw_sampling_gives_architectures() -> None:
+    space = derive(TEACHER, find_profile("jetson-orin").runtimes["tensorrt"])
+    rng = np.random.default_rng(0)
+    found = {space.sample(lambda _, options: options[int(rng.integers(len(options)))]) for _ in range(50)}
+    assert len(found) > 40
