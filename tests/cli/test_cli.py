@@ -1,0 +1,215 @@
+"""Every command on real files, right and wrong; one clear line for each error."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hwsearch.cli import cli, main
+from tests.latency.test_cases import ROW, write
+
+ROOT = Path(__file__).parents[2]
+ENCODER = ["--layers", "12", "--width", "768", "--heads", "12", "--ffn", "3072"]
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of the command line in this process."""
+    import contextlib
+    import io
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    return int(stop.value.code or 0), out.getvalue(), err.getvalue()
+
+
+def document(*arguments: str) -> dict[str, Any]:
+    status, out, err = run(*arguments, "--json")
+    assert status == 0, err
+    return json.loads(out)  # type: ignore[no-any-return]
+
+
+def line_of(err: str) -> str:
+    """The one line of an error."""
+    lines = [line for line in err.splitlines() if line.startswith("Error")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_help_names_every_command() -> None:
+    result: Result = CliRunner().invoke(cli, ["--help"])
+    assert result.exit_code == 0
+    for name in ("search", "report", "export", "latency", "validate", "profile", "devices"):
+        assert name in result.output
+        assert CliRunner().invoke(cli, [name, "--help"]).exit_code == 0
+
+
+def test_latency_is_one_latency() -> None:
+    found = document("latency", "--device", "t4", *ENCODER, "--precision", "int8*6,fp16*6", "--batch", "8")
+    assert set(found) == {"median_ms", "low_ms", "high_ms", "source", "extrapolated", "covered", "phases", "ops"}
+    assert found["low_ms"] < found["median_ms"] < found["high_ms"]
+    by_file = document("latency", "--device", "t4", *ENCODER, "--precision", "int8")
+    assert by_file["median_ms"] < document("latency", "--device", "t4", *ENCODER, "--precision", "fp16")["median_ms"]
+
+
+def test_latency_reads_an_architecture_from_a_file(tmp_path: Path) -> None:
+    from tests.search.test_sampler import TEACHER
+
+    path = tmp_path / "architecture.json"
+    fp16 = {
+        **TEACHER.to_json(),
+        "layers": [{**layer, "attention": "fp16", "feed_forward": "fp16"} for layer in TEACHER.to_json()["layers"]],
+    }
+    path.write_text(json.dumps(fp16))
+    generation = document("latency", "--device", "jetson-orin", "--architecture", str(path), "--new-tokens", "4")
+    assert set(generation["phases"]) == {"prefill", "decode_token"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--device", "jetson-orin", "--budget", "280"], 2, "Did you mean 280ms"),
+        (["--device", "jetson-orin", "--budget", "soon"], 2, "positive number and a unit"),
+        (["--device", "jetson-orin"], 2, "--budget"),
+        (["--device", "jetson-orin", "--budget", "1s", "--depth", "a-b"], 2, "4-8 or 128,192"),
+        (["--device", "jetson-orin", "--budget", "1s", "--precision", "int7"], 2, "precisions are"),
+        (["--device", "jetson-orin", "--budget", "1s", "--batch", "0"], 2, "--batch"),
+        (["--device", "jetson-orin", "--budget", "1s", "--runtime", "ncnn"], 1, "no runtime 'ncnn'"),
+        (["--device", "jetson-orin", "--budget", "1s", "--power-mode", "9W"], 1, "no power mode '9W'"),
+        (["--device", "banana", "--budget", "1s"], 1, "unknown device 'banana'"),
+        (["serch", "--device", "t4"], 2, "did you mean 'search'?"),
+        (["--bogus"], 2, "--bogus"),
+        (["latency", "--device", "t4", "--layers", "3"], 2, "--width, --heads, --ffn"),
+        (["latency", "--device", "t4", *ENCODER, "--precision", "int4"], 1, "runs fp32, fp16, int8"),
+        (["latency", "--device", "t4", *ENCODER, "--precision", "int8*3"], 1, "3 layers"),
+        (["latency", "--device", "t4", *ENCODER, "--kv-heads", "5"], 1, "divide"),
+        (["latency", "--device", "t4", "--architecture", "none.json"], 1, "cannot read none.json"),
+        (["validate", "--device", "t4", "--cases", "none.csv"], 1, "cannot read"),
+        (["profile", "--device", "t4", "--from-cases", "none.csv"], 1, "cannot read"),
+        (["report", "no-such-run"], 1, "no finished run"),
+        (["export", "no-such-run", "--to", "x"], 1, "no finished run"),
+        (["devices", "banana"], 1, "unknown device"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(arguments: list[str], status: int, says: str) -> None:
+    found, out, err = run(*arguments)
+    assert found == status, err
+    assert says in line_of(err)
+    assert out == ""
+
+
+def test_broken_architectures_are_one_clear_line(tmp_path: Path) -> None:
+    for name, content in (("a.json", "{"), ("b.json", '{"block": "decoder"}'), ("c.json", "[1]")):
+        (tmp_path / name).write_text(content)
+        status, _, err = run("latency", "--device", "t4", "--architecture", str(tmp_path / name))
+        assert status == 1
+        assert len(line_of(err)) > 20
+
+
+def test_validate_prints_the_contract_and_names_what_it_skips(tmp_path: Path) -> None:
+    rows = [{**ROW, "batch": str(2**i), "latency_ms": str(1.5 * 2**i), "model": f"m{i % 2}"} for i in range(6)]
+    path = write(tmp_path / "cases.csv", *rows, {**ROW, "device": "h100"}, {**ROW, "runtime": "ncnn"})
+    status, out, err = run("validate", "--device", "t4", "--cases", str(path), "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert {"cases", "skipped", "mape", "within_10", "spearman", "coverage_90", "width_90", "groups", "rows"} == set(
+        found
+    )
+    assert (found["cases"], found["skipped"]) == (6, 2)
+    assert "h100/tensorrt, t4/ncnn" in err
+    assert found["groups"][0]["n"] == 6
+    unseen = document("validate", "--device", "t4", "--cases", str(path), "--leave-one-model-out")
+    assert unseen["mape"] != found["mape"]
+    status, out, _ = run("validate", "--device", "t4", "--cases", str(path))
+    assert status == 0
+    assert "tensorrt" in out
+
+
+def test_profile_fits_and_the_fit_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    rows = [{**ROW, "batch": str(2**i), "latency_ms": str(4.0 * 2**i)} for i in range(6)]
+    path = write(tmp_path / "cases.csv", *rows)
+    before = document("latency", "--device", "t4", *ENCODER, "--precision", "int8", "--batch", "16")["median_ms"]
+    made = document("profile", "--device", "t4", "--runtime", "tensorrt", "--from-cases", str(path))
+    assert made["fits"]["tensorrt"]["rows"] == 6
+    after = document("latency", "--device", "t4", *ENCODER, "--precision", "int8", "--batch", "16")["median_ms"]
+    assert after > 3 * before
+    assert after == pytest.approx(64.0, rel=0.2)
+    status, _, err = run("profile", "--device", "t4", "--runtime", "onnxruntime", "--from-cases", str(path))
+    assert status == 1
+    assert "nothing to fit" in line_of(err)
+
+
+def test_devices_tell_how_they_know(tmp_path: Path) -> None:
+    status, out, _ = run("devices")
+    assert status == 0
+    for name in ("t4", "jetson-orin", "arm-cpu", "host"):
+        assert name in out
+    everyone = document("devices")
+    assert {profile["name"] for profile in everyone} >= {"t4", "jetson-agx-orin-64gb", "raspberry-pi-5"}  # type: ignore[index]
+    status, out, _ = run("devices", "jetson-orin")
+    assert "No board was at hand" in out
+    assert "rate_tops.int8" in out
+    assert "MLPerf" in out or "mlcommons" in out
+    one = document("devices", "arm-cpu")
+    assert one["runtimes"]["onnxruntime"]["fit"]["rows"] == 0
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    heavy = "torch, optuna, transformers, pandas, plotly, scipy, onnx, onnxruntime"
+    code = (
+        "import sys\nfrom hwsearch.cli import main\n"
+        "try:\n    main({arguments})\nexcept SystemExit:\n    pass\n"
+        "print('LOADED', [m for m in '{heavy}'.split(', ') if m in sys.modules], file=sys.stderr)"
+    )
+    for arguments, allowed in (
+        (["--help"], ()),
+        (["devices"], ()),
+        (["latency", "--device", "t4", *ENCODER], ()),
+        (["validate", "--device", "t4", "--cases", str(ROOT / "tests" / "cli" / "cases.csv")], ("scipy",)),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(arguments=arguments, heavy=heavy)],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )
+        loaded = re.search(r"LOADED \[(.*)\]", done.stderr)
+        assert loaded is not None
+        assert {name.strip("' ") for name in loaded[1].split(",") if name.strip("' ")} <= set(allowed), arguments
+
+
+def test_help_and_latency_are_light() -> None:
+    """CPU time over that of starting Python and numpy, in one run; the bars in seconds stand in benchmarks/estimates.py."""
+    import resource
+
+    def cpu(*command: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    base, help_, latency = (
+        min(cpu(*command) for _ in range(3))
+        for command in (
+            ["-c", "import numpy"],
+            ["-m", "hwsearch", "--help"],
+            ["-m", "hwsearch", "latency", "--device", "t4", *ENCODER],
+        )
+    )
+    assert help_ < 2 * base
+    assert latency < 6 * base
+
+
+@pytest.mark.skipif(shutil.which("hwsearch") is None, reason="the command is not on the path")
+def test_the_command_is_installed() -> None:
+    done = subprocess.run(["hwsearch", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("hwsearch, version ")

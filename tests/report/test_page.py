@@ -1,0 +1,139 @@
+"""The report: complete, self-contained, and deaf to what strangers write into names."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwsearch.report.page import margin, page
+from hwsearch.report.tables import COLUMNS, print_summary, write_tables
+from hwsearch.search.elsewhere import reprice
+from hwsearch.search.engine import Outcome
+from tests.search.test_engine import search
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Outcome]:
+    document, outcome = search(tmp_path_factory.mktemp("report") / "run")
+    assert outcome is not None
+    return document, outcome
+
+
+class Tags(HTMLParser):
+    """Collects tags and what they point to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def read(html: str) -> Tags:
+    parser = Tags()
+    parser.feed(html)
+    return parser
+
+
+def test_the_page_is_whole_and_loads_nothing(found: tuple[dict[str, Any], Outcome]) -> None:
+    document, outcome = found
+    html = page(document, outcome.trials, "No board was at hand.").replace("\\u002f", "/")
+    tags = read(html)
+    assert tags.links == []
+    assert html.count("Plotly.newPlot(") >= 4
+    for text in (
+        document["chosen"]["architecture"]["id"],
+        "every other layer",
+        "uniform width",
+        "No board was at hand.",
+        "budget 500 ms",
+    ):
+        assert text in html
+    for result in outcome.trials:
+        assert result.architecture.id in html  # every trial on hover
+
+
+def test_text_from_outside_is_escaped_everywhere(found: tuple[dict[str, Any], Outcome]) -> None:
+    document, outcome = found
+    evil = {
+        **document,
+        "study": EVIL,
+        "target": {**document["target"], "device": EVIL, "runtime": EVIL, "version": EVIL, "power_mode": EVIL},
+        "baselines": {EVIL: next(iter(document["baselines"].values()))},
+        "versions": {EVIL: EVIL},
+        "missing_baselines": {EVIL: EVIL},
+    }
+    evil["chosen"] = {**document["chosen"], "architecture": {**document["chosen"]["architecture"], "id": EVIL}}
+    clean, dirty = read(page(document, outcome.trials, "")), read(page(evil, outcome.trials, EVIL))
+    assert dirty.tags.count("script") == clean.tags.count("script")
+    assert "img" not in dirty.tags
+    assert EVIL not in page(evil, outcome.trials, EVIL)
+
+
+def test_a_search_without_an_answer_has_a_page(found: tuple[dict[str, Any], Outcome]) -> None:
+    document, outcome = found
+    html = page({**document, "chosen": None, "baselines": {}}, outcome.trials)
+    assert "No student meets what was asked for" in html
+
+
+def test_hand_made_winners_are_named(found: tuple[dict[str, Any], Outcome]) -> None:
+    document, outcome = found
+    better = {name: {**result, "quality": 0.99} for name, result in document["baselines"].items()}
+    html = page({**document, "baselines": better}, outcome.trials)
+    assert html.count("Made by hand is better here") == 2
+
+
+def test_the_margin_is_the_slope_of_the_front() -> None:
+    edge = [{"latency": {"median_ms": 100.0 + 10 * i}, "quality": 0.5 + 0.002 * i} for i in range(3)]
+    assert margin(edge) == pytest.approx(0.2)
+    assert margin(edge[:1]) is None
+
+
+def test_tables_hold_every_trial(found: tuple[dict[str, Any], Outcome], tmp_path: Path) -> None:
+    import pandas as pd
+
+    document, outcome = found
+    write_tables(tmp_path, outcome)
+    trials, front = pd.read_csv(tmp_path / "trials.csv"), pd.read_csv(tmp_path / "pareto.csv")
+    assert list(trials.columns) == list(COLUMNS)
+    assert list(trials["trial"]) == [r.trial for r in outcome.trials]
+    assert list(front["architecture"]) == [r["architecture"]["id"] for r in document["front"]]
+    assert front["loss"].is_monotonic_decreasing
+    assert front["median_ms"].is_monotonic_increasing
+
+
+def test_the_terminal_says_what_a_person_acts_on(found: tuple[dict[str, Any], Outcome], tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    document, _ = found
+    out = io.StringIO()
+    print_summary(document, tmp_path, Console(file=out, width=200))
+    text = out.getvalue()
+    assert document["chosen"]["architecture"]["id"] in text
+    assert re.search(r"keeps \d+\.\d% \(90 % interval", text)
+    assert "report.html" in text
+
+
+def test_the_front_has_a_price_on_another_device(found: tuple[dict[str, Any], Outcome]) -> None:
+    from hwsearch.device import find_profile
+
+    document, outcome = found
+    t4 = find_profile("t4")
+    moved, trials = reprice(document, outcome.trials, t4, t4.target())
+    assert moved["device"] == "t4"
+    assert len(trials) == len(outcome.trials)
+    assert [r.loss for r in trials] == [r.loss for r in outcome.trials]
+    assert [r.latency.median_ms for r in trials] != [r.latency.median_ms for r in outcome.trials]
+    assert "t4" in page(moved, trials)
+    pi = find_profile("arm-cpu")
+    floats, _ = reprice(document, outcome.trials, pi, pi.target())
+    assert {layer["feed_forward"] for r in floats["front"] for layer in r["architecture"]["layers"]} <= {"fp32", "int8"}
