@@ -140,8 +140,12 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         first = self.layers[0]
         heads = f"h{first.heads}" if first.heads == first.kv_heads else f"h{first.heads}.{first.kv_heads}"
         shape = f"{heads}-f{first.ffn}" if self.uniform else "mixed"
-        digest = hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:4]
-        return f"{self.block}-{self.depth}x{self.width}-{shape}-{self.precision_text}-{digest}"
+        return f"{self.block}-{self.depth}x{self.width}-{shape}-{self.precision_text}-{self.digest[:4]}"
+
+    @property
+    def digest(self) -> str:
+        """A hash over everything, 12 hex digits."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:12]
 
     @property
     def precision_text(self) -> str:

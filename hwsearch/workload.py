@@ -104,13 +104,13 @@ class OpTable:
     @property
     def runs(self) -> Floats:
         """How often the workload runs each kernel, [rows]."""
-        runs = self.count * self.passes[self.architecture, self.phase]
-        return np.asarray(runs, np.float64)
+        return self.count * self.passes[self.architecture, self.phase]
 
     @property
     def bytes(self) -> Floats:
         """Bytes moved in one run when activations are stored in their own precision and attention is fused."""
-        return self.weight_bytes + self.elements * _ACTIVATION_BYTES[self.precision]
+        each: Floats = _ACTIVATION_BYTES[self.precision]
+        return self.weight_bytes + self.elements * each
 
 
 def concatenate(tables: Sequence[OpTable]) -> OpTable:

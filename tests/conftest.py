@@ -16,7 +16,17 @@ os.environ["XDG_DATA_HOME"] = str(Path(_HOME.name) / "data")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-TEXT = "def add(first, second):\n    return first + second\n\n\nclass Point:\n    def __init__(self, x, y):\n        self.x = x\n        self.y = y\n\n\n"
+TEXT = """def add(first, second):
+    return first + second
+
+
+class Point:
+    def __init__(self, x, y):
+        self.x = x
+        self.y = y
+
+
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,7 @@ import csv
 import hashlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from hwsearch.latency.cases import COLUMNS, Case, read_cases
 from hwsearch.precision import Precision, Scheme
 
 SECONDS = 30.0
+Shape = tuple[str, int, int, int, int, int, int, int, int, int]
 # (block, layers, width, heads, kv_heads, head_dim, ffn, vocab, batch, sequence): spread over what students look like.
 SHAPES = (
     ("decoder", 6, 192, 6, 3, 32, 512, 2048, 8, 128),
@@ -108,16 +109,18 @@ def host_profile(
             return msgspec.json.decode(fitted.read_bytes(), type=DeviceProfile)
         except msgspec.DecodeError:
             fitted.unlink()  # made from the table in a second
-    profile = fit_device(_facts(machine), cases, "measured on this machine")
+    profile = fit_device(facts(machine), cases, "measured on this machine")
     write_text(fitted, msgspec.json.encode(profile).decode())
     return profile
 
 
-def measure(machine: Machine, seconds: float, progress: Callable[[float], None]) -> list[tuple[Case, Samples]]:
-    """Whole-model timings on this machine."""
+def measure(
+    machine: Machine, seconds: float, progress: Callable[[float], None], shapes: Sequence[Shape] | None = None
+) -> list[tuple[Case, Samples]]:
+    """Timings of whole models of `shapes` (`SHAPES` by default), each in every precision, on this machine."""
     cases: dict[str, Case] = {}
     runs: dict[str, Callable[[], object]] = {}
-    for shape in SHAPES:
+    for shape in shapes or SHAPES:
         for precision in (Precision.FP32, Precision.INT8):
             case = _case(machine, precision, *shape)
             cases[name := f"{case.model}-{precision}"] = case
@@ -194,7 +197,7 @@ def _keep(folder: Path, machine: Machine, measured: list[tuple[Case, Samples]]) 
     write_text(folder / "cases.csv", text.getvalue())
 
 
-def _facts(machine: Machine) -> DeviceProfile:
+def facts(machine: Machine) -> DeviceProfile:
     """What is known of this machine before any model was timed: peaks from a matrix product and a copy."""
     fp32, bandwidth = _peaks()
     mode = PowerMode(Figure(1.0, "reference"), Figure(1.0, "reference"))

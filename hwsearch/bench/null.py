@@ -1,5 +1,5 @@
-"""A runtime that runs nothing: its clock advances by what the op table says. The bench's null member: statistics and profiling are tested
-on it without a machine's noise.
+"""A runtime that runs nothing: its clock advances by what the op table says. The bench's null member: statistics are
+tested on it without a machine's noise.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import numpy as np
 from hwsearch.architecture import Architecture
 from hwsearch.latency.estimator import Estimates
 from hwsearch.space import SearchSpace
+from hwsearch.units import format_ms
 
 
 class HandMade(msgspec.Struct, frozen=True):
@@ -31,21 +32,27 @@ class HandMade(msgspec.Struct, frozen=True):
 
 def hand_made(
     space: SearchSpace, price: Callable[[Sequence[Architecture]], Estimates], latency_ms: float
-) -> list[HandMade]:
-    """Every other layer, and uniform width, each in the fastest uniform precision and as large as `latency_ms`
-    allows."""
+) -> tuple[list[HandMade], dict[str, str]]:
+    """Every other layer, and uniform width, each in the fastest uniform precision and as large as `latency_ms` allows;
+    and why one is missing, by name.
+    """
     depth = space.teacher.depth
-    made = []
+    made, missing = [], {}
     for name, layers in (("every other layer", tuple(range(0, depth, 2))), ("uniform width", tuple(range(depth)))):
-        if (architecture := _scaled(space, price, len(layers), latency_ms)) is not None:
-            made.append(HandMade(name, architecture, layers))
-    return made
+        options = _scaled(space, len(layers))
+        median = price(options).median_ms
+        inside = np.flatnonzero(median <= latency_ms)
+        if len(inside):
+            # Of what fits, the widest; of equal widths the slowest, which has most in it.
+            best = max(inside, key=lambda i: (options[i].width, median[i]))
+            made.append(HandMade(name, options[int(best)], layers))
+        else:
+            missing[name] = f"{len(layers)} layers take {format_ms(float(median.min()))} at least"
+    return made, missing
 
 
-def _scaled(
-    space: SearchSpace, price: Callable[[Sequence[Architecture]], Estimates], depth: int, latency_ms: float
-) -> Architecture | None:
-    """The teacher's proportions at `depth`, scaled to the latency; None when even the smallest is slower."""
+def _scaled(space: SearchSpace, depth: int) -> list[Architecture]:
+    """The teacher's proportions at `depth`, in every width and uniform precision."""
     shape = space.teacher.layers[0]
     options = []
     for precision in space.precisions:
@@ -58,7 +65,4 @@ def _scaled(
             heads = min(pairs, key=lambda pair: (abs(pair[0] - shape.heads * scale), -pair[0] / pair[1]))
             near = sorted(space.ffns, key=lambda ffn: abs(ffn - shape.ffn * scale))[:3]
             options += [space.build(depth, width, heads, ffn, plan) for ffn in near]
-    median = price(options).median_ms
-    inside = np.flatnonzero(median <= latency_ms)
-    # Of what fits, the widest; of equal widths the slowest, which has most in it.
-    return options[max(inside, key=lambda i: (options[i].width, median[i]))] if len(inside) else None
+    return options

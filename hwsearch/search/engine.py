@@ -7,9 +7,10 @@ beside it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -63,7 +64,7 @@ class Wishes(msgspec.Struct, frozen=True):
 
     Attributes:
         budget: a time or a share of the teacher's.
-        workload: what it is the time of; None takes the bulk job.
+        workload: what it is the time of.
         depths, widths, heads, ffns, precisions: choices in place of the derived ones.
         trials: students to try.
         steps: of a short run.
@@ -189,6 +190,7 @@ class Outcome(msgspec.Struct):
         front: the trials that are beaten by none, judged on *select* after a short run; the fastest first.
         finalists: judged on *select* after the long run.
         baselines: hand-made students by name, judged on *report*.
+        missing_baselines: why a hand-made student is missing, by name.
         trials: every finished trial, in order.
         infeasible: architectures that were priced and did not fit.
         failed: trials whose training failed.
@@ -199,6 +201,7 @@ class Outcome(msgspec.Struct):
     front: list[Result]
     finalists: list[Result]
     baselines: dict[str, Result]
+    missing_baselines: dict[str, str]
     trials: list[Result]
     infeasible: int = 0
     failed: int = 0
@@ -219,6 +222,7 @@ class Engine:
         self.plan, self.facts, self.trainer, self.run, self.progress = plan, facts, trainer, run, progress
         self.proposer = Proposer(plan.space, plan.price, plan.budget_ms, facts.sensitivities, facts.layers, plan.admits)
         self.started = time.monotonic()
+        self._begun, self._steps, self._works = 0.0, 0, list[float]()  # of training, for the progress
 
     def search(self) -> Outcome:
         """Trials, finalists, choice, and the one look at *report*.
@@ -231,15 +235,17 @@ class Engine:
         if not complete:
             raise RunError("every trial failed in training; the reasons stand in the study")
         finalists = self._finalists(complete)
-        chosen = self._choose(finalists)
-        by_hand = hand_made(self.plan.space, self.plan.price, chosen.latency.median_ms) if chosen else []
+        chosen, by_hand, missing = self._choose(finalists), list[HandMade](), dict[str, str]()
+        if chosen is not None:
+            by_hand, missing = hand_made(self.plan.space, self.plan.price, chosen.latency.median_ms)
         judged = self._judge(chosen, by_hand) if chosen else []
         return Outcome(
             chosen=judged[0] if judged else None,
             teacher_quality=_teacher_quality(judged[0]) if judged else self.facts.quality,
             front=front(complete),
             finalists=finalists,
-            baselines={made.name: result for made, result in zip(by_hand, judged[1:], strict=True)} if judged else {},
+            baselines={made.name: result for made, result in zip(by_hand, judged[1:], strict=False)},
+            missing_baselines=missing,
             trials=complete,
             infeasible=self.proposer.infeasible,
             failed=len(trials) - len(complete),
@@ -252,54 +258,65 @@ class Engine:
         records = study.records()
         sampler = Sampler(wishes.seed, self.proposer.corners(), self.trainer.count)
         seen: set[Architecture] = set()
-        pending: list[tuple[Any, Architecture, Future[ProxyScore]]] = []
-        before = len(records)
         for number, record in enumerate(records):
-            trial = sampler.ask(records[:number], record.settings)
-            architecture = self.proposer(trial, seen)
+            architecture = self.proposer(sampler.ask(records[:number], record.settings), seen)
             seen.add(architecture or self.plan.space.smallest)
-        if before:
-            self.progress.say(f"taken up again: {before} trials are finished already")
+        if records:
+            self.progress.say(f"taken up again: {len(records)} trials are finished already")
 
-        self.progress.stage("trials", max(wishes.trials, before))
-        exhausted = False
-        asked = before
+        pending: list[tuple[Any, Architecture, Future[ProxyScore]]] = []
+        asked, exhausted = len(records), False
+        long = FINALISTS * (wishes.long_steps - wishes.steps) + 2 * wishes.long_steps
+        self._begun, self._steps = self.trainer.work_done, max(0, wishes.trials - asked) * wishes.steps + long
+        self._works = [work_of(architecture, 1) for architecture in seen]
+        self.progress.stage("training", 1.0)
         while True:
             while len(pending) < self.trainer.count and asked < wishes.trials and not exhausted and self._time_left():
                 trial = sampler.ask(records)
-                architecture = self.proposer(trial, seen)
-                if architecture is None:
+                proposal = self.proposer(trial, seen)
+                if proposal is None:
                     exhausted = True
                     self.progress.say(f"the space inside the budget is used up after {asked} students")
                     break
-                seen.add(architecture)
-                job = Job(path=str(self.run.student(f"{asked}")), architecture=architecture, steps=wishes.steps)
-                pending.append((trial, architecture, self.trainer.train(job)))
+                seen.add(proposal)
+                self._works.append(work_of(proposal, 1))
+                job = Job(path=str(self.run.student(f"{asked}")), architecture=proposal, steps=wishes.steps)
+                pending.append((trial, proposal, self.trainer.train(job)))
                 asked += 1
             if not pending:
                 break
-            trial, architecture, future = pending.pop(0)
-            score, reason = self._await(future, len(records), wishes.trials)
-            result = None if score is None else scored(self.plan.priced(architecture, len(records)), score)
+            trial, proposal, future = pending.pop(0)
+            score, reason = self._await(future, f"trial {len(records) + 1} of {wishes.trials}")
+            result = None if score is None else scored(self.plan.priced(proposal, len(records)), score)
             records.append(Record(trial.params, trial.distributions, result, reason))
             study.add(records[-1])
         study.close()
         return [record.result for record in records]
 
-    def _await(self, future: Future[ProxyScore], done: int, total: int) -> tuple[ProxyScore | None, str]:
-        """The score of a trial, or why it failed; the progress is told meanwhile."""
+    def _await(self, future: Future[ProxyScore], note: str) -> tuple[ProxyScore | None, str]:
+        """The score of a trial, or why it failed; the progress is told meanwhile.
+
+        Raises:
+            RunError: a worker is gone.
+        """
         while not wait([future], timeout=0.5).done:
-            self.progress.at(done, total)
+            self._tell(note)
         error = future.exception()
-        if error is not None:
-            if not isinstance(error, (ArithmeticError, RuntimeError)):
-                raise error
+        if isinstance(error, BrokenExecutor):
+            raise RunError(
+                "a training process was killed, by lack of memory perhaps; the same command goes on from there"
+            )
+        if isinstance(error, (ArithmeticError, RuntimeError)):
             return None, f"{type(error).__name__}: {error}"
+        if error is not None:
+            raise error
         score = future.result()
-        if score.loss != score.loss or score.loss == float("inf"):
-            return None, "the training diverged"
-        self.progress.at(done + 1, total)
-        return score, ""
+        return (score, "") if math.isfinite(score.loss) else (None, "the training diverged")
+
+    def _tell(self, note: str) -> None:
+        """How far the training is, all that is still to come taken as of middling students."""
+        middling = sum(self._works) / len(self._works)
+        self.progress.at(self.trainer.work_done - self._begun, middling * self._steps, note)
 
     def _time_left(self) -> bool:
         minutes = self.plan.wishes.minutes
@@ -348,7 +365,7 @@ class Engine:
             )
         ]
         for made in by_hand:
-            path = str(self.run.student(made.name.replace(" ", "-")))
+            path = str(self.run.student(f"{made.name.replace(' ', '-')}-{made.architecture.digest}"))
             jobs.append(Job(path, made.architecture, long, cool_from=cool, split="report", layers=made.layers))
         scores = self._train("hand-made students", jobs)
         results = [chosen, *(self.plan.priced(made.architecture) for made in by_hand)]
@@ -357,16 +374,13 @@ class Engine:
     def _cool_from(self) -> int:
         return round(self.plan.wishes.long_steps * (1 - COOL_DOWN))
 
-    def _train(self, stage: str, jobs: Sequence[Job]) -> list[ProxyScore]:
+    def _train(self, note: str, jobs: Sequence[Job]) -> list[ProxyScore]:
         """Train all of them side by side."""
-        total = sum(work_of(job.architecture, job.steps) for job in jobs)
-        self.progress.stage(stage, total)
-        base = self.trainer.work_done
         futures = [self.trainer.train(job) for job in jobs]
         waiting: set[Future[ProxyScore]] = set(futures)
         while waiting:
             waiting = set(wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).not_done)
-            self.progress.at(self.trainer.work_done - base)
+            self._tell(note)
         return [future.result() for future in futures]
 
 

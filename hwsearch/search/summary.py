@@ -59,6 +59,7 @@ def summarise(
         "finalists": [_finalist(result) for result in outcome.finalists] if outcome else [],
         "baselines": {name: result.to_json() for name, result in outcome.baselines.items()} if outcome else {},
     }
+    document["missing_baselines"] = outcome.missing_baselines if outcome else {}
     if nearest is not None:
         document["nearest"] = nearest.to_json()
     document["trials"] = {

@@ -103,7 +103,7 @@ def test_a_damaged_table_is_an_error_that_loses_nothing(measured: Path) -> None:
     whole = table.read_text()
     table.write_text(whole.replace("decoder", "sideways", 1))
     try:
-        with pytest.raises(CasesError, match="line 2.*Delete"):
+        with pytest.raises(CasesError, match=r"line 2.*Delete"):
             host.host_profile(threads=1)
         assert "sideways" in table.read_text()
     finally:

@@ -1,0 +1,63 @@
+"""How wrong is the analytic model outside the widths that it was fitted on? Measured on this machine.
+
+Decoders of 512 to 1,024 channels are timed and fitted; decoders of 64 to 256 are judged. The error for each halving of
+the width is what `GROWTH` in latency/analytic.py stands for.
+
+python benchmarks/extrapolation.py [--seconds 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import numpy as np
+
+from hwsearch.bench import host
+from hwsearch.latency.calibrate import believe, estimate_cases, with_belief
+
+WIDE = tuple(
+    ("decoder", 1, w, w // 64, w // 64, 64, w * 8 // 96 * 32, 0, b, 128) for w in (512, 768, 1024) for b in (1, 8, 24)
+)
+NARROW = tuple(
+    ("decoder", 4, w, w // 32, w // 32, 32, w * 8 // 96 * 32, 0, b, 128)
+    for w in (64, 96, 128, 192, 256)
+    for b in (8, 64)
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=60.0)
+    seconds = parser.parse_args().seconds
+    machine = host.this_machine()
+    measured = host.measure(machine, seconds, lambda _: None, (*WIDE, *NARROW))
+    cases = [case for case, _ in measured]
+    wide, narrow = ([case for case in cases if (case.width >= 512) is is_wide] for is_wide in (True, False))
+    facts = host.facts(machine)
+    belief, noise = believe(facts, "onnxruntime", wide)
+    fitted = with_belief(facts, "onnxruntime", belief, noise, wide, "wide")
+    intervals = estimate_cases(fitted, narrow)
+    errors = np.array(
+        [np.log(median / case.latency_ms) for case, (median, _, _) in zip(narrow, intervals, strict=True)]
+    )
+    octaves = np.array([np.log2(512 / case.width) for case in narrow])
+    inside = [low <= case.latency_ms <= high for case, (_, low, high) in zip(narrow, intervals, strict=True)]
+    for case, error in zip(narrow, errors, strict=True):
+        print(
+            f"{case.model:24} {case.precision!s:5} {case.latency_ms:8.2f} ms  {np.expm1(error):+.1%}", file=sys.stderr
+        )
+    result = {
+        "fitted_on": len(wide),
+        "judged_on": len(narrow),
+        "noise": round(noise, 3),
+        "mape": round(float(np.abs(np.expm1(errors)).mean()), 3),
+        "rms_for_each_halving": round(float(np.sqrt(np.mean((errors / octaves) ** 2))), 3),
+        "coverage_90": float(np.mean(inside)),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
