@@ -30,6 +30,7 @@ class SearchSpace(msgspec.Struct, frozen=True):
         depths, widths, ffns: rising.
         heads: pairs of query heads and key-value heads, rising.
         precisions: of a layer's parts; a float first.
+        alignment: channels that the runtime's matrix units want a multiple of.
     """
 
     teacher: Architecture
@@ -38,6 +39,7 @@ class SearchSpace(msgspec.Struct, frozen=True):
     heads: tuple[tuple[int, int], ...]
     ffns: tuple[int, ...]
     precisions: tuple[Precision, ...]
+    alignment: int = 16
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "heads", "ffns", "precisions"):
@@ -147,6 +149,7 @@ def derive(
         heads=tuple(own_heads),
         ffns=tuple(sorted(set(own_ffns))),
         precisions=tuple(sorted(set(own_precisions), key=lambda p: p.code)),
+        alignment=step,
     )
 
 

@@ -52,17 +52,18 @@ def hand_made(
 
 
 def _scaled(space: SearchSpace, depth: int) -> list[Architecture]:
-    """The teacher's proportions at `depth`, in every width and uniform precision."""
-    shape = space.teacher.layers[0]
+    """The teacher's proportions at `depth`, in every width and uniform precision; as narrow as it takes."""
+    teacher, shape, step = space.teacher, space.teacher.layers[0], space.alignment
     options = []
     for precision in space.precisions:
-        plan = [(precision, precision)] * depth
-        for width in space.widths:
-            scale = width / space.teacher.width
+        for width in (*range(step, teacher.width, step), teacher.width):
+            scale = width / teacher.width
             pairs = [pair for pair in space.heads if space.fits(width, pair)]
             if not pairs:
                 continue
             heads = min(pairs, key=lambda pair: (abs(pair[0] - shape.heads * scale), -pair[0] / pair[1]))
-            near = sorted(space.ffns, key=lambda ffn: abs(ffn - shape.ffn * scale))[:3]
-            options += [space.build(depth, width, heads, ffn, plan) for ffn in near]
+            nearest = max(1, round(shape.ffn * scale / (2 * step)))
+            for units in {max(1, nearest - 1), nearest, nearest + 1}:
+                ffn = min(units * 2 * step, shape.ffn)
+                options.append(space.build(depth, width, heads, ffn, [(precision, precision)] * depth))
     return options
