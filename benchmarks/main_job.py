@@ -1,7 +1,7 @@
 """The main job as a new user runs it: time, memory, and what it promises.
 
-Runs `hwsearch --device D --budget T` in an empty cache and an empty folder, watches the memory of all its processes together,
-and checks its summary against the bars.
+Runs `hwsearch --device D --budget T` in an empty cache and an empty folder, watches the memory of all its processes
+together, and checks its summary against the bars.
 
 python benchmarks/main_job.py [--device jetson-orin] [--budget 280ms]
 """

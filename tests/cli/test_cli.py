@@ -189,7 +189,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
 
 
 def test_help_and_latency_are_light() -> None:
-    """CPU time over that of starting Python and numpy, in one run; the bars in seconds stand in benchmarks/estimates.py."""
+    """CPU time over that of starting Python and numpy, in one run; the bars in seconds: benchmarks/estimates.py."""
     import resource
 
     def cpu(*command: str) -> float:
