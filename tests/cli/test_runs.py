@@ -1,0 +1,189 @@
+"""Runs from the command line on a small teacher with real training: answered, exported, repriced, killed, taken up."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.cli.test_cli import document, line_of, run
+
+CHUNKED = ["--batch", "512", "--sequence", "64", "--repeat", "64"]
+
+
+def command(teacher: Path, text: Path, out: Path, *more: str) -> list[str]:
+    where = ["--device", "jetson-orin", "--budget", "0.9x", "--teacher", str(teacher), "--data", str(text)]
+    return [*where, *CHUNKED, "--trials", "4", "--steps", "8", "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, text_file: Path
+) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, document(*command(tiny_teacher, text_file, folder))
+
+
+def test_a_run_leaves_everything_that_a_person_opens(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = finished
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["trials"]["complete"] == 4
+    assert len(pd.read_csv(folder / "trials.csv")) == 4
+    assert len(pd.read_csv(folder / "pareto.csv")) == len(summary["front"])
+    assert (folder / "report.html").stat().st_size > 1_000_000  # plotly is inside
+    assert not [path for path in folder.rglob(".*") if path.name != ".lock"]  # nothing half-written
+
+
+def test_the_chosen_student_is_loaded_by_stock_transformers(finished: tuple[Path, dict[str, Any]]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, summary = finished
+    model = AutoModelForCausalLM.from_pretrained(folder / "chosen", local_files_only=True)
+    chosen = summary["chosen"]["architecture"]
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (chosen["depth"], chosen["width"])
+    tokens = AutoTokenizer.from_pretrained(folder / "chosen", local_files_only=True)("def add(", return_tensors="pt")
+    with torch.inference_mode():
+        assert torch.isfinite(model(tokens["input_ids"]).logits).all()
+
+
+def test_the_same_command_prints_the_stored_answer(
+    finished: tuple[Path, dict[str, Any]], tiny_teacher: Path, text_file: Path
+) -> None:
+    folder, summary = finished
+    status, out, err = run(*command(tiny_teacher, text_file, folder), "--json")
+    assert status == 0
+    assert json.loads(out) == summary
+    assert "finished before" in err
+
+
+def test_another_command_does_not_get_the_folder(
+    finished: tuple[Path, dict[str, Any]], tiny_teacher: Path, text_file: Path
+) -> None:
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+    status, _, err = run(*command(tiny_teacher, text_file, folder, "--seed", "5"))
+    assert status == 1
+    assert "holds another run" in line_of(err)
+    assert "seed" in line_of(err)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+
+
+def test_any_trial_is_exported(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder, _ = finished
+    said = document("export", str(folder), "--trial", "1", "--to", str(tmp_path / "one"))
+    assert said["trial"] == 1
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "one", local_files_only=True)
+    assert model.config.hidden_size == said["architecture"]["width"]
+    status, _, err = run("export", str(folder), "--trial", "99", "--to", str(tmp_path / "none"))
+    assert status == 1
+    assert "no finished trial 99 (have: 0, 1, 2, 3)" in line_of(err)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_front_is_priced_on_another_device(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = finished
+    there = document("report", str(folder), "--device", "t4")
+    assert there["device"] == "t4"
+    assert there["chosen"]["latency"]["median_ms"] != summary["chosen"]["latency"]["median_ms"]
+    assert (folder / "report-t4.html").is_file()
+    status, out, _ = run("report", str(folder))
+    assert status == 0
+    assert summary["chosen"]["architecture"]["id"] in out
+
+
+def test_a_damaged_summary_is_one_clear_line(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"study": "x"')
+    for arguments in (["report", str(tmp_path)], ["export", str(tmp_path), "--to", str(tmp_path / "out")]):
+        status, _, err = run(*arguments)
+        assert status == 1
+        assert "cannot be read" in line_of(err)
+
+
+@pytest.mark.parametrize("kind", ["file", "no rights"])
+def test_an_out_that_cannot_be_written_is_said_before_anything_is_trained(
+    kind: str, tmp_path: Path, tiny_teacher: Path, text_file: Path
+) -> None:
+    if kind == "file":
+        (tmp_path / "there").write_text("a file")
+        out = tmp_path / "there" / "run"
+    else:
+        out = Path("/proc/hwsearch-run")  # not even root writes there
+    status, _, err = run(*command(tiny_teacher, text_file, out))
+    assert status == 1
+    assert "Choose another --out" in line_of(err)
+
+
+def test_a_teacher_or_a_text_that_is_none_is_one_clear_line(
+    tmp_path: Path, tiny_teacher: Path, text_file: Path
+) -> None:
+    """Which ways there are to be none: tests/distill/test_student.py and test_data.py."""
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "teacher" / "model.safetensors").write_text("not one")
+    (tmp_path / "data.txt").write_bytes(b"\xff\xfe\x00")
+    for teacher, text, says in (
+        (tmp_path / "teacher", text_file, "cannot load the checkpoint"),
+        (tiny_teacher, tmp_path / "data.txt", "not text in UTF-8"),
+    ):
+        status, out, err = run(*command(teacher, text, tmp_path / "run"))
+        assert (status, out) == (1, "")
+        assert says in line_of(err)
+        assert not (tmp_path / "run").exists()
+
+
+def test_nothing_fits_has_a_status_of_its_own(tmp_path: Path, tiny_teacher: Path, text_file: Path) -> None:
+    arguments = [text if text != "0.9x" else "0.01ms" for text in command(tiny_teacher, text_file, tmp_path / "run")]
+    status, out, err = run(*arguments, "--json")
+    assert status == 3
+    assert "nothing fits" in line_of(err)
+    assert json.loads(out)["nearest"]["latency"]["high_ms"] > 0.01
+    assert not (tmp_path / "run").exists()
+
+
+def finished_trials(folder: Path) -> dict[int, str]:
+    """What the study holds, by number."""
+    try:
+        with sqlite3.connect(f"file:{folder / 'study.db'}?mode=ro", uri=True) as study:
+            rows = study.execute("select number, datetime_complete from trials where state = 'COMPLETE'").fetchall()
+    except sqlite3.OperationalError:
+        return {}
+    return dict(rows)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_is_taken_up_by_the_same_command(
+    end: signal.Signals, tmp_path: Path, tiny_teacher: Path, text_file: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = [sys.executable, "-m", "hwsearch", *command(tiny_teacher, text_file, folder, "--json")]
+    arguments[arguments.index("4")] = "7"
+    running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while len(before := finished_trials(folder)) < 2:
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(running.pid, end)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL)
+    if end == signal.SIGINT:
+        assert "what was finished is kept" in line_of(err)
+    assert not (folder / "summary.json").exists()
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    after = finished_trials(folder)
+    assert before.items() <= after.items()  # not lost, and not done again
+    assert len(after) == 7
+    summary = json.loads(done.stdout)
+    assert summary["trials"]["complete"] == 7
+    assert summary["chosen"] is not None
