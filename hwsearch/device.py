@@ -357,6 +357,8 @@ def find_file(device: str) -> Path:
 def save_profile(profile: DeviceProfile, template: Path, to: Path) -> None:
     """Write the parameters and fits of `profile` into a copy of the file `template`, whose facts, order and comments
     stay."""
+    import re
+
     import tomlkit
 
     from hwsearch.files import write_text
@@ -369,7 +371,8 @@ def save_profile(profile: DeviceProfile, template: Path, to: Path) -> None:
             plain = msgspec.to_builtins(getattr(runtime, part))
             if plain is not None:
                 runtimes[name][part] = _without_none(plain)
-    write_text(to, tomlkit.dumps(document))
+    # What was taken out leaves its blank lines behind.
+    write_text(to, re.sub(r"\n{3,}", "\n\n", tomlkit.dumps(document)))
 
 
 def _without_none(value: Any) -> Any:

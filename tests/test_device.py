@@ -105,6 +105,8 @@ def test_saving_keeps_facts_and_comments(tmp_path: Path) -> None:
     save_profile(profile, template, tmp_path / "out.toml")
     assert (tmp_path / "out.toml").read_text().startswith("# made by hand")
     assert load_profile(tmp_path / "out.toml") == profile
+    save_profile(profile, tmp_path / "out.toml", tmp_path / "again.toml")
+    assert (tmp_path / "again.toml").read_text() == (tmp_path / "out.toml").read_text()
 
 
 def test_free_text_names_a_power_mode() -> None:

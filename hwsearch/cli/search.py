@@ -13,8 +13,9 @@ from hwsearch.errors import NothingFits, RunError, UnitError
 
 if TYPE_CHECKING:
     from hwsearch.distill.workers import Workers
-    from hwsearch.search.engine import Outcome, Wishes
+    from hwsearch.search.engine import Outcome
     from hwsearch.search.main_job import Deliver
+    from hwsearch.search.plan import Wishes
     from hwsearch.search.run import Run
     from hwsearch.units import Budget
 
@@ -153,7 +154,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
 
 def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:
     from hwsearch.precision import Precision
-    from hwsearch.search.engine import Wishes
+    from hwsearch.search.plan import Wishes
     from hwsearch.workload import Workload
 
     given = {name: options[name] for name in LONE if options[name] is not None}

@@ -17,24 +17,18 @@ import msgspec
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
-from hwsearch.device import DeviceProfile, Runtime, Target
 from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
-from hwsearch.errors import NothingFits, RunError
-from hwsearch.latency.estimator import Estimator, Latency
-from hwsearch.precision import Precision
+from hwsearch.errors import RunError
 from hwsearch.search.baselines import HandMade, hand_made
 from hwsearch.search.pareto import front, spread
-from hwsearch.search.result import Result, memory_mib
+from hwsearch.search.plan import Plan
+from hwsearch.search.result import Result
 from hwsearch.search.run import Run
 from hwsearch.search.sampler import Proposer
-from hwsearch.space import SearchSpace, derive
-from hwsearch.units import Budget, format_ms
-from hwsearch.workload import Workload
 
 T = TypeVar("T")
 FINALISTS = 4
 COOL_DOWN = 0.3  # share of a long run's steps at its end over which the rate falls to zero
-SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
 
 
 class Trainer(Protocol):
@@ -57,128 +51,6 @@ class Progress(Protocol):
     def say(self, text: str) -> None: ...
     def stage(self, name: str, total: float) -> None: ...
     def at(self, done: float, total: float | None = None, note: str = "") -> None: ...
-
-
-class Wishes(msgspec.Struct, frozen=True):
-    """What a person asks for.
-
-    Attributes:
-        budget: a time or a share of the teacher's.
-        workload: what it is the time of.
-        depths, widths, heads, ffns, precisions: choices in place of the derived ones.
-        trials: students to try.
-        steps: of a short run.
-        seed: of the search.
-        minutes: after which no new trial begins.
-        min_quality: least retention of the teacher's accuracy; the fastest that has it is chosen.
-        max_size_mib, max_memory_mib: limits of the stored weights and of weights with activations.
-    """
-
-    budget: Budget
-    workload: Workload
-    depths: tuple[int, ...] | None = None
-    widths: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None
-    ffns: tuple[int, ...] | None = None
-    precisions: tuple[Precision, ...] | None = None
-    trials: int = 18
-    steps: int = 150
-    seed: int = 0
-    minutes: float | None = None
-    min_quality: float | None = None
-    max_size_mib: float | None = None
-    max_memory_mib: float | None = None
-
-    @property
-    def long_steps(self) -> int:
-        """Steps of a finalist."""
-        return round(self.steps / SHORT)
-
-
-class Plan:
-    """Everything about a search that the price alone decides.
-
-    Args:
-        wishes: of the person.
-        profile: of the device.
-        target: on it.
-        teacher: its architecture.
-
-    Attributes:
-        teacher_latency: in the fastest uniform float precision that the runtime runs, `teacher_precision`.
-        teacher_latency_fp32: in fp32; None where the runtime does not run it.
-        budget_ms: resolved.
-        space: of students.
-    """
-
-    def __init__(self, wishes: Wishes, profile: DeviceProfile, target: Target, teacher: Architecture) -> None:
-        self.wishes, self.profile, self.target, self.teacher = wishes, profile, target, teacher
-        self.price = Estimator(profile, target, wishes.workload)
-        self.runtime: Runtime = profile.runtimes[target.runtime]
-        floats = [p for p in self.runtime.precisions if p.is_float]
-        priced = {p: self.price.one(self.in_float(p)) for p in floats}
-        self.teacher_precision = min(floats, key=lambda p: priced[p].median_ms)
-        self.teacher_latency: Latency = priced[self.teacher_precision]
-        self.teacher_latency_fp32: Latency | None = priced.get(Precision.FP32)
-        self.budget_ms = wishes.budget.resolve(self.teacher_latency.median_ms)
-        self.space: SearchSpace = derive(
-            teacher, self.runtime, wishes.depths, wishes.widths, wishes.heads, wishes.ffns, wishes.precisions
-        )
-
-    def in_float(self, precision: Precision) -> Architecture:
-        """The teacher with every part in one float."""
-        return replace(
-            self.teacher.with_precision(precision),
-            head_precision=precision,
-            embedding_precision=precision,
-            kv_precision=precision,
-        )
-
-    @property
-    def teacher_fits(self) -> bool:
-        """Whether the budget is no constraint."""
-        teacher = self.in_float(self.teacher_precision)
-        return self.teacher_latency.high_ms <= self.budget_ms and self.admits(teacher)
-
-    def admits(self, architecture: Architecture) -> bool:
-        """Whether an architecture meets the limits beside the latency."""
-        wishes = self.wishes
-        memory = memory_mib(architecture, wishes.workload)
-        limit = min(wishes.max_memory_mib or float("inf"), self.profile.memory_mib.value)
-        return architecture.size_mib <= (wishes.max_size_mib or float("inf")) and memory <= limit
-
-    def priced(self, architecture: Architecture, trial: int | None = None) -> Result:
-        """An architecture with its price and no score yet."""
-        return Result(
-            trial=trial,
-            architecture=architecture,
-            latency=self.price.one(architecture),
-            size_mib=architecture.size_mib,
-            memory_mib=memory_mib(architecture, self.wishes.workload),
-        )
-
-    def check(self) -> None:
-        """Raise unless something fits.
-
-        Raises:
-            NothingFits: with the nearest miss.
-        """
-        nearest = self.priced(self.space.smallest)
-        if nearest.latency.high_ms > self.budget_ms:
-            low, high = format_ms(nearest.latency.low_ms), format_ms(nearest.latency.high_ms)
-            raise NothingFits(
-                f"nothing fits {format_ms(self.budget_ms)} on {self.target}: the smallest student, "
-                f"{nearest.architecture.id}, takes {format_ms(nearest.latency.median_ms)} "
-                f"(90 % interval {low} to {high}). Raise --budget to {high}",
-                nearest,
-            )
-        if not self.admits(nearest.architecture):
-            raise NothingFits(
-                "nothing meets the limits of size and memory: the smallest student, "
-                f"{nearest.architecture.id}, has {nearest.size_mib:.2f} MiB of weights and needs "
-                f"{nearest.memory_mib:.0f} MiB; the device has {self.profile.memory_mib.value:.0f} MiB",
-                nearest,
-            )
 
 
 class Outcome(msgspec.Struct):

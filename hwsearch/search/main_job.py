@@ -14,7 +14,8 @@ from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import TaskSpec
 from hwsearch.errors import NothingFits
 from hwsearch.files import write_text
-from hwsearch.search.engine import Engine, Outcome, Plan, Progress, Trainer, Wishes
+from hwsearch.search.engine import Engine, Outcome, Progress, Trainer
+from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run, default_folder
 from hwsearch.search.summary import summarise, versions
 from hwsearch.units import format_ms

@@ -20,12 +20,6 @@ from hwsearch.errors import RunError
 from hwsearch.files import write_text
 
 
-def identity_of(parts: dict[str, Any]) -> dict[str, Any]:
-    """Plain values of what a run stands for."""
-    plain: dict[str, Any] = msgspec.to_builtins(parts)
-    return plain
-
-
 def default_folder(device: str, budget: str, teacher: str, identity: dict[str, Any]) -> Path:
     """reports/<device>-<budget>-<teacher>-<8 hex of the identity>."""
     digest = hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()[:8]

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from hwsearch.search.engine import Outcome, Plan
+from hwsearch.search.engine import Outcome
+from hwsearch.search.plan import Plan
 from hwsearch.search.result import Result
 
 PACKAGES = ("hwsearch", "torch", "transformers", "optuna", "numpy")

@@ -11,10 +11,11 @@ import pytest
 from hwsearch.device import DeviceProfile, find_profile
 from hwsearch.distill.job import Job, ProxyScore, TaskSpec
 from hwsearch.errors import NothingFits, RunError
-from hwsearch.search.engine import Outcome, Wishes
+from hwsearch.search.engine import Outcome
 from hwsearch.search.main_job import run_search
 from hwsearch.search.null import NullTrainer
 from hwsearch.search.pareto import front, spread
+from hwsearch.search.plan import Wishes
 from hwsearch.search.run import Run
 from hwsearch.search.study import START_UP, Study
 from hwsearch.units import parse_budget
