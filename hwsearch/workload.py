@@ -2,9 +2,9 @@
 
 `lower` turns architectures into one table of fused kernels, as a runtime runs them after its own graph optimisation:
 bias, activation, residual and rotary embedding ride on their neighbours; query, key and value are one product. The
-table says how much work there is and nothing about how fast it
-goes: whether attention is fused, how wide an activation is stored and what a launch costs belong to the device's
-profile. Estimators take an `OpTable` and nothing else, so there is one path for one architecture and for 100,000.
+table says how much work there is and nothing about how fast it goes: whether attention is fused, how wide an activation
+is stored and what a launch costs belong to the device's profile. Estimators take an `OpTable` and nothing else, so
+there is one path for one architecture and for 100,000.
 """
 
 from __future__ import annotations

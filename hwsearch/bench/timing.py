@@ -1,9 +1,9 @@
 """Timing that does not fool itself.
 
 Things to be timed take turns, each round in another order, so that a slow spell of the machine hits all of them and
-none finds its weights in the cache from the run before. A latency is the low tenth of its wall times: on a machine with
-neighbours the median is up to three times wrong, the low tenth a few per cent. Process CPU time is kept beside it;
-every sample is.
+none finds its weights in the cache from the run before. A latency is the low tenth of its wall times, because on a
+machine with neighbours the median says more about them than about the model. Process CPU time is kept beside it; every
+sample is.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Score an architecture by a short distillation from teacher slices.
 
-What makes a short run rank as a long one does (measured; `benchmarks/` and CONTRIBUTING have the figures): it starts
-from importance-sorted slices, it keeps the long run's constant learning rate and data order, it is judged on one fixed
-held-out set, and its loss is extrapolated by one doubling of the steps, because curves of small and large students
-cross. A longer run of the same student goes on where the short one stopped.
+What makes a short run rank as a long one does: it starts from importance-sorted slices, it keeps the long run's
+constant learning rate and data order, it is judged on one fixed held-out set, and its loss is extrapolated by one
+doubling of the steps, because curves of small and large students cross. A longer run of the same student goes on where
+the short one stopped.
 """
 
 from __future__ import annotations

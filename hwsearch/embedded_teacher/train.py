@@ -208,9 +208,8 @@ license: apache-2.0
 # The embedded teacher
 
 A Llama of {parameters:.2f} M parameters (6 layers x 192, 6 heads, 3 key-value heads, feed-forward 512, tied embeddings)
-with a byte-level BPE of 2,048, trained by hwsearch on the source code of the Python {python} standard library, its
-`test` package
-included: {train:.1f} M tokens, split by module into train, select and report. Nothing else was seen.
+with a byte-level BPE of 2,048, trained by hwsearch on the source code of the Python {python} standard library with its
+`test` package: {train:.1f} M tokens, split by module into train, select and report. Nothing else was seen.
 
 | held-out modules, chunks of {chunk} tokens | select | report |
 |---|---|---|

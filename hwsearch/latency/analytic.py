@@ -2,17 +2,16 @@
 outrun.
 
     kernel  = kernel_us + (compute^4 + memory^4)^(1/4)
-    compute = ramp_us + flops / rate                           of the arithmetic's precision; attention at its own share
-    of the rate memory  = (weight bytes + activation bytes x (1 - hit + hit / cache_speedup)) / bandwidth
-    hit     = cache / (cache + activation bytes)               what the kernel before left in the last-level cache
+    compute = ramp_us + flops / rate       of the arithmetic's precision; attention at its own share of the rate
+    memory  = (weight bytes + activation bytes x (1 - hit + hit / cache_speedup)) / bandwidth
+    hit     = cache / (cache + activation bytes)       what the kernel before left in the last-level cache
     unfused attention adds 3 launches and score_passes x scores, moved as activations are
     pass    = pass_us + the kernels
 
 The fourth power is a soft maximum: compute and memory overlap, but not fully where they are equal. The form is that of
 the roofline (Williams et al. 2009, doi:10.1145/1498765.1498785). A ramp is the same as a rate that saturates with the
-work of a product; on the T4 rows that transfers between models better (3.9 % fp16, 4.4 % int8, leaving a model out)
-than saturation with its outputs (4.1, 5.5) or its tokens (5, 8), and stays sane for the single row of a decoding step.
-The cache lowers the error on every runtime of T4.
+work of a product; on the T4 rows, leaving a model out, that was nearer than saturation with its outputs or its tokens,
+and it stays sane for the single row of a decoding step. The cache lowers the error on every runtime of T4.
 
 Parameters are positive, so doubt is kept in their logarithms. Every time here comes with its derivatives by them: an
 interval is then one quadratic form, and costs as little as the time itself.

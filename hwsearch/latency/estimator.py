@@ -1,10 +1,9 @@
 """Latencies of whole architectures: medians, intervals, what is covered by measurements, where the time goes.
 
 The interval is 90 % doubt about the median, not jitter. Its variance, on the logarithm, is
-    noise^2                      how far whole models scatter around the fit
-  + g' C g                       the fit's own doubt: covariance C of the parameters' logarithms, g the derivatives of
-  the logarithm of the time + away^2                       the model's form outside the shapes that were seen, by the
-  share of the time spent there
+    noise^2     how far whole models scatter around the fit
+  + g' C g      the fit's own doubt: covariance C of the parameters' logarithms, g the derivatives of the time's
+  + away^2      the model's form outside the shapes that were seen, by the share of the time spent there
 It is as wide as the profile's evidence is thin: a parameter that no row identifies keeps the doubt of where it was
 borrowed from.
 """
