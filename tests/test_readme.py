@@ -43,7 +43,7 @@ def test_every_command_is_in_the_readme() -> None:
 
 def test_the_help_shown_is_the_real_one() -> None:
     shown = next(fence for fence in FENCES if fence.startswith("$ hwsearch search --help"))
-    real = CliRunner().invoke(cli, ["search", "--help"], prog_name="hwsearch", terminal_width=100).output
+    real = CliRunner().invoke(cli, ["search", "--help"], prog_name="hwsearch", terminal_width=80).output
     assert shown.partition("\n")[2] == real
 
 

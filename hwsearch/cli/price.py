@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,7 @@ def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
         numbers = (
             f"{s.mape:.1%}",
             f"{s.within_10:.0%}",
-            f"{s.spearman:.3f}",
+            "" if math.isnan(s.spearman) else f"{s.spearman:.3f}",
             f"{s.coverage_90:.0%}",
             f"{s.width_90:.0%}",
         )
