@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from hwsearch.errors import ArchitectureError
 from hwsearch.precision import Precision
 
+MOST_LAYERS, LARGEST = 1000, 2**24  # beyond which a number is a slip of the hand
 Block = Literal["encoder", "decoder"]
 Head = Literal["none", "classify", "span", "lm"]
 Norm = Literal["layernorm", "rmsnorm"]
@@ -84,6 +85,12 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.vocab < 0 or (self.head == "lm" and self.vocab < 1):
             raise ArchitectureError(
                 f"a language model's head needs a vocabulary; got vocab {self.vocab} with head {self.head!r}"
+            )
+        sizes = [self.width, self.vocab, *(size for layer in self.layers for size in layer.shape)]
+        if len(self.layers) > MOST_LAYERS or max(*sizes, self.head_dim) > LARGEST:
+            raise ArchitectureError(
+                f"an architecture has at most {MOST_LAYERS} layers and sizes of at most {LARGEST:,}; "
+                f"got {len(self.layers)} layers and a size of {max(*sizes, self.head_dim):,}"
             )
         for layer in self.layers:
             if min(layer.shape) < 1 or layer.heads % layer.kv_heads:
@@ -164,6 +171,15 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self, layers=tuple(replace(layer, attention=precision, feed_forward=precision) for layer in self.layers)
         )
 
+    def in_float(self, precision: Precision) -> Architecture:
+        """The same shape with every part in one float: layers, head, embedding and cached keys and values."""
+        return replace(
+            self.with_precision(precision),
+            head_precision=precision,
+            embedding_precision=precision,
+            kv_precision=precision,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads back, with the derived id, depth and parameters beside them for
         people."""
@@ -198,7 +214,7 @@ def parse_precisions(text: str, depth: int) -> tuple[tuple[Precision, Precision]
         attention, _, feed_forward = name.partition("/")
         try:
             pair = (Precision(attention), Precision(feed_forward or attention))
-            repeat = int(count) if count else (depth if len(parts) == 1 else 1)
+            repeat = min(int(count), depth + 1) if count else (depth if len(parts) == 1 else 1)
         except ValueError:
             raise ArchitectureError(
                 f"a precision is one of {', '.join(map(str, Precision))}, with *N for N layers, as in int8*6,fp16*2; "

@@ -8,6 +8,7 @@ runtimes on one board differ by 8 to 50 %. A runtime's parameters are fitted on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -109,6 +110,16 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if any(len(row) != len(self.order) for row in self.covariance) or len(self.covariance) != len(self.order):
             raise ValueError(f"the covariance is a square of the {len(self.order)} fitted parameters")
+        if not all(math.isfinite(x) for row in self.covariance for x in row) or any(
+            row[i] < 0 for i, row in enumerate(self.covariance)
+        ):
+            raise ValueError("the covariance is finite and has no negative variance")
+        if unknown := [name for name in self.hulls if name not in set(map(str, Precision))]:
+            raise ValueError(f"hulls go by precision; got {unknown[0]!r}")
+
+
+SCALARS = ("pass_us", "kernel_us", "bandwidth_gbs", "cache_speedup", "score_passes", "thread_exponent")
+BY_PRECISION = ("rate_tops", "ramp_us", "attention_share")
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,6 +146,12 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ramp_us: dict[str, Figure]
     attention_share: dict[str, Figure]
     thread_exponent: Figure
+
+    @property
+    def names(self) -> list[str]:
+        """Flat names, "rate_tops.fp16" for one that goes by precision."""
+        grouped = [f"{group}.{precision}" for group in BY_PRECISION for precision in getattr(self, group)]
+        return [*SCALARS, *grouped]
 
 
 class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -169,9 +186,16 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not any(precision.is_float for precision in self.precisions):
             raise ValueError("a runtime runs at least one float precision")
-        rates = self.parameters.rate_tops if self.parameters else dict.fromkeys(self.arithmetics)
-        if missing := [group for group in self.arithmetics if group not in rates]:
-            raise ValueError(f"precisions need rate_tops.{missing[0]}, which is missing")
+        if self.alignment < 1 or self.threads < 0:
+            raise ValueError(f"alignment is 1 at least and threads 0; got {self.alignment} and {self.threads}")
+        if self.parameters is None:
+            return
+        known = set(self.parameters.names)
+        wanted = {f"{group}.{precision}" for group in BY_PRECISION for precision in self.arithmetics}
+        if missing := sorted(wanted - known):
+            raise ValueError(f"precisions need {missing[0]}, which is missing")
+        if self.fit and (unknown := sorted(set(self.fit.order) - known)):
+            raise ValueError(f"fit.order names {unknown[0]!r}, which is no parameter here")
 
     def float_beside(self, *precisions: Precision) -> Precision:
         """The float that the rest of a network runs in when its layers run in `precisions`: the narrowest among them,
@@ -201,6 +225,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         aliases: other names.
         cache_mib: last-level cache that the processors share.
         memory_mib: what a model and its activations can use at most.
+        cores: that a runtime's threads run on; None for a device without threads to choose.
         peaks: datasheet rates in 1e12 operations/s by precision, and "bandwidth_gbs".
         power_modes: by name; the first is the default.
         runtimes: by name; the first is the default.
@@ -216,11 +241,25 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     power_modes: dict[str, PowerMode]
     runtimes: dict[str, Runtime]
     aliases: tuple[str, ...] = ()
+    cores: Figure | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
         if not self.runtimes or not self.power_modes:
             raise ValueError("a profile needs at least one runtime and one power mode")
+        for name in self.runtimes:
+            self._check_lenders(name, ())
+
+    def _check_lenders(self, name: str, borrowers: tuple[str, ...]) -> None:
+        """Raise unless runtimes borrow from others that are there, without going round in circles."""
+        if name not in self.runtimes:
+            raise ValueError(f"runtime {borrowers[-1]!r} borrows from {name!r}, which the profile does not have")
+        if name in borrowers:
+            raise ValueError(f"runtimes borrow in a circle: {' from '.join([*borrowers, name])}")
+        for lender in self.runtimes[name].borrows:
+            device, _, other = lender.rpartition("/")
+            if device in ("", self.name):
+                self._check_lenders(other, (*borrowers, name))
 
     def target(self, runtime: str | None = None, power_mode: str | None = None, threads: int | None = None) -> Target:
         """What a latency is a latency of; the profile's first runtime and power mode unless named.
@@ -245,7 +284,12 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"the profile of {self.name!r} has no parameters for runtime {name!r} yet. "
                 f"Fit them on measured latencies: {remedy}"
             )
-        return Target(self.name, mode, name, self.runtimes[name].version, threads or self.runtimes[name].threads)
+        found = self.runtimes[name]
+        if threads and not found.threads:
+            raise ProfileError(f"{name} on {self.name!r} has no threads to choose; leave --threads out")
+        if threads and self.cores and threads > self.cores.value:
+            raise ProfileError(f"{self.name!r} has {self.cores.value:.0f} cores; got {threads} threads")
+        return Target(self.name, mode, name, found.version, threads or found.threads)
 
     def power_mode_of(self, text: str) -> str:
         """The power mode that a case's free text names ("MaxN (NVIDIA MaxP setting)"); the default where it names

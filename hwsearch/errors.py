@@ -8,6 +8,7 @@
     ├── DataError                 text that is missing, unreadable or too little
     ├── TeacherError              a checkpoint that is none, or of a family that is not supported
     ├── RunError                  a run's directory that cannot be written, read or resumed
+    ├── TrainingError             a student that cannot be trained: its trial fails, the search goes on
     └── NothingFits               status 3: the nearest miss stands in the message
 
 A message gives the rule, the value and the way out, on one line.
@@ -50,6 +51,10 @@ class TeacherError(HwsearchError):
 
 class RunError(HwsearchError):
     """A run's directory that cannot be written, read or resumed."""
+
+
+class TrainingError(HwsearchError):
+    """A student that cannot be trained: its trial fails, the search goes on."""
 
 
 class NothingFits(HwsearchError):

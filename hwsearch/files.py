@@ -1,14 +1,19 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all; those that can be made again are read or dropped."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from hwsearch.errors import RunError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -36,7 +41,25 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what writers that were killed have left in a folder; only for who knows that none is at work there."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # as tempfile names them
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_or_drop(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of a file of a cache; None where there is none, or where it is damaged: then it is gone."""
+    if not path.is_file():
+        return None
+    try:
+        return read(path)
+    except Exception:  # zip, pickle, safetensors, JSON and NumPy raise a dozen kinds for a damaged file
+        path.unlink(missing_ok=True)
+        return None

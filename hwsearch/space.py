@@ -45,6 +45,11 @@ class SearchSpace(msgspec.Struct, frozen=True):
         for name in ("depths", "widths", "heads", "ffns", "precisions"):
             if not getattr(self, name):
                 raise ArchitectureError(f"the search space has no {name} left; widen the option of that name")
+        if not any(self.fits(width, heads) for width in self.widths for heads in self.heads):
+            raise ArchitectureError(
+                f"stock Transformers wants the heads to divide the width: none of {self.heads} divides any of "
+                f"{self.widths}; widen --heads or --width"
+            )
 
     def build(
         self, depth: int, width: int, heads: tuple[int, int], ffn: int, plan: Sequence[tuple[Precision, Precision]]
@@ -77,11 +82,11 @@ class SearchSpace(msgspec.Struct, frozen=True):
         return width % heads[0] == 0
 
     @property
-    def smallest(self) -> Architecture:
-        """The least of every size, in the precision with the fewest bits."""
-        precision = max(self.precisions, key=lambda p: p.code)
+    def smallest(self) -> list[Architecture]:
+        """The least of every size, in each uniform precision."""
         width, heads = next((w, h) for w in self.widths for h in self.heads if self.fits(w, h))
-        return self.build(self.depths[0], width, heads, self.ffns[0], [(precision, precision)] * self.depths[0])
+        depth = self.depths[0]
+        return [self.build(depth, width, heads, self.ffns[0], [(p, p)] * depth) for p in self.precisions]
 
     @property
     def size(self) -> int:
@@ -135,15 +140,13 @@ def derive(
         raise ArchitectureError(f"the runtime runs {', '.join(map(str, runtime.precisions))}; not {', '.join(foreign)}")
     if weight_only := [str(p) for p in own_precisions if not p.is_float and p is not Precision.INT8]:
         raise ArchitectureError(f"students are trained for float and int8 layers; not {', '.join(weight_only)}")
-    if not any(p.is_float for p in own_precisions):
-        beside = runtime.float_beside()
-    else:
-        beside = runtime.float_beside(*own_precisions)
-    rest = replace(
-        teacher.with_precision(beside), head_precision=beside, embedding_precision=beside, kv_precision=beside
-    )
+    if sum(p.is_float for p in own_precisions) > 1:
+        raise ArchitectureError(
+            f"layers are searched in one float and int8; got {', '.join(map(str, own_precisions))}. Name one float"
+        )
+    beside = runtime.float_beside(*own_precisions)
     return SearchSpace(
-        teacher=rest,
+        teacher=teacher.in_float(beside),
         depths=tuple(sorted(set(own_depths))),
         widths=tuple(sorted(set(own_widths))),
         heads=tuple(own_heads),

@@ -56,7 +56,7 @@ def test_tokens_come_back_as_text() -> None:
 def test_a_trigram_model_backs_off() -> None:
     seen = np.array([5, 6, 7, 5, 6, 7, 5, 6, 9, 9, 9, 9])
     # Every chunk's first token has no trigram behind it; 5 6 -> 7 twice, 9 once; 4 was never seen: 9 is the commonest.
-    held_out = np.array(([5, 6, 7] * (train.CHUNK + 1))[: train.CHUNK] + [4])
+    held_out = np.array([*([5, 6, 7] * train.CHUNK)[: train.CHUNK], 4])
     right = train.CHUNK - 1  # all but the last, whose next token is 4
     assert train.trigram_accuracy(seen, held_out) == right / train.CHUNK
 

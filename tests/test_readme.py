@@ -1,12 +1,14 @@
 """The README against the code: every command and option it shows exists, the help it prints is the real one."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from hwsearch.cli import cli
 from hwsearch.latency.cases import COLUMNS
@@ -43,7 +45,9 @@ def test_every_command_is_in_the_readme() -> None:
 
 def test_the_help_shown_is_the_real_one() -> None:
     shown = next(fence for fence in FENCES if fence.startswith("$ hwsearch search --help"))
-    real = CliRunner().invoke(cli, ["search", "--help"], prog_name="hwsearch", terminal_width=80).output
+    command = [sys.executable, "-m", "hwsearch", "search", "--help"]
+    environment = {**os.environ, "COLUMNS": "80"}
+    real = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT).stdout
     assert shown.partition("\n")[2] == real
 
 

@@ -19,11 +19,12 @@ import msgspec
 import numpy as np
 import platformdirs
 
+from hwsearch import __version__
 from hwsearch.bench import onnxruntime
 from hwsearch.bench.timing import Samples, take_turns
 from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
 from hwsearch.errors import CasesError
-from hwsearch.files import write_text
+from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.calibrate import fit_device
 from hwsearch.latency.cases import COLUMNS, Case, read_cases
 from hwsearch.precision import Precision, Scheme
@@ -93,7 +94,7 @@ def host_profile(
     """
     machine = this_machine(threads)
     folder = platformdirs.user_cache_path("hwsearch") / "latency_tables" / "host" / "onnxruntime" / machine.key
-    table, fitted = folder / "cases.csv", folder / "profile.json"
+    table, fitted = folder / "cases.csv", folder / f"profile-{__version__}.json"  # another version fits otherwise
     if not table.is_file():
         say(
             f"host: measuring {machine.processor}, {machine.threads} threads, ONNX Runtime {machine.runtime}; "
@@ -104,11 +105,9 @@ def host_profile(
         cases = read_cases(table)
     except CasesError as error:
         raise CasesError(f"{error}. Delete {folder} to measure again") from error
-    if fitted.is_file() and fitted.stat().st_mtime_ns >= table.stat().st_mtime_ns:
-        try:
-            return msgspec.json.decode(fitted.read_bytes(), type=DeviceProfile)
-        except msgspec.DecodeError:
-            fitted.unlink()  # made from the table in a second
+    known = read_or_drop(fitted, lambda path: msgspec.json.decode(path.read_bytes(), type=DeviceProfile))
+    if known is not None and fitted.stat().st_mtime_ns >= table.stat().st_mtime_ns:
+        return known
     profile = fit_device(facts(machine), cases, "measured on this machine")
     write_text(fitted, msgspec.json.encode(profile).decode())
     return profile
@@ -217,6 +216,7 @@ def facts(machine: Machine) -> DeviceProfile:
         peaks=peaks,
         power_modes={"default": mode},
         runtimes={"onnxruntime": _runtime(machine)},
+        cores=Figure(machine.cores, "what this process may use"),
         note="Measured on first use; delete the cached table to measure again.",
     )
 

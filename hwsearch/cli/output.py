@@ -25,7 +25,9 @@ def console() -> Console:
     """For data: stdout, as wide as the terminal, or wide enough for any table where there is none."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
+    # Names come from outside: brackets in them are no markup.
+    width = None if sys.stdout.isatty() else 160
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False, soft_wrap=False)
 
 
 def note(message: str) -> None:

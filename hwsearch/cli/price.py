@@ -83,7 +83,8 @@ def latency(
     where = "extrapolated" if found.extrapolated else "inside measured shapes"
     certainty = f"{found.source}, {where} ({found.covered:.0%} covered)"
     interval = f"90 % interval {format_ms(found.low_ms)} to {format_ms(found.high_ms)}"
-    out.print(f"[bold]{format_ms(found.median_ms)}[/bold]   {interval}   {certainty}")
+    out.print(format_ms(found.median_ms), style="bold", end="   ")
+    out.print(f"{interval}   {certainty}")
     from rich.table import Table
 
     table = Table(box=None, header_style="dim")
@@ -169,6 +170,10 @@ def profile(device: str, runtime: str | None, file: Path, to: Path | None, as_js
     from hwsearch.latency.calibrate import fit_device, matches
     from hwsearch.latency.cases import read_cases
 
+    if device.lower() == HOST:
+        raise click.UsageError(
+            f"{HOST!r} is measured, not fitted on cases; delete its table in the cache to measure again"
+        )
     template = find_file(device)
     facts = load_profile(template)
     cases = read_cases(file)
@@ -278,7 +283,8 @@ def _describe(profile: DeviceProfile) -> None:
     from rich.table import Table
 
     out = console()
-    out.print(f"[bold]{profile.title}[/bold]  {profile.name}{', '.join(['', *profile.aliases])}")
+    out.print(profile.title, style="bold", end="  ")
+    out.print(", ".join([profile.name, *profile.aliases]))
     if profile.note:
         out.print(profile.note)
     facts = Table(box=None, title="facts", title_justify="left")

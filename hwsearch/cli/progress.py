@@ -12,19 +12,6 @@ from hwsearch.units import format_seconds
 QUIET_SECONDS = 15.0  # between plain lines
 
 
-class Silent:
-    """Tells nobody."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def stage(self, name: str, total: float) -> None:
-        """Nothing."""
-
-    def at(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Nothing."""
-
-
 class Progress:
     """A context in which stages are announced and advanced."""
 

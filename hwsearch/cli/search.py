@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hwsearch.cli.output import console, json_option, print_json
+from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.progress import Progress
 from hwsearch.errors import NothingFits, RunError, UnitError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hwsearch.search.engine import Outcome
     from hwsearch.search.main_job import Deliver
     from hwsearch.search.plan import Wishes
+    from hwsearch.search.result import Result
     from hwsearch.search.run import Run
     from hwsearch.units import Budget
 
@@ -51,9 +52,10 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
         found: list[int] = []
         for part in value.split(","):
             first, dash, last = part.strip().partition("-")
-            if not first.isdigit() or (dash and not last.isdigit()):
+            ends = (first, last) if dash else (first,)
+            if not all(end.isascii() and end.isdecimal() and len(end) < 8 for end in ends):
                 self.fail(f"numbers are given as 4-8 or 128,192; got {value!r}", param, ctx)
-            found += range(int(first), int(last or first) + 1)
+            found += range(int(first), min(int(last or first), int(first) + 10_000) + 1)
         if not found:
             self.fail(f"numbers are given as 4-8 or 128,192; got {value!r}", param, ctx)
         return tuple(found)
@@ -110,9 +112,9 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     from hwsearch.distill.workers import Workers
     from hwsearch.search.main_job import run_search
 
+    wishes = _wishes(budget, options)
     profile = find(device, options["threads"])
     target = profile.target(options["runtime"], options["power_mode"], options["threads"])
-    wishes = _wishes(budget, options)
     spec = TaskSpec(
         teacher=str(Path(options["teacher"]).resolve()) if options["teacher"] else "",
         data=str(options["data"].resolve()) if options["data"] else "",
@@ -133,7 +135,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
                 spec,
                 workers,
                 progress,
-                _deliver(workers, profile.note),
+                _deliver(workers),
                 out,
                 str(budget),
                 dry_run,
@@ -178,19 +180,20 @@ def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:
     )
 
 
-def _deliver(workers: Workers, note: str) -> Deliver:
+def _deliver(workers: Workers) -> Deliver:
     """Write everything that a person opens."""
 
     def deliver(run: Run, outcome: Outcome, document: dict[str, Any]) -> None:
         from hwsearch.export.huggingface import export_in_worker
         from hwsearch.report.page import write_page
         from hwsearch.report.tables import write_tables
+        from hwsearch.search.trainer import result_of
 
         write_tables(run.folder, outcome)
-        write_page(run.folder / "report.html", document, outcome.trials, note)
-        if (chosen := outcome.chosen) is not None:
-            state = run.student(f"{chosen.trial}-long")
-            workers.run(export_in_worker, chosen.architecture, state, run.folder / "chosen").result()
+        write_page(run.folder / "report.html", document, outcome.trials)
+        if (chosen := outcome.chosen) is not None and chosen.trial is not None:
+            state = run.student(chosen.trial, chosen.architecture, "long")
+            result_of(workers.run(export_in_worker, chosen.architecture, state, run.folder / "chosen"))
 
     return deliver
 
@@ -198,7 +201,7 @@ def _deliver(workers: Workers, note: str) -> Deliver:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--device", help="Price the run's students on another device.")
-@click.option("--runtime", help="On the other device; its first by default.")
+@click.option("--runtime", help="Of the device; its first by default.")
 @json_option
 def report(folder: Path, device: str | None, runtime: str | None, as_json: bool) -> None:
     """Build a run's report again, or with another device's latencies."""
@@ -206,23 +209,19 @@ def report(folder: Path, device: str | None, runtime: str | None, as_json: bool)
     from hwsearch.report.page import write_page
     from hwsearch.report.tables import print_summary
     from hwsearch.search.elsewhere import reprice
-    from hwsearch.search.study import Study
 
-    document = stored_summary(folder)
-    study = Study(folder / "study.db", document["study"])
-    trials = [record.result for record in study.records() if record.result is not None]
-    study.close()
-    name = "report.html"
-    profile = find(device or document["device"])
-    if device is not None:
-        document, trials = reprice(document, trials, profile, profile.target(runtime))
-        name = f"report-{profile.name}.html"
-    write_page(folder / name, document, trials, profile.note)
+    document, trials, name = stored_summary(folder), stored_trials(folder), "report.html"
+    if device or runtime:
+        profile = find(device or document["device"])
+        target = profile.target(runtime)
+        document, trials = reprice(document, trials, profile, target)
+        name = f"report-{profile.name}-{target.runtime}.html"
+    write_page(folder / name, document, trials)
     if as_json:
         print_json(document)
     else:
         print_summary(document, None, console())
-        console().print(f"report: {folder / name}")
+        note(f"report: {folder / name}")
 
 
 @click.command()
@@ -238,42 +237,62 @@ def export(folder: Path, trial: int | None, to: Path, form: str, as_json: bool) 
     from hwsearch.distill.job import TaskSpec
     from hwsearch.distill.teacher import load_teacher
     from hwsearch.export.huggingface import export_student
-    from hwsearch.search.result import Result
-    from hwsearch.search.study import Study
+    from hwsearch.search.run import state_of
 
     document = stored_summary(folder)
     if trial is None:
         if document["chosen"] is None or document["chosen"]["trial"] is None:
             raise RunError(f"{folder} has no chosen student; name one with --trial")
         trial = int(document["chosen"]["trial"])
-    study = Study(folder / "study.db", document["study"])
-    found: dict[int, Result] = {
-        r.result.trial: r.result for r in study.records() if r.result is not None and r.result.trial is not None
-    }
-    study.close()
+    found = {result.trial: result for result in stored_trials(folder) if result.trial is not None}
     if trial not in found:
         raise RunError(f"{folder} has no finished trial {trial} (have: {', '.join(map(str, sorted(found)))})")
-    states = [folder / "students" / f"{trial}-long.pt", folder / "students" / f"{trial}.pt"]
+    architecture = found[trial].architecture
+    states = [state_of(folder, trial, architecture, "long"), state_of(folder, trial, architecture)]
     state = next((path for path in states if path.is_file()), states[-1])
-    spec = msgspec.convert(stored_json(folder / "run.json")["spec"], TaskSpec)
-    export_student(load_teacher(spec.teacher or None), spec.scheme, found[trial].architecture, state, to)
+    try:
+        spec = msgspec.convert(stored_json(folder / "run.json").get("spec"), TaskSpec)
+    except msgspec.ValidationError as error:
+        raise RunError(f"{folder / 'run.json'} was not written by this version of hwsearch: {error}") from error
+    export_student(load_teacher(spec.teacher or None), spec.scheme, architecture, state, to)
     if as_json:
-        print_json(
-            {"trial": trial, "architecture": found[trial].architecture.to_json(), "format": form, "folder": str(to)}
-        )
+        print_json({"trial": trial, "architecture": architecture.to_json(), "format": form, "folder": str(to)})
     else:
-        console().print(f"{found[trial].architecture.id} written to {to}")
+        console().print(f"{architecture.id} written to {to}")
 
 
 def stored_summary(folder: Path) -> dict[str, Any]:
     """The summary of a finished run.
 
     Raises:
-        RunError: the folder holds none.
+        RunError: the folder holds none, or something else by that name.
     """
-    if not (folder / "summary.json").is_file():
+    from hwsearch.search.summary import KEYS
+
+    path = folder / "summary.json"
+    if not path.is_file():
         raise RunError(f"{folder} holds no finished run (no summary.json); finish it with the command that began it")
-    return stored_json(folder / "summary.json")
+    document = stored_json(path)
+    if missing := sorted(KEYS - set(document)):
+        raise RunError(f"{path} is no summary of a run: it lacks {', '.join(missing)}")
+    return document
+
+
+def stored_trials(folder: Path) -> list[Result]:
+    """The finished trials of a run.
+
+    Raises:
+        RunError: it has no study.
+    """
+    from hwsearch.search.study import Study
+
+    path = folder / "study.db"
+    if not path.is_file():
+        raise RunError(f"{folder} holds no study (no study.db)")
+    study = Study(path, folder.name)
+    trials = [record.result for record in study.records() if record.result is not None]
+    study.close()
+    return trials
 
 
 def stored_json(path: Path) -> dict[str, Any]:
@@ -286,5 +305,5 @@ def stored_json(path: Path) -> dict[str, Any]:
 
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error

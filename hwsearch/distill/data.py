@@ -2,7 +2,8 @@
 
 Candidates train on *train*, are compared on *select*, and *report* is touched once, after the choice; a student chosen
 on the text that it is judged on looks better than it is. The split goes by document group (a module of the standard
-library together with its tests, a block of a text file), never by chunk, because neighbouring chunks share their names.
+library together with the test that is named after it, a block of a text file), never by chunk, because neighbouring
+chunks share their names.
 
 The built-in corpus is the source code of the running Python's standard library: every machine that runs hwsearch has
 it. Membership of a split is a hash of the module's name, so that it does not move with the Python version and the
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "select", "report"]
 SPLITS: tuple[Split, ...] = ("train", "select", "report")
 BLOCK_CHARACTERS = 4000  # of a text file: neighbouring chunks share their names, blocks far less
-CHARACTERS_A_TOKEN = 6  # more than any tokeniser makes of one, so that enough text is read
+CHARACTERS_A_TOKEN = 6  # generous: enough text is read, or all of it
 HELD_OUT_SHARE = 0.05  # of the groups, for select and for report each
 
 

@@ -107,7 +107,8 @@ class ProxyScore(msgspec.Struct, frozen=True):
         loss: held-out KL to the teacher in nats a token, extrapolated by one doubling of the steps.
         measured_loss: the same as measured.
         quality: held-out next-token accuracy, with its 90 % bootstrap interval.
-        retention: quality over the teacher's on the same tokens, with its paired interval.
+        teacher_quality: the teacher's accuracy on the same tokens.
+        retention: quality over it, with its paired interval.
         steps: trained.
         seconds: that it took.
         curve: (step, held-out KL) as measured.
@@ -118,6 +119,7 @@ class ProxyScore(msgspec.Struct, frozen=True):
     quality: float
     quality_low: float
     quality_high: float
+    teacher_quality: float
     retention: float
     retention_low: float
     retention_high: float

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,6 +127,7 @@ class Student:
             quality=quality[0],
             quality_low=quality[1],
             quality_high=quality[2],
+            teacher_quality=held_out.teacher_quality,
             retention=retention[0],
             retention_low=retention[1],
             retention_high=retention[2],
@@ -167,10 +167,13 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
+        if missing := {"model", "optimizer", "step", "seconds", "curve"} - set(state):
+            raise KeyError(", ".join(sorted(missing)))
         return state
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle raises whatever its first wrong byte leads to
+        reason = next(iter(str(error).splitlines()), "") or "empty"
         raise RunError(
-            f"cannot read the student's state {path}: {str(error).splitlines()[0]}; delete it to train it anew"
+            f"cannot read the student's state {path}: {type(error).__name__}: {reason}; delete it to train it anew"
         ) from error
 
 

@@ -18,8 +18,9 @@ import msgspec
 import numpy as np
 import platformdirs
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from hwsearch import __version__
 from hwsearch.distill.data import Corpus, Split, draw_chunks, standard_library, text_files
 from hwsearch.distill.families import architecture_of
 from hwsearch.distill.importance import Importance, measure_importance
@@ -27,7 +28,7 @@ from hwsearch.distill.job import Facts, Recipe, TaskSpec
 from hwsearch.distill.student import choose_layers, with_layers
 from hwsearch.distill.teacher import Outputs, Teacher, load_teacher, teacher_outputs
 from hwsearch.errors import DataError
-from hwsearch.files import whole
+from hwsearch.files import read_or_drop, whole
 from hwsearch.precision import Precision, Scheme
 
 if TYPE_CHECKING:
@@ -101,7 +102,9 @@ class Workshop:
             raise DataError(f"the teacher reads at most {limit} tokens; --sequence asks for {spec.sequence}")
         corpus = read_corpus(spec)
         self.corpus = corpus.name
-        settings = msgspec.json.encode((spec.sequence, spec.chunks, spec.held_out_chunks, spec.recipe, spec.scheme))
+        settings = msgspec.json.encode(
+            (__version__, spec.sequence, spec.chunks, spec.held_out_chunks, spec.recipe, spec.scheme)
+        )
         self.digest = hashlib.sha256(f"{self.teacher.digest} {corpus.digest} ".encode() + settings).hexdigest()[:16]
         self.folder = platformdirs.user_cache_path("hwsearch") / "tasks" / self.digest
         self.tokens = self._tokens(corpus)
@@ -122,7 +125,7 @@ class Workshop:
 
     def compute_statistics(self) -> None:
         """The teacher's importance, its best layers by depth and its sensitivity to int8, from training chunks."""
-        if self._importance_path.is_file():
+        if read_or_drop(self._statistics_path, load_file) is not None:
             return
         chunks = torch.from_numpy(self.tokens["train"][:STATISTICS_CHUNKS])
         importance = measure_importance(self.teacher.model, chunks)
@@ -132,11 +135,10 @@ class Workshop:
         for i, (attention, feed_forward) in enumerate(zip(importance.attention, importance.feed_forward, strict=True)):
             tensors |= {f"attention.{i}": attention, f"feed_forward.{i}": feed_forward}
         tensors |= {f"layers.{depth}": torch.tensor(kept) for depth, kept in layers.items()}
-        with whole(self._importance_path) as temporary:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+        _write(self._statistics_path, {name: value.contiguous() for name, value in tensors.items()})
 
     @property
-    def _importance_path(self) -> Path:
+    def _statistics_path(self) -> Path:
         return self.folder / "statistics.safetensors"
 
     def finish(self) -> Facts:
@@ -152,7 +154,7 @@ class Workshop:
         """The whole task; pieces that nobody has computed yet are computed now."""
         if self._task is None:
             self.compute_statistics()
-            stored = load_file(self._importance_path)
+            stored = load_file(self._statistics_path)
             depth = len(stored["heads"])
             importance = Importance(
                 heads=stored["heads"],
@@ -180,7 +182,7 @@ class Workshop:
 
     def _tokens(self, corpus: Corpus) -> dict[Split, NDArray[np.int64]]:
         path = self.folder / "tokens.safetensors"
-        if not path.is_file():
+        if read_or_drop(path, load_file) is None:
             spec, seed = self.spec, self.spec.recipe.seed
             found = {
                 "train": draw_chunks(corpus.texts["train"], self.teacher.tokenizer, spec.chunks, spec.sequence, seed),
@@ -191,8 +193,7 @@ class Workshop:
                     corpus.texts["report"], self.teacher.tokenizer, spec.held_out_chunks, spec.sequence, None
                 ),
             }
-            with whole(path) as temporary:
-                save_file({name: torch.from_numpy(value) for name, value in found.items()}, temporary)
+            _write(path, {name: torch.from_numpy(value) for name, value in found.items()})
         stored = load_file(path)
         return {
             "train": stored["train"].numpy(),
@@ -242,6 +243,11 @@ class Workshop:
         return self.tokens["train"][:SUBSET_CHUNKS], Outputs(
             outputs.indices[:SUBSET_CHUNKS], outputs.probabilities[:SUBSET_CHUNKS]
         )
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    with whole(path) as temporary:
+        temporary.write_bytes(save(tensors))  # a full disk is an OSError here
 
 
 def read_corpus(spec: TaskSpec) -> Corpus:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hwsearch.distill.families import family_of
 from hwsearch.errors import TeacherError
-from hwsearch.files import whole
+from hwsearch.files import read_or_drop, whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,7 @@ class Teacher:
         name: what a person calls it.
         model: in float32, in evaluation mode.
         tokenizer: beside it.
-        digest: hash of the weights and the configuration, 16 hex digits.
+        digest: hash of the weights, the configuration and the tokenizer, 16 hex digits.
     """
 
     name: str
@@ -59,6 +59,12 @@ class Outputs:
 
     indices: NDArray[np.integer[Any]]
     probabilities: NDArray[np.float16]
+
+    @classmethod
+    def read(cls, path: Path) -> Outputs:
+        """What `teacher_outputs` keeps."""
+        with np.load(path, allow_pickle=False) as stored:
+            return cls(stored["indices"], stored["probabilities"])
 
     @classmethod
     def join(cls, parts: Sequence[Outputs]) -> Outputs:
@@ -116,19 +122,21 @@ def load_teacher(source: str | None) -> Teacher:
         raise TeacherError(
             f"the checkpoint {folder} has weights that are not finite: {broken[0]} and {len(broken) - 1} more"
         )
-    return Teacher(name, model.eval().requires_grad_(False), tokenizer, _digest(model))
+    if (ids := len(tokenizer)) > config.vocab_size:
+        raise TeacherError(
+            f"the checkpoint {folder} has {config.vocab_size} embeddings for a tokenizer of {ids} tokens; "
+            "save the two together"
+        )
+    return Teacher(name, model.eval().requires_grad_(False), tokenizer, _digest(model, tokenizer))
 
 
-def teacher_outputs(
-    teacher: Teacher, chunks: NDArray[np.int64], cache: Path, advance: Callable[[int], None] | None = None
-) -> Outputs:
+def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path) -> Outputs:
     """The teacher's outputs on `chunks`, [chunks, sequence + 1], from the cache or computed and cached.
 
     Args:
         teacher: whose.
         chunks: token ids; the last column holds only labels.
         cache: folder that keeps them.
-        advance: told how many chunks were done, for a progress bar.
     """
     vocab = int(teacher.model.config.vocab_size)
     k = min(TOP_K, vocab)
@@ -136,15 +144,8 @@ def teacher_outputs(
         f"{teacher.digest} {k} {chunks.shape} ".encode() + np.ascontiguousarray(chunks).tobytes()
     ).hexdigest()[:24]
     path = cache / f"{key}.npz"
-    if path.is_file():
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                found = Outputs(stored["indices"], stored["probabilities"])
-            if advance:
-                advance(len(chunks))
-            return found
-        except (OSError, ValueError, KeyError):
-            path.unlink()  # cut off or damaged: compute it again
+    if (stored := read_or_drop(path, Outputs.read)) is not None:
+        return stored
     indices = np.empty((*chunks[:, 1:].shape, k), np.uint16 if vocab <= 2**16 else np.int32)
     probabilities = np.empty((*chunks[:, 1:].shape, k), np.float16)
     inputs = torch.from_numpy(chunks[:, :-1])
@@ -153,15 +154,15 @@ def teacher_outputs(
             part = slice(start, start + BATCH)
             top = torch.softmax(teacher.model(input_ids=inputs[part], use_cache=False).logits, -1).topk(k)
             indices[part], probabilities[part] = top.indices.numpy(), top.values.numpy()
-            if advance:
-                advance(len(inputs[part]))
     with whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, indices=indices, probabilities=probabilities)
     return Outputs(indices, probabilities)
 
 
-def _digest(model: PreTrainedModel) -> str:
+def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     digest = hashlib.sha256(model.config.to_json_string().encode())
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    digest.update((fast.to_str() if fast is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.contiguous().numpy().tobytes())

@@ -8,6 +8,7 @@ there.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec, work_of
+from hwsearch.errors import RunError, TrainingError
 
 T = TypeVar("T")
 MOST = 8  # processes; each holds a teacher and its outputs
@@ -54,7 +56,7 @@ class Workers:
         return self._pool.submit(_finish)
 
     def train(self, job: Job) -> Future[ProxyScore]:
-        """Train a student and judge it."""
+        """Train a student and judge it; a `TrainingError` is the student's own."""
         return self._pool.submit(_train, job)
 
     def run(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -136,7 +138,29 @@ def _run(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _train(job: Job) -> ProxyScore:
-    """Runs in a worker."""
+    """Runs in a worker.
+
+    Raises:
+        TrainingError: it is the student's own fault.
+        RunError: it is not: memory or disk has run out, say.
+    """
+    import torch
+
+    try:
+        score = _trained(job)
+    except (ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        raise TrainingError(f"{type(error).__name__}: {error}") from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        raise RunError(
+            f"training {job.architecture.id} was stopped: {type(error).__name__}: {error}; "
+            "once its cause is mended, the same command goes on from there"
+        ) from error
+    if not math.isfinite(score.loss):
+        raise TrainingError("the training diverged")
+    return score
+
+
+def _trained(job: Job) -> ProxyScore:
     from hwsearch.distill.proxy import Student
 
     task = _workshop().task

@@ -3,7 +3,6 @@ precisions."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,8 +43,10 @@ def export_student(teacher: Teacher, scheme: Scheme, architecture: Architecture,
     Raises:
         RunError: the state cannot be read, the folder holds something else, or cannot be written.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "precision.json").is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "precision.json").is_file():
         raise RunError(f"{folder} is not empty and holds no exported student; choose another --to")
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; choose another --to")
     model = empty_student(teacher.model, architecture)
     quantise_layers(model.get_submodule("model.layers").children(), architecture, scheme)
     model.load_state_dict(load_state(state)["model"])
@@ -60,7 +61,7 @@ def export_student(teacher: Teacher, scheme: Scheme, architecture: Architecture,
             write_text(temporary / "architecture.json", _pretty(architecture.to_json()))
             write_text(temporary / "precision.json", _pretty(plan))
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.replace(Path(name) / "earlier")  # it goes with the temporary folder
             temporary.replace(folder)
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror}") from error

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwsearch.device import DeviceProfile, Figure, Hull, Parameters, Runtime, Target
+from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Figure, Hull, Parameters, Runtime, Target
 from hwsearch.precision import PRECISIONS, Precision
 from hwsearch.workload import KIND, KINDS, OpTable
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Bools = NDArray[np.bool_]
 
-SCALARS = ("pass_us", "kernel_us", "bandwidth_gbs", "cache_speedup", "score_passes", "thread_exponent")
-BY_PRECISION = ("rate_tops", "ramp_us", "attention_share")
 UNFUSED_LAUNCHES = 3  # softmax, the second product and a transposition, beside the first product
 _ATTENTION = KIND["attention"]
 _IS_LINEAR = np.isin(np.arange(len(KINDS)), [KIND[name] for name in ("qkv", "projection", "up", "down", "head")])

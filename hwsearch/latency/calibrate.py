@@ -10,14 +10,26 @@ or a batch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec.structs import replace
 
-from hwsearch.device import DeviceProfile, Error, Figure, Fit, Hull, Parameters, Runtime, find_profile
-from hwsearch.latency.analytic import BY_PRECISION, SCALARS, AnalyticModel
+from hwsearch.device import (
+    BY_PRECISION,
+    SCALARS,
+    DeviceProfile,
+    Error,
+    Figure,
+    Fit,
+    Hull,
+    Parameters,
+    Runtime,
+    find_profile,
+)
+from hwsearch.latency.analytic import AnalyticModel
 from hwsearch.latency.cases import Case, digest
 from hwsearch.latency.estimator import Estimates, estimate_with, log_gradient, medians_us
 from hwsearch.latency.prior import Belief, prior_of
@@ -64,15 +76,8 @@ def table_of(profile: DeviceProfile, cases: Sequence[Case]) -> OpTable:
         passes = {"total": table.passes, "prefill": np.array([[1.0, 0.0]]), "decode_token": np.array([[0.0, 1.0]])}[
             case.phase
         ]
-        tables.append(replace_passes(table, passes))
+        tables.append(dataclasses.replace(table, passes=passes))
     return concatenate(tables)
-
-
-def replace_passes(table: OpTable, passes: Floats) -> OpTable:
-    """The same kernels, run `passes` times by phase, [size, phases]."""
-    import dataclasses
-
-    return dataclasses.replace(table, passes=passes)
 
 
 def estimate_cases(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwsearch.device import DeviceProfile, Runtime, find_profile
+from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Runtime, find_profile
 from hwsearch.errors import ProfileError
-from hwsearch.latency.analytic import BY_PRECISION, SCALARS, figures_of
+from hwsearch.latency.analytic import figures_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,11 +91,6 @@ class Belief:
         ]
         order, sources = tuple(self.order[i] for i in own), tuple(self.sources[i] for i in own)
         return Belief(order, self.mean[own], self.covariance[np.ix_(own, own)], sources)
-
-    @property
-    def values(self) -> dict[str, float]:
-        """The medians by name."""
-        return dict(zip(self.order, np.exp(self.mean).tolist(), strict=True))
 
 
 def prior_of(

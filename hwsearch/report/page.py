@@ -13,12 +13,12 @@ from hwsearch.units import format_ms, format_seconds
 from hwsearch.workload import Workload
 
 
-def write_page(path: Path, document: dict[str, Any], trials: Sequence[Result], note: str = "") -> None:
-    """Write the page of a finished run; `note` is what the device's profile says of itself."""
-    write_text(path, page(document, trials, note))
+def write_page(path: Path, document: dict[str, Any], trials: Sequence[Result]) -> None:
+    """Write the page of a finished run."""
+    write_text(path, page(document, trials))
 
 
-def page(document: dict[str, Any], trials: Sequence[Result], note: str = "") -> str:
+def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
     """The page as HTML; every text from outside is escaped by the template."""
     from jinja2 import Environment, StrictUndefined
 
@@ -31,7 +31,8 @@ def page(document: dict[str, Any], trials: Sequence[Result], note: str = "") -> 
         {
             **document,
             "workload": f"{workload}, {workload.tokens:,} tokens",
-            "note": note,
+            "note": document.get("note", ""),
+            "repriced_from": document.get("repriced_from", ""),
             "students": {"chosen": chosen, **baselines} if chosen else {},
             "better": [name for name, r in baselines.items() if chosen and r["quality"] > chosen["quality"]],
             "missing": document.get("missing_baselines", {}),

@@ -82,12 +82,18 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
     from rich.table import Table
 
     teacher, chosen = document["teacher"], document["chosen"]
-    if chosen is None:
-        out.print("No student keeps the quality that was asked for; the front below is what there is.")
+    if chosen is None and document.get("repriced_from"):
+        out.print(
+            f"The student chosen on {document['repriced_from']} cannot run here: the runtime lacks its precisions."
+        )
+    elif chosen is None and document["front"]:
+        out.print("No finalist keeps the quality that was asked for; the front below is what there is.")
+    elif chosen is None:
+        out.print("Priced alone: nothing was trained.")
     else:
         latency = chosen["latency"]
         interval = f"90 % interval {format_ms(latency['low_ms'])} to {format_ms(latency['high_ms'])}"
-        out.print(f"\n[bold]{chosen['architecture']['id']}[/bold]")
+        out.print(f"\n{chosen['architecture']['id']}", style="bold")
         out.print(
             f"{format_ms(latency['median_ms'])} of {format_ms(document['budget_ms'])} ({interval}), "
             f"{_certainty(latency)}"
@@ -125,15 +131,14 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
     out.print(table)
     better = [name for name, r in document["baselines"].items() if chosen and r["quality"] > chosen["quality"]]
     if better:
-        out.print(f"[bold]made by hand is better here:[/bold] {', '.join(better)}")
+        out.print(f"made by hand is better here: {', '.join(better)}", style="bold")
     if document["front"]:
         out.print(_front(document))
     if folder is not None:
         counts = document["trials"]
         out.print(
-            f"{counts['complete']} students trained, {counts['infeasible']} too slow and never trained, "
-            f"{counts['failed']} failed, "
-            f"in {format_seconds(document['seconds'])}"
+            f"{counts['complete']} students trained, {counts['infeasible']} priced and refused as too slow or too "
+            f"large, {counts['failed']} failed; this session took {format_seconds(document['seconds'])}"
         )
         out.print(f"report: {folder / 'report.html'}   student: {folder / 'chosen'}")
 

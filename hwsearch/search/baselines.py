@@ -33,7 +33,7 @@ class HandMade(msgspec.Struct, frozen=True):
 def hand_made(
     space: SearchSpace, price: Callable[[Sequence[Architecture]], Estimates], latency_ms: float
 ) -> tuple[list[HandMade], dict[str, str]]:
-    """Every other layer, and uniform width, each in the fastest uniform precision and as large as `latency_ms` allows;
+    """Every other layer, and uniform width, each in the uniform precision that lets it be widest inside `latency_ms`;
     and why one is missing, by name.
     """
     depth = space.teacher.depth

@@ -14,7 +14,7 @@ from hwsearch.errors import RunError
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
 from hwsearch.search.pareto import front
-from hwsearch.search.result import Result
+from hwsearch.search.result import Result, memory_mib
 from hwsearch.workload import Workload
 
 
@@ -23,14 +23,15 @@ def reprice(
 ) -> tuple[dict[str, Any], list[Result]]:
     """The summary and the trials of a run as they would be on another device, for the same workload.
 
-    Scores stay: they were trained for the first device's numerics, which the page says. Floats become the other
-    runtime's narrowest; a student with int8 parts has no price where the runtime does not run int8.
+    Scores stay: they were trained for the first device's numerics, and `repriced_from` in the summary names it. Floats
+    become the other runtime's narrowest; a student with int8 parts has no price where the runtime does not run int8.
 
     Raises:
         RunError: no student of the run can run there.
     """
     runtime = profile.runtimes[target.runtime]
-    price = Estimator(profile, target, Workload(**document["workload"]))
+    workload = Workload(**document["workload"])
+    price = Estimator(profile, target, workload)
     beside = runtime.float_beside()
 
     def translated(architecture: Architecture) -> Architecture:
@@ -41,9 +42,7 @@ def reprice(
             replace(layer, attention=part(layer.attention), feed_forward=part(layer.feed_forward))
             for layer in architecture.layers
         )
-        return replace(
-            architecture, layers=layers, head_precision=beside, embedding_precision=beside, kv_precision=beside
-        )
+        return replace(architecture.in_float(beside), layers=layers)
 
     def runs(result: Result) -> bool:
         return all(
@@ -54,26 +53,31 @@ def reprice(
 
     def priced(result: Result) -> Result:
         architecture = translated(result.architecture)
-        return replace(result, architecture=architecture, latency=price.one(architecture))
+        return replace(
+            result,
+            architecture=architecture,
+            latency=price.one(architecture),
+            size_mib=architecture.size_mib,
+            memory_mib=memory_mib(architecture, workload),
+        )
 
     there = [priced(result) for result in trials if runs(result)]
     if not there:
         raise RunError(f"no student of this run can run on {target}: it runs {', '.join(map(str, runtime.precisions))}")
     teacher = Architecture.from_json(document["teacher"]["architecture"])
-    floats = {
-        precision: price.one(replace(translated(teacher), layers=teacher.with_precision(precision).layers))
-        for precision in runtime.precisions
-        if precision.is_float
-    }
+    floats = {p: price.one(teacher.in_float(p)) for p in runtime.precisions if p.is_float}
     fastest = min(floats, key=lambda precision: floats[precision].median_ms)
     baselines = {name: Result.from_json(result) for name, result in document["baselines"].items()}
     moved = {
         **document,
         "device": profile.name,
         "target": msgspec.to_builtins(target),
+        "note": profile.note,
+        "repriced_from": document.get("repriced_from") or str(Target(**document["target"])),
         "teacher": {
             **document["teacher"],
             "precision": str(fastest),
+            "architecture": teacher.in_float(fastest).to_json(),
             "latency": msgspec.to_builtins(floats[fastest]),
             "latency_fp32": msgspec.to_builtins(floats.get(Precision.FP32)),
         },

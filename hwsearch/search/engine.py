@@ -7,42 +7,30 @@ beside it.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
-from hwsearch.errors import RunError
+from hwsearch.errors import RunError, TrainingError
 from hwsearch.search.baselines import HandMade, hand_made
 from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
 from hwsearch.search.result import Result
 from hwsearch.search.run import Run
 from hwsearch.search.sampler import Proposer
+from hwsearch.search.trainer import Trainer, result_of
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from hwsearch.search.study import Record
+
 FINALISTS = 4
 COOL_DOWN = 0.3  # share of a long run's steps at its end over which the rate falls to zero
-
-
-class Trainer(Protocol):
-    """Who trains students: `distill.workers.Workers`, or a stand-in that invents scores."""
-
-    count: int
-
-    def open(self) -> Future[Facts]: ...
-    def prepare(self, blocks: int) -> list[Future[None]]: ...
-    def finish(self) -> Future[Facts]: ...
-    def train(self, job: Job) -> Future[ProxyScore]: ...
-    def run(self, function: Callable[..., T], *arguments: Any) -> Future[T]: ...
-    @property
-    def work_done(self) -> float: ...
 
 
 class Progress(Protocol):
@@ -58,14 +46,15 @@ class Outcome(msgspec.Struct):
 
     Attributes:
         chosen: the answer, judged on *report*; None where nothing meets the wishes.
-        teacher_quality: on *report*.
+        teacher_quality: on *report*; on *select* where nothing was chosen.
         front: the trials that are beaten by none, judged on *select* after a short run; the fastest first.
         finalists: judged on *select* after the long run.
         baselines: hand-made students by name, judged on *report*.
         missing_baselines: why a hand-made student is missing, by name.
         trials: every finished trial, in order.
-        infeasible: architectures that were priced and did not fit.
+        infeasible: distinct architectures that were priced and met neither the budget nor the other limits.
         failed: trials whose training failed.
+        asked: trials that were begun; all that were wanted, where the space has no more.
     """
 
     chosen: Result | None
@@ -77,6 +66,7 @@ class Outcome(msgspec.Struct):
     trials: list[Result]
     infeasible: int = 0
     failed: int = 0
+    asked: int = 0
 
 
 class Engine:
@@ -102,37 +92,43 @@ class Engine:
         Raises:
             RunError: no trial could be trained.
         """
-        trials = self._trials()
-        complete = [result for result in trials if result is not None]
+        records, asked = self._trials()
+        complete = [record.result for record in records if record.result is not None]
         if not complete:
-            raise RunError("every trial failed in training; the reasons stand in the study")
+            reasons = "; ".join(sorted({record.reason for record in records}))
+            raise RunError(f"every trial failed in training: {reasons}")
         finalists = self._finalists(complete)
-        chosen, by_hand, missing = self._choose(finalists), list[HandMade](), dict[str, str]()
+        chosen = self._choose(finalists)
+        baselines, missing, quality = dict[str, Result](), dict[str, str](), self.facts.quality
         if chosen is not None:
             by_hand, missing = hand_made(self.plan.space, self.plan.price, chosen.latency.median_ms)
-        judged = self._judge(chosen, by_hand) if chosen else []
+            chosen, quality = self._judge(chosen)
+            baselines = self._judge_by_hand(by_hand, missing)
         return Outcome(
-            chosen=judged[0] if judged else None,
-            teacher_quality=_teacher_quality(judged[0]) if judged else self.facts.quality,
+            chosen=chosen,
+            teacher_quality=quality,
             front=front(complete),
             finalists=finalists,
-            baselines={made.name: result for made, result in zip(by_hand, judged[1:], strict=False)},
+            baselines=baselines,
             missing_baselines=missing,
             trials=complete,
-            infeasible=self.proposer.infeasible,
-            failed=len(trials) - len(complete),
+            infeasible=len(self.proposer.infeasible),
+            failed=len(records) - len(complete),
+            asked=asked,
         )
 
-    def _trials(self) -> list[Result | None]:
+    def _trials(self) -> tuple[list[Record], int]:
+        """Every trial's record, and how many were begun."""
         from hwsearch.search.study import Record, Sampler, Study
 
         wishes, study = self.plan.wishes, Study(self.run.path("study.db"), self.run.name)
         records = study.records()
-        sampler = Sampler(wishes.seed, self.proposer.corners(), self.trainer.count)
+        lag = study.lag(self.trainer.count)
+        sampler = Sampler(wishes.seed, self.proposer.corners(), lag)
         seen: set[Architecture] = set()
         for number, record in enumerate(records):
-            architecture = self.proposer(sampler.ask(records[:number], record.settings), seen)
-            seen.add(architecture or self.plan.space.smallest)
+            proposal = self.proposer(sampler.ask(records[:number], record.settings), seen)
+            seen |= {proposal} if proposal is not None else set()
         if records:
             self.progress.say(f"taken up again: {len(records)} trials are finished already")
 
@@ -143,7 +139,9 @@ class Engine:
         self._works = [work_of(architecture, 1) for architecture in seen]
         self.progress.stage("training", 1.0)
         while True:
-            while len(pending) < self.trainer.count and asked < wishes.trials and not exhausted and self._time_left():
+            while len(pending) < min(self.trainer.count, lag) and asked < wishes.trials and not exhausted:
+                if asked and not self._time_left():
+                    break
                 trial = sampler.ask(records)
                 proposal = self.proposer(trial, seen)
                 if proposal is None:
@@ -152,38 +150,23 @@ class Engine:
                     break
                 seen.add(proposal)
                 self._works.append(work_of(proposal, 1))
-                job = Job(path=str(self.run.student(f"{asked}")), architecture=proposal, steps=wishes.steps)
+                job = Job(path=str(self.run.student(asked, proposal)), architecture=proposal, steps=wishes.steps)
                 pending.append((trial, proposal, self.trainer.train(job)))
                 asked += 1
             if not pending:
                 break
             trial, proposal, future = pending.pop(0)
-            score, reason = self._await(future, f"trial {len(records) + 1} of {wishes.trials}")
-            result = None if score is None else scored(self.plan.priced(proposal, len(records)), score)
+            while not wait([future], timeout=0.5).done:
+                self._tell(f"trial {len(records) + 1} of {wishes.trials}")
+            result, reason = None, ""
+            try:
+                result = scored(self.plan.priced(proposal, len(records)), result_of(future))
+            except TrainingError as error:
+                reason = str(error)
             records.append(Record(trial.params, trial.distributions, result, reason))
             study.add(records[-1])
         study.close()
-        return [record.result for record in records]
-
-    def _await(self, future: Future[ProxyScore], note: str) -> tuple[ProxyScore | None, str]:
-        """The score of a trial, or why it failed; the progress is told meanwhile.
-
-        Raises:
-            RunError: a worker is gone.
-        """
-        while not wait([future], timeout=0.5).done:
-            self._tell(note)
-        error = future.exception()
-        if isinstance(error, BrokenExecutor):
-            raise RunError(
-                "a training process was killed, by lack of memory perhaps; the same command goes on from there"
-            )
-        if isinstance(error, (ArithmeticError, RuntimeError)):
-            return None, f"{type(error).__name__}: {error}"
-        if error is not None:
-            raise error
-        score = future.result()
-        return (score, "") if math.isfinite(score.loss) else (None, "the training diverged")
+        return records, max(asked, wishes.trials) if exhausted else asked
 
     def _tell(self, note: str) -> None:
         """How far the training is, all that is still to come taken as of middling students."""
@@ -198,13 +181,15 @@ class Engine:
         """The best of the front across the band under the budget, trained long and judged on *select*."""
         best = front(results)
         others = sorted((r for r in results if r not in best), key=lambda r: r.loss or 0.0)
-        # The upper half of the front holds the answer; what is left of the places goes to the next best.
-        upper = spread(best[len(best) // 2 :] if len(best) >= 2 * FINALISTS else best[-FINALISTS:], FINALISTS)
-        picked = (upper + others)[:FINALISTS]
+        # The upper half of the front holds the best inside the budget, all of it the fastest that is good enough; what
+        # is left of the places goes to the next best.
+        if self.plan.wishes.min_quality is None and len(best) > FINALISTS:
+            best = best[min(len(best) // 2, len(best) - FINALISTS) :]
+        picked = (spread(best, FINALISTS) + others)[:FINALISTS]
         jobs = [
             Job(
-                path=str(self.run.student(f"{r.trial}-long")),
-                start=str(self.run.student(f"{r.trial}")),
+                path=self._long(r),
+                start=str(self.run.student(r.trial or 0, r.architecture)),
                 architecture=r.architecture,
                 steps=self.plan.wishes.long_steps,
                 cool_from=self._cool_from(),
@@ -212,10 +197,17 @@ class Engine:
             for r in picked
         ]
         scores = self._train("finalists", jobs)
-        return [scored(result, score) for result, score in zip(picked, scores, strict=True)]
+        finalists = [
+            scored(result, score)
+            for result, score in zip(picked, scores, strict=True)
+            if not isinstance(score, TrainingError)
+        ]
+        if not finalists:
+            raise RunError(f"every finalist failed in training: {scores[0]}")
+        return finalists
 
     def _choose(self, finalists: Sequence[Result]) -> Result | None:
-        """On *select*: the best inside the budget, or the fastest that keeps the quality that was asked for."""
+        """On *select*: the best inside the budget, or the fastest finalist that keeps what was asked for."""
         inside = [r for r in finalists if r.latency.high_ms <= self.plan.budget_ms]
         least = self.plan.wishes.min_quality
         if least is None:
@@ -224,36 +216,64 @@ class Engine:
             (r for r in inside if (r.retention or 0.0) >= least), key=lambda r: r.latency.median_ms, default=None
         )
 
-    def _judge(self, chosen: Result, by_hand: Sequence[HandMade]) -> list[Result]:
-        """The chosen student and the hand-made ones on *report*, all trained for the same steps."""
-        long, cool = self.plan.wishes.long_steps, self._cool_from()
+    def _judge(self, chosen: Result) -> tuple[Result, float]:
+        """The chosen student on *report*, and the teacher's quality there."""
+        job = Job(
+            path=self._long(chosen),
+            architecture=chosen.architecture,
+            steps=self.plan.wishes.long_steps,
+            cool_from=self._cool_from(),
+            split="report",
+        )
+        (score,) = self._train("the chosen student", [job])
+        if isinstance(score, TrainingError):
+            raise score
+        return scored(chosen, score), score.teacher_quality
+
+    def _judge_by_hand(self, students: Sequence[HandMade], missing: dict[str, str]) -> dict[str, Result]:
+        """The hand-made students on *report*, trained as the chosen one was; `missing` is told of those that cannot
+        be."""
         jobs = [
             Job(
-                path=str(self.run.student(f"{chosen.trial}-long")),
-                architecture=chosen.architecture,
-                steps=long,
-                cool_from=cool,
+                path=str(self.run.student(made.name.replace(" ", "-"), made.architecture)),
+                architecture=made.architecture,
+                steps=self.plan.wishes.long_steps,
+                cool_from=self._cool_from(),
                 split="report",
+                layers=made.layers,
             )
+            for made in students
         ]
-        for made in by_hand:
-            path = str(self.run.student(f"{made.name.replace(' ', '-')}-{made.architecture.digest}"))
-            jobs.append(Job(path, made.architecture, long, cool_from=cool, split="report", layers=made.layers))
-        scores = self._train("hand-made students", jobs)
-        results = [chosen, *(self.plan.priced(made.architecture) for made in by_hand)]
-        return [scored(result, score) for result, score in zip(results, scores, strict=True)]
+        judged = {}
+        for made, score in zip(students, self._train("hand-made students", jobs), strict=True):
+            if isinstance(score, TrainingError):
+                missing[made.name] = str(score)
+            else:
+                judged[made.name] = scored(self.plan.priced(made.architecture), score)
+        return judged
+
+    def _long(self, result: Result) -> str:
+        """The state of a trial's long run."""
+        assert result.trial is not None
+        return str(self.run.student(result.trial, result.architecture, "long"))
 
     def _cool_from(self) -> int:
         return round(self.plan.wishes.long_steps * (1 - COOL_DOWN))
 
-    def _train(self, note: str, jobs: Sequence[Job]) -> list[ProxyScore]:
+    def _train(self, note: str, jobs: Sequence[Job]) -> list[ProxyScore | TrainingError]:
         """Train all of them side by side."""
         futures = [self.trainer.train(job) for job in jobs]
         waiting: set[Future[ProxyScore]] = set(futures)
         while waiting:
             waiting = set(wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).not_done)
             self._tell(note)
-        return [future.result() for future in futures]
+        found: list[ProxyScore | TrainingError] = []
+        for future in futures:
+            try:
+                found.append(result_of(future))
+            except TrainingError as error:
+                found.append(error)
+        return found
 
 
 def scored(result: Result, score: ProxyScore) -> Result:
@@ -271,9 +291,3 @@ def scored(result: Result, score: ProxyScore) -> Result:
         seconds=score.seconds,
         curve=score.curve,
     )
-
-
-def _teacher_quality(result: Result) -> float:
-    assert result.quality is not None
-    assert result.retention
-    return result.quality / result.retention

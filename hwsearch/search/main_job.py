@@ -14,10 +14,11 @@ from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import TaskSpec
 from hwsearch.errors import NothingFits
 from hwsearch.files import write_text
-from hwsearch.search.engine import Engine, Outcome, Progress, Trainer
+from hwsearch.search.engine import Engine, Outcome, Progress
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run, default_folder
 from hwsearch.search.summary import summarise, versions
+from hwsearch.search.trainer import Trainer, result_of
 from hwsearch.units import format_ms
 
 Deliver = Callable[[Run, Outcome, dict[str, Any]], None]
@@ -54,7 +55,7 @@ def run_search(
         RunError: the folder cannot be used.
     """
     started = time.monotonic()
-    facts = trainer.open().result()
+    facts = result_of(trainer.open())
     plan = Plan(wishes, profile, target, facts.architecture)
     _introduce(plan, facts.teacher, facts.corpus, progress)
     if plan.teacher_fits:
@@ -80,10 +81,10 @@ def run_search(
             progress.say(f"this run was finished before; its answer stands in {run.folder}")
             return run.folder, stored
         _prepare(trainer, facts.blocks, progress)
-        facts = trainer.finish().result()
+        facts = result_of(trainer.finish())
         progress.say(f"teacher: next-token accuracy {facts.quality:.1%} on select")
         outcome = Engine(plan, facts, trainer, run, progress).search()
-        document = {**summarise(run.name, plan, outcome, time.monotonic() - started), "asked_trials": wishes.trials}
+        document = {**summarise(run.name, plan, outcome, time.monotonic() - started), "asked_trials": outcome.asked}
         deliver(run, outcome, document)
         write_text(run.path("summary.json"), msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
         return run.folder, document
@@ -99,7 +100,7 @@ def _prepare(trainer: Trainer, blocks: int, progress: Progress) -> None:
         progress.at(sum(piece.done() for piece in pieces))
         time.sleep(0.2)
     for piece in pieces:
-        piece.result()
+        result_of(piece)
 
 
 def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:
         "task": task,
         "spec": spec,
         "target": plan.target,
-        "profile": hashlib.sha256(msgspec.json.encode(plan.runtime)).hexdigest()[:12],
+        "profile": hashlib.sha256(msgspec.json.encode(plan.profile)).hexdigest()[:12],
         "budget_ms": plan.budget_ms,
         **wishes,
         "versions": versions(),

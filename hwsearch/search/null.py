@@ -81,6 +81,7 @@ class NullTrainer:
                 measured_loss=loss,
                 quality=quality,
                 **interval,
+                teacher_quality=0.6,
                 **retention,
                 steps=job.steps,
                 seconds=0.0,

@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 from filelock import FileLock, Timeout
 
+from hwsearch.architecture import Architecture
 from hwsearch.errors import RunError
-from hwsearch.files import write_text
+from hwsearch.files import sweep, write_text
 
 
 def default_folder(device: str, budget: str, teacher: str, identity: dict[str, Any]) -> Path:
@@ -25,6 +26,12 @@ def default_folder(device: str, budget: str, teacher: str, identity: dict[str, A
     digest = hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()[:8]
     names = (re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-") for part in (device, budget, teacher))
     return Path("reports") / "-".join([*names, digest])
+
+
+def state_of(folder: Path, trial: int | str, architecture: Architecture, run: str = "") -> Path:
+    """The state of a student in training, by the number of its trial or what it is called, and "long" for the long run;
+    another architecture under the same number has another."""
+    return folder / "students" / f"{'-'.join(filter(None, (str(trial), architecture.digest, run)))}.pt"
 
 
 class Run:
@@ -44,12 +51,14 @@ class Run:
             if (
                 folder.exists()
                 and not (folder / "run.json").is_file()
-                and any(p.name != ".lock" for p in folder.iterdir())
+                and any(not p.name.startswith(".") for p in folder.iterdir())
             ):
                 raise RunError(f"{folder} is not empty and holds no run; choose another --out")
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(folder / ".lock", timeout=0)
             self._lock.acquire()
+            for inner in (folder, folder / "students"):
+                sweep(inner)  # the lock says that nobody is writing
         except Timeout as error:
             raise RunError(f"another hwsearch is at work in {folder}; wait for it or choose another --out") from error
         except OSError as error:
@@ -70,9 +79,9 @@ class Run:
         """A file of the run."""
         return self.folder / name
 
-    def student(self, name: str) -> Path:
-        """The state of a student in training."""
-        return self.folder / "students" / f"{name}.pt"
+    def student(self, trial: int | str, architecture: Architecture, run: str = "") -> Path:
+        """The state of a student in training, as `state_of`."""
+        return state_of(self.folder, trial, architecture, run)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the run; None when it is not there.
@@ -86,7 +95,7 @@ class Run:
         try:
             found: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
             return found
-        except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
             raise RunError(f"{path} cannot be read: {error}") from error
 
     def close(self) -> None:

@@ -33,6 +33,9 @@ class Suggest(Protocol):
 class Proposer:
     """Turns an Optuna trial into an architecture inside the budget.
 
+    Attributes:
+        infeasible: architectures that were priced and refused.
+
     Args:
         space: what may be answered.
         price: latencies of architectures.
@@ -53,7 +56,7 @@ class Proposer:
     ) -> None:
         self.space, self.price, self.budget_ms = space, price, budget_ms
         self.sensitivities, self.layers, self.admit = np.array(sensitivities), layers, admit
-        self.infeasible = 0
+        self.infeasible: set[Architecture] = set()
 
     def corners(self) -> list[dict[str, Any]]:
         """Settings to begin with: the ends of depth, precision and fill that any sampler would take long to try."""
@@ -78,9 +81,18 @@ class Proposer:
         share = trial.suggest_float("int8", 0.0, 1.0) if len(self.space.precisions) > 1 else 0.0
         fill = trial.suggest_float("fill", *FILL)
         # A depth that has nothing left in the budget gives way to the next smaller one, then to the next larger.
-        for candidate in sorted(depths, key=lambda d: (d > depth, abs(d - depth))):
-            if (found := self._solve(candidate, head_ratio, ffn_ratio, share, fill, seen)) is not None:
+        nearest = sorted(depths, key=lambda d: (d > depth, abs(d - depth)))
+        for candidate in nearest:
+            options = self.options(candidate, head_ratio, ffn_ratio, self.plan(candidate, share))
+            if (found := self._fill(options, fill, seen)) is not None:
                 return found
+        # Nothing in these proportions: any others, at this share of int8 and then at the ends.
+        for candidate in nearest:
+            for other in dict.fromkeys((share, 1.0, 0.0)) if len(self.space.precisions) > 1 else (share,):
+                if (
+                    found := self._fill(self._every_shape(candidate, self.plan(candidate, other)), fill, seen)
+                ) is not None:
+                    return found
         return None
 
     def plan(self, depth: int, share: float) -> list[tuple[Precision, Precision]]:
@@ -110,13 +122,23 @@ class Proposer:
             found += [self.space.build(depth, width, pair, ffn, plan) for ffn in near]
         return found
 
-    def _solve(
-        self, depth: int, head_ratio: float, ffn_ratio: float, share: float, fill: float, seen: Collection[Architecture]
+    def _every_shape(self, depth: int, plan: Sequence[tuple[Precision, Precision]]) -> list[Architecture]:
+        space = self.space
+        return [
+            space.build(depth, width, pair, ffn, plan)
+            for width in space.widths
+            for pair in space.heads
+            if space.fits(width, pair)
+            for ffn in space.ffns
+        ]
+
+    def _fill(
+        self, options: Sequence[Architecture], fill: float, seen: Collection[Architecture]
     ) -> Architecture | None:
-        options = self.options(depth, head_ratio, ffn_ratio, self.plan(depth, share))
+        """Of the options inside the budget that are not among `seen`, the one that fills it as wanted."""
         high = self.price(options).high_ms
         inside = [i for i in np.argsort(high) if high[i] <= self.budget_ms and self.admit(options[i])]
-        self.infeasible += len(options) - len(inside)
+        self.infeasible.update(options[i] for i in set(range(len(options))) - {int(i) for i in inside})
         inside = [i for i in inside if options[i] not in seen]
         if not inside:
             return None

@@ -34,6 +34,9 @@ class Study:
 
     Args:
         path: SQLite file; made when it is not there.
+        name: of a new study; one that is there keeps its own, wherever its folder has moved.
+
+    Attributes:
         name: of the study.
 
     Raises:
@@ -43,8 +46,9 @@ class Study:
     def __init__(self, path: Path, name: str) -> None:
         try:
             storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+            self.name: str = next(iter(optuna.get_all_study_names(storage)), name)
             self._study = optuna.create_study(
-                storage=storage, study_name=name, directions=list(DIRECTIONS), load_if_exists=True
+                storage=storage, study_name=self.name, directions=list(DIRECTIONS), load_if_exists=True
             )
             if self._study.metric_names is None:
                 with warnings.catch_warnings():
@@ -59,6 +63,14 @@ class Study:
     def records(self) -> list[Record]:
         """Every finished trial, in the order of its number."""
         return [Record.of(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def lag(self, count: int) -> int:
+        """How many trials were under way at once when the study began: `count` for a new one. Proposals depend on
+        it."""
+        attributes = self._study.user_attrs
+        if "lag" not in attributes:
+            self._study.set_user_attr("lag", count)
+        return int(attributes.get("lag", count))
 
     def add(self, record: Record) -> None:
         """Store a finished trial."""

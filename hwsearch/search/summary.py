@@ -11,6 +11,8 @@ from hwsearch.search.engine import Outcome
 from hwsearch.search.plan import Plan
 from hwsearch.search.result import Result
 
+KEYS = {"study", "device", "target", "workload", "budget_ms", "teacher", "chosen", "front", "finalists", "baselines"}
+KEYS |= {"trials", "seconds", "versions"}
 PACKAGES = ("hwsearch", "torch", "transformers", "optuna", "numpy")
 
 
@@ -24,7 +26,6 @@ def summarise(
     plan: Plan,
     outcome: Outcome | None,
     seconds: float,
-    quality: float | None = None,
     nearest: Result | None = None,
 ) -> dict[str, Any]:
     """The document.
@@ -34,20 +35,19 @@ def summarise(
         plan: what was asked and what the price decides.
         outcome: what was found; None when nothing fits or the teacher does.
         seconds: that it took.
-        quality: of the teacher, where there is no outcome that has it.
         nearest: the nearest miss when nothing fits.
     """
     teacher = {
-        "quality": outcome.teacher_quality if outcome else quality,
+        "quality": outcome.teacher_quality if outcome else None,
         "precision": str(plan.teacher_precision),
         "latency": msgspec.to_builtins(plan.teacher_latency),
         "latency_fp32": msgspec.to_builtins(plan.teacher_latency_fp32),
-        "architecture": plan.teacher.to_json(),
+        "architecture": plan.teacher.in_float(plan.teacher_precision).to_json(),
         "fits": plan.teacher_fits,
     }
     chosen: Result | None = outcome.chosen if outcome else None
     if chosen is None and plan.teacher_fits:
-        chosen = teacher_result(plan, quality)
+        chosen = teacher_result(plan)
     document: dict[str, Any] = {
         "study": study,
         "device": plan.profile.name,
@@ -60,6 +60,7 @@ def summarise(
         "finalists": [_finalist(result) for result in outcome.finalists] if outcome else [],
         "baselines": {name: result.to_json() for name, result in outcome.baselines.items()} if outcome else {},
     }
+    document["note"] = plan.profile.note
     document["missing_baselines"] = outcome.missing_baselines if outcome else {}
     if nearest is not None:
         document["nearest"] = nearest.to_json()
@@ -72,10 +73,10 @@ def summarise(
     return {**document, "seconds": seconds, "versions": versions()}
 
 
-def teacher_result(plan: Plan, quality: float | None) -> Result:
+def teacher_result(plan: Plan) -> Result:
     """The teacher as an answer: it fits and loses nothing."""
-    result = plan.priced(plan.in_float(plan.teacher_precision))
-    return msgspec.structs.replace(result, loss=0.0, quality=quality, retention=1.0)
+    result = plan.priced(plan.teacher.in_float(plan.teacher_precision))
+    return msgspec.structs.replace(result, loss=0.0, retention=1.0)
 
 
 def _finalist(result: Result) -> dict[str, Any]:

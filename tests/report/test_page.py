@@ -1,16 +1,23 @@
 """The report: complete, self-contained, and deaf to what strangers write into names."""
 
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from rich.console import Console
 
 from hwsearch.report.page import margin, page
 from hwsearch.report.tables import COLUMNS, print_summary, write_tables
 from hwsearch.search.elsewhere import reprice
 from hwsearch.search.engine import Outcome
+from hwsearch.search.null import TEACHER
+from hwsearch.search.plan import Plan, Wishes
+from hwsearch.units import parse_budget
+from hwsearch.workload import Workload
 from tests.search.test_engine import search
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -44,7 +51,7 @@ def read(html: str) -> Tags:
 
 def test_the_page_is_whole_and_loads_nothing(found: tuple[dict[str, Any], Outcome]) -> None:
     document, outcome = found
-    html = page(document, outcome.trials, "No board was at hand.").replace("\\u002f", "/")
+    html = page({**document, "note": "No board was at hand."}, outcome.trials).replace("\\u002f", "/")
     tags = read(html)
     assert tags.links == []
     assert html.count("Plotly.newPlot(") >= 4
@@ -71,16 +78,17 @@ def test_text_from_outside_is_escaped_everywhere(found: tuple[dict[str, Any], Ou
         "missing_baselines": {EVIL: EVIL},
     }
     evil["chosen"] = {**document["chosen"], "architecture": {**document["chosen"]["architecture"], "id": EVIL}}
-    clean, dirty = read(page(document, outcome.trials, "")), read(page(evil, outcome.trials, EVIL))
+    evil |= {"note": EVIL, "repriced_from": EVIL}
+    clean, dirty = read(page(document, outcome.trials)), read(page(evil, outcome.trials))
     assert dirty.tags.count("script") == clean.tags.count("script")
     assert "img" not in dirty.tags
-    assert EVIL not in page(evil, outcome.trials, EVIL)
+    assert EVIL not in page(evil, outcome.trials)
 
 
 def test_a_search_without_an_answer_has_a_page(found: tuple[dict[str, Any], Outcome]) -> None:
     document, outcome = found
     html = page({**document, "chosen": None, "baselines": {}}, outcome.trials)
-    assert "No student meets what was asked for" in html
+    assert "No finalist keeps what was asked for" in html
 
 
 def test_hand_made_winners_are_named(found: tuple[dict[str, Any], Outcome]) -> None:
@@ -110,10 +118,6 @@ def test_tables_hold_every_trial(found: tuple[dict[str, Any], Outcome], tmp_path
 
 
 def test_the_terminal_says_what_a_person_acts_on(found: tuple[dict[str, Any], Outcome], tmp_path: Path) -> None:
-    import io
-
-    from rich.console import Console
-
     document, _ = found
     out = io.StringIO()
     print_summary(document, tmp_path, Console(file=out, width=200))
@@ -133,7 +137,30 @@ def test_the_front_has_a_price_on_another_device(found: tuple[dict[str, Any], Ou
     assert len(trials) == len(outcome.trials)
     assert [r.loss for r in trials] == [r.loss for r in outcome.trials]
     assert [r.latency.median_ms for r in trials] != [r.latency.median_ms for r in outcome.trials]
-    assert "t4" in page(moved, trials)
+    assert "Searched on jetson-agx-orin-64gb" in page(moved, trials)
+    # The same as a search there would say.
+    plan = Plan(Wishes(parse_budget("500ms"), Workload(64, 128, 0, 256)), t4, t4.target(), TEACHER)
+    assert moved["teacher"]["latency_fp32"] == msgspec.to_builtins(plan.teacher_latency_fp32)
+    assert moved["teacher"]["latency"] == msgspec.to_builtins(plan.teacher_latency)
+    fresh = [plan.priced(r.architecture, r.trial) for r in trials]
+    assert [(r.size_mib, r.memory_mib) for r in trials] == [(r.size_mib, r.memory_mib) for r in fresh]
     pi = find_profile("arm-cpu")
     floats, _ = reprice(document, outcome.trials, pi, pi.target())
     assert {layer["feed_forward"] for r in floats["front"] for layer in r["architecture"]["layers"]} <= {"fp32", "int8"}
+
+
+def test_a_student_that_cannot_run_elsewhere_is_said_to(found: tuple[dict[str, Any], Outcome]) -> None:
+    from hwsearch.device import find_profile
+
+    document, outcome = found
+    orin = find_profile("jetson-orin")
+    if not any("int8" in r.architecture.precision_text for r in (outcome.chosen,) if r):
+        pytest.skip("the chosen student has no int8 part")
+    floats = [r for r in outcome.trials if "int8" not in r.architecture.precision_text]
+    moved, trials = reprice(document, outcome.trials, orin, orin.target("pytorch"))
+    assert len(trials) == len(floats)
+    assert moved["chosen"] is None
+    assert "cannot run here" in page(moved, trials)
+    out = io.StringIO()
+    print_summary(moved, None, Console(file=out, width=200))
+    assert "cannot run here" in out.getvalue()

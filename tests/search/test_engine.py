@@ -3,6 +3,7 @@
 import json
 import signal
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ import pytest
 
 from hwsearch.device import DeviceProfile, find_profile
 from hwsearch.distill.job import Job, ProxyScore, TaskSpec
-from hwsearch.errors import NothingFits, RunError
+from hwsearch.errors import NothingFits, RunError, TrainingError
 from hwsearch.search.engine import Outcome
 from hwsearch.search.main_job import run_search
-from hwsearch.search.null import NullTrainer
+from hwsearch.search.null import TEACHER, NullTrainer
 from hwsearch.search.pareto import front, spread
-from hwsearch.search.plan import Wishes
+from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run
 from hwsearch.search.study import START_UP, Study
-from hwsearch.units import parse_budget
+from hwsearch.units import Budget, parse_budget
 from hwsearch.workload import Workload
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -251,6 +252,43 @@ def test_nothing_fits_is_said_with_the_nearest_miss_and_nothing_is_written(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_what_fits_in_the_fastest_precision_fits() -> None:
+    """int8 is slower than fp16 for a single small input: the nearest miss goes by time, not by bits."""
+    orin = find_profile("jetson-orin")
+
+    def plan(budget_ms: float) -> Plan:
+        return Plan(Wishes(Budget(ms=budget_ms), Workload()), orin, orin.target(), TEACHER)
+
+    smallest = plan(1.0).space.smallest
+    highs = plan(1.0).price(smallest).high_ms
+    assert len(smallest) == 2
+    assert highs[0] != highs[1]
+    plan(float(highs.min()) * 1.001).check()
+    with pytest.raises(NothingFits) as miss:
+        plan(float(highs.min()) * 0.999).check()
+    assert miss.value.details.architecture == smallest[int(highs.argmin())]
+
+
+def test_a_tight_budget_is_filled_before_the_space_is_called_used_up(tmp_path: Path) -> None:
+    orin = find_profile("jetson-orin")
+    plan = Plan(Wishes(Budget(ms=1.0), BULK), orin, orin.target(), TEACHER)
+    least = float(plan.price(plan.space.smallest).high_ms.min())
+    document, outcome = search(tmp_path / "run", budget=f"{1.05 * least}ms")
+    assert outcome is not None
+    space = plan.space
+    shapes = [
+        space.build(depth, width, pair, ffn, [(p, p)] * depth)
+        for depth in space.depths
+        for width in space.widths
+        for pair in space.heads
+        if space.fits(width, pair)
+        for ffn in space.ffns
+        for p in space.precisions
+    ]
+    fitting = int((plan.price(shapes).high_ms <= 1.05 * least).sum())
+    assert document["trials"]["complete"] >= min(12, fitting)
+
+
 def test_a_teacher_that_fits_is_the_answer(tmp_path: Path) -> None:
     told = Told()
     document, outcome = search(tmp_path / "run", budget="10s", told=told)
@@ -281,6 +319,86 @@ def test_limits_of_size_are_kept(tmp_path: Path) -> None:
         search(tmp_path / "other", max_size_mib=0.01)
 
 
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, finished: tuple[Path, dict[str, Any], Outcome]
+) -> None:
+    """Proposals depend on how many were under way when the run began: that is remembered."""
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        search(folder, Dying(10))
+    document, _ = search(folder, NullTrainer(count=5))
+    assert document["front"] == finished[1]["front"]
+    assert document["chosen"] == finished[1]["chosen"]
+
+
+def test_a_run_whose_folder_has_moved_keeps_its_trials(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", Dying(9))
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    trainer = NullTrainer()
+    document, _ = search(tmp_path / "elsewhere", trainer)
+    assert document["study"] == "elsewhere"
+    assert document["trials"]["complete"] == 12
+    assert sum(job.cool_from is None for job in trainer.jobs) < 6
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".run.json.abcd1234").write_text("{")
+    search(folder)
+    assert [path.name for path in folder.rglob(".*")] == [".lock"]
+
+
+def test_minutes_end_the_trials_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    short, _ = search(tmp_path / "run", minutes=1e-9)
+    assert short["trials"]["complete"] == 1  # the first is always tried
+    whole, _ = search(tmp_path / "run")
+    assert whole["trials"]["complete"] == 12
+
+
+class Killed(NullTrainer):
+    """Its process is gone from its `last` job on."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last = last
+
+    def train(self, job: Job) -> Future[ProxyScore]:
+        future = super().train(job)
+        if len(self.jobs) > self.last:
+            future = Future()
+            future.set_exception(BrokenProcessPool("a process was killed"))
+        return future
+
+
+@pytest.mark.parametrize("last", [0, 5, 12, 16])
+def test_a_killed_process_is_one_clear_line_at_any_time(tmp_path: Path, last: int) -> None:
+    with pytest.raises(RunError, match=r"was killed.*the same command goes on"):
+        search(tmp_path / "run", Killed(last))
+    document, _ = search(tmp_path / "run")
+    assert document["trials"] | {"infeasible": 0} == {"complete": 12, "stopped": 0, "infeasible": 0, "failed": 0}
+
+
+class FailingLong(NullTrainer):
+    """One finalist and one hand-made student cannot be trained."""
+
+    def train(self, job: Job) -> Future[ProxyScore]:
+        future = super().train(job)
+        if sum(j.cool_from is not None for j in self.jobs) in (2, 6) and job.cool_from is not None:
+            future = Future()
+            future.set_exception(TrainingError("the training diverged"))
+        return future
+
+
+def test_long_runs_that_fail_are_left_out(tmp_path: Path) -> None:
+    document, outcome = search(tmp_path / "run", FailingLong())
+    assert outcome is not None
+    assert len(outcome.finalists) == 3
+    assert document["missing_baselines"] == {"every other layer": "the training diverged"}
+    assert set(document["baselines"]) == {"uniform width"}
+
+
 class Failing(NullTrainer):
     """Some students diverge, some fail."""
 
@@ -288,7 +406,7 @@ class Failing(NullTrainer):
         future = super().train(job)
         if job.cool_from is None and len(self.jobs) % 5 == 2:
             future = Future()
-            future.set_exception(RuntimeError("out of numbers"))
+            future.set_exception(TrainingError("out of numbers"))
         return future
 
 
@@ -298,9 +416,7 @@ def test_failed_trials_are_counted_and_kept_apart(tmp_path: Path) -> None:
     assert document["trials"]["complete"] == 9
     assert outcome is not None
     study = Study(tmp_path / "run" / "study.db", "run")
-    assert [record.reason for record in study.records() if record.result is None] == [
-        "RuntimeError: out of numbers"
-    ] * 3
+    assert [record.reason for record in study.records() if record.result is None] == ["out of numbers"] * 3
     study.close()
 
 

@@ -1,0 +1,41 @@
+"""Who trains students for a search, and how its answers are awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Future
+from typing import Any, Protocol, TypeVar
+
+from hwsearch.distill.job import Facts, Job, ProxyScore
+from hwsearch.errors import RunError
+
+T = TypeVar("T")
+
+
+class Trainer(Protocol):
+    """`distill.workers.Workers`, or a stand-in that invents scores."""
+
+    count: int
+
+    def open(self) -> Future[Facts]: ...
+    def prepare(self, blocks: int) -> list[Future[None]]: ...
+    def finish(self) -> Future[Facts]: ...
+    def train(self, job: Job) -> Future[ProxyScore]: ...
+    def run(self, function: Callable[..., T], *arguments: Any) -> Future[T]: ...
+    @property
+    def work_done(self) -> float: ...
+
+
+def result_of(future: Future[T]) -> T:
+    """What a trainer's process returns.
+
+    Raises:
+        RunError: the process was killed.
+        HwsearchError: what it raised itself.
+    """
+    try:
+        return future.result()
+    except BrokenExecutor as error:
+        raise RunError(
+            "a training process was killed, for lack of memory perhaps; the same command goes on from there"
+        ) from error
