@@ -1,12 +1,19 @@
+import contextlib
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.device import DeviceProfile, find_file, find_profile, load_profile, profile_files, save_profile
 from hwsearch.errors import ProfileError
+from hwsearch.latency.estimator import Estimator
+from hwsearch.precision import Precision
+from hwsearch.workload import Workload
 
 FILES = list(profile_files())
+SHAPE = Architecture("encoder", 64, 16, uniform_layers(2, 4, 4, 256, [(Precision.FP32, Precision.INT8)] * 2))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -119,3 +126,43 @@ def test_free_text_names_a_power_mode() -> None:
         "": "MAXN",
     }
     assert {text: orin.power_mode_of(text) for text in named} == named
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('order = ["pass_us"', 'order = ["pass_uz"', "pass_uz"),
+        ("[runtimes.tensorrt.fit.hulls.fp16]", "[runtimes.tensorrt.fit.hulls.fp17]", "fp17"),
+        ("[runtimes.tensorrt.parameters.ramp_us.fp16]", "[runtimes.tensorrt.parameters.ramp_us.fp17]", "ramp_us.fp16"),
+        ("fused_attention = true\n", 'fused_attention = true\nborrows = ["nope"]\n', "borrows from 'nope'"),
+        ("fused_attention = true\n", 'fused_attention = true\nborrows = ["tensorrt"]\n', "circle"),
+        ("fused_attention = true\n", "fused_attention = true\nalignment = 0\n", "alignment"),
+        ("covariance = [[", "covariance = [[nan, ", "covariance"),
+    ],
+)
+def test_a_profile_that_does_not_hold_together_says_where(tmp_path: Path, old: str, new: str, says: str) -> None:
+    text = find_file("t4").read_text()
+    assert old in text
+    broken = tmp_path / "t4.toml"
+    broken.write_text(text.replace(old, new, 1))
+    with pytest.raises(ProfileError, match=re.escape(says)):
+        find_profile(str(broken))
+
+
+def test_a_profile_that_lacks_anything_loads_or_says_so(tmp_path: Path) -> None:
+    """Every line left out in turn: nothing but a ProfileError, now or when an architecture is priced."""
+    lines = find_file("graviton3").read_text().splitlines()
+    path = tmp_path / "graviton3.toml"
+    for i in range(len(lines)):
+        path.write_text("\n".join([*lines[:i], *lines[i + 1 :]]))
+        with contextlib.suppress(ProfileError):
+            profile = find_profile(str(path))
+            Estimator(profile, profile.target(), Workload()).one(SHAPE)
+
+
+def test_threads_are_those_that_a_device_has() -> None:
+    with pytest.raises(ProfileError, match="no threads to choose"):
+        find_profile("t4").target(threads=8)
+    with pytest.raises(ProfileError, match="has 4 cores; got 64 threads"):
+        find_profile("arm-cpu").target(threads=64)
+    assert find_profile("arm-cpu").target(threads=2).threads == 2

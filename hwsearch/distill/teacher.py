@@ -63,7 +63,7 @@ class Outputs:
     @classmethod
     def read(cls, path: Path) -> Outputs:
         """What `teacher_outputs` keeps."""
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return cls(stored["indices"], stored["probabilities"])
 
     @classmethod

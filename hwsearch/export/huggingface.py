@@ -49,7 +49,10 @@ def export_student(teacher: Teacher, scheme: Scheme, architecture: Architecture,
         raise RunError(f"{folder} is a file; choose another --to")
     model = empty_student(teacher.model, architecture)
     quantise_layers(model.get_submodule("model.layers").children(), architecture, scheme)
-    model.load_state_dict(load_state(state)["model"])
+    try:
+        model.load_state_dict(load_state(state)["model"])
+    except RuntimeError as error:  # names or shapes that do not fit
+        raise RunError(f"{state} is of another student than {architecture.id}") from error
     plan = {"scheme": scheme, "layers": architecture.precision_text, "ranges": _ranges(model, scheme)}
     restore(model)
     try:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hwsearch.cli import cli, main
+from hwsearch.device import find_file
 from tests.latency.test_cases import ROW, write
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +97,12 @@ def test_latency_reads_an_architecture_from_a_file(tmp_path: Path) -> None:
         (["report", "no-such-run"], 1, "no finished run"),
         (["export", "no-such-run", "--to", "x"], 1, "no finished run"),
         (["devices", "banana"], 1, "unknown device"),
+        (["--device", "t4", "--budget", "1s", "--depth", "²"], 2, "4-8 or 128,192"),
+        (["--device", "t4", "--budget", "1s", "--depth", "4-"], 2, "4-8 or 128,192"),
+        (["--device", "t4", "--budget", "1s", "--threads", "4"], 1, "no threads to choose"),
+        (["latency", "--device", "t4", *ENCODER[:2], "--width", "9" * 20, *ENCODER[4:]], 1, "sizes of at most"),
+        (["latency", "--device", "t4", *ENCODER, "--precision", "int8*9999999999"], 1, "12"),
+        (["profile", "--device", "host", "--from-cases", "none.csv"], 2, "measured, not fitted"),
     ],
 )
 def test_wrong_input_is_one_clear_line(arguments: list[str], status: int, says: str) -> None:
@@ -103,6 +110,21 @@ def test_wrong_input_is_one_clear_line(arguments: list[str], status: int, says: 
     assert found == status, err
     assert says in line_of(err)
     assert out == ""
+
+
+def test_no_arguments_print_the_help() -> None:
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    assert "hwsearch --device jetson-orin --budget 280ms" in out
+    assert len(out.splitlines()) > 10
+
+
+def test_brackets_in_names_are_no_markup(tmp_path: Path) -> None:
+    path = tmp_path / "t4.toml"
+    path.write_text(find_file("t4").read_text().replace('title = "', 'title = "[bold] [/x] ', 1))
+    status, out, _ = run("devices", str(path))
+    assert status == 0
+    assert "[bold] [/x]" in out
 
 
 def test_broken_architectures_are_one_clear_line(tmp_path: Path) -> None:

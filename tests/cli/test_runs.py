@@ -95,18 +95,20 @@ def test_the_front_is_priced_on_another_device(finished: tuple[Path, dict[str, A
     there = document("report", str(folder), "--device", "t4")
     assert there["device"] == "t4"
     assert there["chosen"]["latency"]["median_ms"] != summary["chosen"]["latency"]["median_ms"]
-    assert (folder / "report-t4.html").is_file()
+    assert (folder / "report-t4-tensorrt.html").is_file()
     status, out, _ = run("report", str(folder))
     assert status == 0
     assert summary["chosen"]["architecture"]["id"] in out
 
 
-def test_a_damaged_summary_is_one_clear_line(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    (tmp_path / "summary.json").write_text('{"study": "x"')
+@pytest.mark.parametrize("content", [b'{"study": "x"', b"{}", b'{"study": "x", "device": "t4"}', b'{"a": "\xff"}'])
+def test_a_damaged_summary_is_one_clear_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "summary.json").write_bytes(content)
     for arguments in (["report", str(tmp_path)], ["export", str(tmp_path), "--to", str(tmp_path / "out")]):
         status, _, err = run(*arguments)
         assert status == 1
-        assert "cannot be read" in line_of(err)
+        assert str(tmp_path / "summary.json") in line_of(err)
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
 @pytest.mark.parametrize("kind", ["file", "no rights"])

@@ -1,5 +1,8 @@
 """Short runs on a small real teacher: what a score is made of, and that going on equals never having stopped."""
 
+import contextlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +61,32 @@ def test_a_second_workshop_finds_everything_on_disk(workshop: Workshop, monkeypa
     assert again.finish() == workshop.finish()
 
 
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"?" * 99])
+def test_a_damaged_cache_is_made_again(workshop: Workshop, damage: Callable[[bytes], bytes]) -> None:
+    complete = workshop.finish()
+    files = sorted(workshop.folder.iterdir())
+    assert {path.suffix for path in files} == {".npz", ".safetensors"}
+    for path in files:
+        content = path.read_bytes()
+        path.unlink()  # not in place: the workshop has it mapped
+        path.write_bytes(damage(content))
+    again = Workshop(workshop.spec)
+    assert again.finish() == complete
+    assert sorted(workshop.folder.iterdir()) == files
+
+
+def test_another_tokenizer_is_another_task(workshop: Workshop, tiny_teacher: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    path = tmp_path / "teacher" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"] = content["model"]["merges"][:-1]
+    path.write_text(json.dumps(content))
+    other = Workshop(replace(workshop.spec, teacher=str(tmp_path / "teacher")))
+    assert other.digest != workshop.digest
+
+
 def test_the_teacher_itself_has_no_loss(workshop: Workshop) -> None:
     own = workshop.facts().architecture
     score = Student(workshop.task, own).score(workshop.task.select)
@@ -102,9 +131,23 @@ def test_all_students_see_the_same_data_in_the_same_order(workshop: Workshop) ->
 
 
 def test_a_damaged_state_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(RunError, match="delete it to train it anew"):
-        load_state(tmp_path / "state.pt")
+    path = tmp_path / "state.pt"
+    torch.save({"model": {}, "optimizer": {}, "step": 3, "seconds": 0.0, "curve": []}, path)
+    whole = path.read_bytes()
+    assert load_state(path)["step"] == 3
+    rng = np.random.default_rng(0)
+    flipped = [bytearray(whole) for _ in range(200)]
+    for content in flipped:
+        content[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+    torch.save({"step": 3}, path)
+    for content in (b"", b"PK\x03\x04 cut off", whole[:-40], path.read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match="delete it to train it anew"):
+            load_state(path)
+    for content in flipped:
+        path.write_bytes(content)
+        with contextlib.suppress(RunError):
+            load_state(path)
 
 
 def test_a_pickle_from_outside_is_not_run(tmp_path: Path) -> None:
