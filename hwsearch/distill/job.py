@@ -21,8 +21,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seed: of the data and its order.
     """
 
-    rate: float = 2e-3
-    batch: int = 16
+    rate: float = 2.8e-3
+    batch: int = 8
     warm_up: int = 20
     clip: float = 1.0
     seed: int = 0

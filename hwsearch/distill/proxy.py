@@ -62,6 +62,7 @@ class Student:
         self.step = 0
         self.seconds = 0.0
         self.curve: list[tuple[int, float]] = []
+        self._judged: tuple[int, HeldOut, tuple[NDArray[np.float64], NDArray[np.int64]]] | None = None
 
     def train(
         self,
@@ -105,8 +106,11 @@ class Student:
         return np.array([orders[place // count][place % count] for place in places])
 
     def evaluate(self, held_out: HeldOut) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """KL to the teacher summed over each chunk, and next tokens that are right, both of shape [chunks]."""
-        return evaluate(self.model, held_out.chunks, held_out.outputs)
+        """KL to the teacher summed over each chunk, and next tokens that are right, both of shape [chunks]; once for
+        each step and set."""
+        if self._judged is None or self._judged[0] != self.step or self._judged[1] is not held_out:
+            self._judged = (self.step, held_out, evaluate(self.model, held_out.chunks, held_out.outputs))
+        return self._judged[2]
 
     def mark(self, held_out: HeldOut) -> None:
         """Add a point to the curve."""
@@ -155,7 +159,7 @@ class Student:
         state = load_state(path)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self._judged = state["step"], state["seconds"], None
         self.curve = [(int(step), float(loss)) for step, loss in state["curve"]]
 
 

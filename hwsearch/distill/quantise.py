@@ -20,6 +20,16 @@ RANGE_MOMENTUM = 0.95  # of the running range of static activations
 _TINY = 1e-8
 
 
+class Rounded:
+    """The last input that one of a group of layers has rounded, and what it became: query, key and value read the same
+    one, gate and up too."""
+
+    def __init__(self) -> None:
+        self.given: Tensor | None = None
+        self.rounded: Tensor | None = None
+        self.training = False
+
+
 class QuantisedLinear(nn.Linear):
     """A linear layer that computes as its int8 counterpart does.
 
@@ -27,6 +37,7 @@ class QuantisedLinear(nn.Linear):
     """
 
     scheme: Scheme
+    shared: Rounded
     low: Tensor  # running range of the input, for static schemes; both 0 before the first batch
     high: Tensor
 
@@ -45,8 +56,16 @@ class QuantisedLinear(nn.Linear):
         return torch.fake_quantize_per_tensor_affine(self.weight, scale, zero, -127, 127)
 
     def _activations(self, x: Tensor) -> Tensor:
+        """The input on its grid. Rounding is half of what int8 adds to a step: one of several readers does it."""
         with torch.no_grad():
             low, high = self._range(x)
+        shared = self.shared
+        if shared.given is not x or shared.rounded is None or shared.training != self.training:
+            shared.given, shared.rounded, shared.training = x, self._round(x, low, high), self.training
+        return shared.rounded
+
+    def _round(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        with torch.no_grad():
             if self.scheme.activation_type == "uint8":
                 bounds = (0, 255)
                 scale = ((high - low) / 255).clamp_min(_TINY)
@@ -73,13 +92,16 @@ class QuantisedLinear(nn.Linear):
         return low, high
 
 
-def quantise(linear: nn.Module, scheme: Scheme) -> None:
-    """Make a linear layer compute as its int8 counterpart, in place."""
-    assert isinstance(linear, nn.Linear)
-    linear.__class__ = QuantisedLinear
-    linear.scheme = scheme  # type: ignore[assignment]
-    for name in ("low", "high"):
-        linear.register_buffer(name, torch.zeros((), device=linear.weight.device))
+def quantise(part: nn.Module, names: Iterable[str], scheme: Scheme) -> None:
+    """Make the linear layers of a part that have these names compute as their int8 counterparts, in place."""
+    shared = Rounded()
+    for name in names:
+        linear = part.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        linear.__class__ = QuantisedLinear
+        linear.scheme, linear.shared = scheme, shared  # type: ignore[assignment]
+        for end in ("low", "high"):
+            linear.register_buffer(end, torch.zeros((), device=linear.weight.device))
 
 
 def restore(model: nn.Module) -> None:
@@ -98,5 +120,4 @@ def quantise_layers(layers: Iterable[nn.Module], architecture: Architecture, sch
     for module, layer in zip(layers, architecture.layers, strict=True):
         for names, precision in ((ATTENTION_LINEARS, layer.attention), (FEED_FORWARD_LINEARS, layer.feed_forward)):
             if precision is Precision.INT8:
-                for name in names:
-                    quantise(module.get_submodule(name), scheme)
+                quantise(module, names, scheme)

@@ -232,8 +232,7 @@ class Workshop:
         found = []
         for layer in model.get_submodule("model.layers").children():
             for names in (ATTENTION_LINEARS, FEED_FORWARD_LINEARS):
-                for name in names:
-                    quantise(layer.get_submodule(name), self.spec.scheme)
+                quantise(layer, names, self.spec.scheme)
                 found.append(divergence(model, chunks, outputs))
                 restore(model)
         return np.array(found).reshape(-1, 2)

@@ -29,8 +29,8 @@ from hwsearch.search.trainer import Trainer, result_of
 if TYPE_CHECKING:
     from hwsearch.search.study import Record
 
-FINALISTS = 4
-COOL_DOWN = 0.3  # share of a long run's steps at its end over which the rate falls to zero
+FINALISTS = 3
+COOL_DOWN = 0.7  # share of a long run's steps at its end over which the rate falls to zero
 
 
 class Progress(Protocol):

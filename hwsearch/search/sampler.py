@@ -20,6 +20,7 @@ from hwsearch.space import SearchSpace
 
 RATIOS = (0.5, 2.0)  # of the teacher's proportions
 FILL = (0.4, 1.0)  # of the budget, by the upper end of the interval
+CORNER_DEPTHS = 6
 FFN_SLACK = 1.35  # factor either way within which the feed-forward size may help to meet the fill
 
 
@@ -59,16 +60,22 @@ class Proposer:
         self.infeasible: set[Architecture] = set()
 
     def corners(self) -> list[dict[str, Any]]:
-        """Settings to begin with: the ends of depth, precision and fill that any sampler would take long to try."""
-        depths = self.space.depths
-        middle, corners = depths[len(depths) // 2], []
-        for depth, fill in ((middle, 1.0), (depths[-1], 1.0), (depths[0], 1.0), (middle, 0.7), (depths[-1], 0.5)):
-            corners.append({"depth": depth, "heads": 1.0, "ffn": 1.0, "fill": fill})
-        if len(self.space.precisions) > 1:
-            corners = [{**corner, "int8": 1.0} for corner in corners]
-            corners.insert(1, {**corners[0], "int8": 0.0})
-            corners.insert(2, {**corners[0], "int8": 0.5})
-        return corners
+        """Settings to begin with: the fullest student of each depth, from the middle outwards, and at the middle depth
+        one step in every other direction. What any sampler would take long to try, and what depth is worth most."""
+        quantised = {"int8": 1.0} if len(self.space.precisions) > 1 else {}
+        full = {"heads": 1.0, "ffn": 1.0, **quantised, "fill": 1.0}
+        fitting = [depth for depth in self.space.depths if self._fits(depth, bool(quantised))]
+        if not fitting:
+            return []
+        middle = fitting[len(fitting) // 2]
+        nearest = sorted(fitting, key=lambda depth: (abs(depth - middle), -depth))[:CORNER_DEPTHS]
+        steps: list[dict[str, float]] = [{"ffn": RATIOS[0]}, {"heads": RATIOS[0]}, {"fill": 0.7}]
+        steps += [{"int8": 0.0}] if quantised else []
+        return [{"depth": depth, **full} for depth in nearest] + [{"depth": middle, **full, **step} for step in steps]
+
+    def _fits(self, depth: int, quantised: bool) -> bool:
+        options = self.options(depth, 1.0, 1.0, self.plan(depth, float(quantised)))
+        return bool((self.price(options).high_ms <= self.budget_ms).any())
 
     def __call__(self, trial: Suggest, seen: Collection[Architecture]) -> Architecture | None:
         """The architecture of a trial's settings, or the nearest that fits and is not among `seen`; None when the space

@@ -17,6 +17,12 @@ def linear(seed: int = 0) -> nn.Linear:
     return nn.Linear(24, 12, bias=False)
 
 
+def quantised(layer: nn.Linear, scheme: Scheme) -> QuantisedLinear:
+    quantise(nn.ModuleDict({"layer": layer}), ["layer"], scheme)
+    assert isinstance(layer, QuantisedLinear)
+    return layer
+
+
 def test_a_dynamic_layer_computes_what_onnx_runtime_computes() -> None:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -42,15 +48,14 @@ def test_a_dynamic_layer_computes_what_onnx_runtime_computes() -> None:
     session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     real = session.run(None, {"x": x.numpy()})[0]
 
-    quantise(layer, DYNAMIC)
+    layer = quantised(layer, DYNAMIC)
     assert np.allclose(layer(x).detach().numpy(), real, atol=1e-4)
 
 
 def test_weights_and_static_activations_lie_on_their_grids() -> None:
     layer, x = linear(), torch.randn(7, 24)
     original = layer.weight.detach().clone()
-    quantise(layer, STATIC)
-    assert isinstance(layer, QuantisedLinear)
+    layer = quantised(layer, STATIC)
     layer.train()
     layer(x)
     layer.eval()
@@ -63,7 +68,7 @@ def test_weights_and_static_activations_lie_on_their_grids() -> None:
 
 def test_a_static_range_is_learnt_in_training_and_kept_in_use() -> None:
     layer = linear()
-    quantise(layer, STATIC)
+    layer = quantised(layer, STATIC)
     layer.train()
     for _ in range(3):
         layer(torch.ones(2, 24))
@@ -75,7 +80,7 @@ def test_a_static_range_is_learnt_in_training_and_kept_in_use() -> None:
 
 def test_gradients_pass_where_the_value_is_in_range() -> None:
     layer = linear()
-    quantise(layer, STATIC)
+    layer = quantised(layer, STATIC)
     layer.train()
     x = torch.randn(7, 24, requires_grad=True)
     layer(x).sum().backward()
@@ -87,9 +92,27 @@ def test_gradients_pass_where_the_value_is_in_range() -> None:
 def test_restoring_gives_the_float_layer_back() -> None:
     layer, x = linear(), torch.randn(3, 24)
     before = layer(x)
-    quantise(layer, DYNAMIC)
+    layer = quantised(layer, DYNAMIC)
     assert not torch.equal(layer(x), before)
     restore(layer)
     assert type(layer) is nn.Linear
     assert torch.equal(layer(x), before)
     assert set(layer.state_dict()) == {"weight"}
+
+
+def test_layers_that_read_the_same_input_round_it_once_and_alike() -> None:
+    part = nn.ModuleDict({name: linear(i) for i, name in enumerate("qkv")})
+    quantise(part, "qkv", STATIC)
+    alone = [quantised(linear(i), STATIC) for i in range(3)]
+    part.train()
+    for round_ in range(3):
+        x = torch.randn(5, 24) * (1 + round_)
+        for name, single in zip("qkv", alone, strict=True):
+            single.train()
+            assert torch.equal(part[name](x), single(x))
+            assert part[name].shared.given is x  # type: ignore[union-attr]
+        assert part["q"].shared is part["v"].shared  # type: ignore[union-attr]
+    part.eval()
+    x = 9 * torch.randn(5, 24)
+    for name, single in zip("qkv", alone, strict=True):
+        assert torch.equal(part[name](x), single.eval()(x))

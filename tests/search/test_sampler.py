@@ -91,7 +91,8 @@ def test_the_share_of_int8_goes_to_the_least_sensitive_parts(proposer: Proposer)
 
 def test_corners_are_inside_what_may_be_suggested(proposer: Proposer) -> None:
     corners = proposer.corners()
-    assert len(corners) == 7
+    assert len(corners) == 6 + 4
+    assert {corner["depth"] for corner in corners} == set(proposer.space.depths)
     assert {corner["int8"] for corner in corners} == {0.0, 0.5, 1.0}
 
 
