@@ -92,12 +92,12 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--max-size-mib", type=click.FloatRange(0, min_open=True), help="Limit of the stored weights.")
 @click.option("--max-memory-mib", type=click.FloatRange(0, min_open=True), help="Limit of weights and activations.")
-@click.option("--trials", type=click.IntRange(1), default=17, show_default=True, help="Students to try.")
+@click.option("--trials", type=click.IntRange(1), default=16, show_default=True, help="Students to try.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin no new trial after this time.")
 @click.option(
     "--steps",
     type=click.IntRange(4),
-    default=220,
+    default=200,
     show_default=True,
     help="Training steps of a trial; finalists get 6.7 times as many.",
 )
