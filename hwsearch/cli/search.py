@@ -97,7 +97,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--steps",
     type=click.IntRange(4),
-    default=200,
+    default=160,
     show_default=True,
     help="Training steps of a trial; finalists get 6.7 times as many.",
 )

@@ -45,7 +45,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: str = ""
     held_out: str = ""
     sequence: int = 128
-    chunks: int = 6144
+    chunks: int = 4096
     held_out_chunks: int = 384
     recipe: Recipe = Recipe()
     scheme: Scheme = Scheme()

@@ -169,8 +169,8 @@ def test_finalists_get_the_long_run_and_report_is_looked_at_once(tmp_path: Path)
     short = [job for job in trainer.jobs if job.cool_from is None]
     long = [job for job in trainer.jobs if job.cool_from is not None]
     assert len(short) == 12
-    assert {job.steps for job in short} == {200}
-    assert all(job.steps == 1333 and job.steps * 0.15 <= 200 for job in long)
+    assert {job.steps for job in short} == {160}
+    assert all(job.steps == 1066 and job.steps * 0.15 <= 160 for job in long)
     assert [job.split for job in long] == ["select"] * 3 + ["report"] * 3
     assert all(job.start for job in long[:3])
     assert len({job.architecture for job in short}) == 12  # nothing is trained twice
