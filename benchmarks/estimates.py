@@ -14,9 +14,9 @@ import time
 import numpy as np
 
 from hwsearch.architecture import Architecture, Layer
-from hwsearch.device import find_profile
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
+from hwsearch.profiles import find_profile
 from hwsearch.workload import Workload
 
 COUNT, ROUNDS = 100_000, 3

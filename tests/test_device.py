@@ -6,10 +6,11 @@ import msgspec
 import pytest
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.device import DeviceProfile, find_file, find_profile, load_profile, profile_files, save_profile
+from hwsearch.device import DeviceProfile
 from hwsearch.errors import ProfileError
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
+from hwsearch.profiles import find_file, find_profile, load_profile, profile_files, save_profile
 from hwsearch.workload import Workload
 
 FILES = list(profile_files())

@@ -12,7 +12,7 @@ HOST = "host"
 
 def find(device: str, threads: int | None = None) -> DeviceProfile:
     """The profile of a device by name, alias or path; this machine's for "host"."""
-    from hwsearch.device import find_profile
+    from hwsearch.profiles import find_profile
 
     if device.lower() != HOST:
         return find_profile(device)

@@ -166,9 +166,9 @@ def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
 @json_option
 def profile(device: str, runtime: str | None, file: Path, to: Path | None, as_json: bool) -> None:
     """Fit a device's profile on measured latencies of whole models."""
-    from hwsearch.device import find_file, load_profile, save_profile, user_folder
     from hwsearch.latency.calibrate import fit_device, matches
     from hwsearch.latency.cases import read_cases
+    from hwsearch.profiles import find_file, load_profile, save_profile, user_folder
 
     if device.lower() == HOST:
         raise click.UsageError(
@@ -200,7 +200,7 @@ def profile(device: str, runtime: str | None, file: Path, to: Path | None, as_js
 @json_option
 def devices(name: str | None, as_json: bool) -> None:
     """What is known of each device, and how it is known."""
-    from hwsearch.device import load_profile, profile_files
+    from hwsearch.profiles import load_profile, profile_files
 
     if name is not None:
         found = find(name)

@@ -17,22 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec.structs import replace
 
-from hwsearch.device import (
-    BY_PRECISION,
-    SCALARS,
-    DeviceProfile,
-    Error,
-    Figure,
-    Fit,
-    Hull,
-    Parameters,
-    Runtime,
-    find_profile,
-)
+from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Error, Figure, Fit, Hull, Parameters, Runtime
 from hwsearch.latency.analytic import AnalyticModel
 from hwsearch.latency.cases import Case, digest
 from hwsearch.latency.estimator import Estimates, estimate_with, log_gradient, medians_us
 from hwsearch.latency.prior import Belief, prior_of
+from hwsearch.profiles import find_profile
 from hwsearch.workload import KIND, OpTable, concatenate, lower
 
 if TYPE_CHECKING:

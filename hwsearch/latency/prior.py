@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Runtime, find_profile
+from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Runtime
 from hwsearch.errors import ProfileError
 from hwsearch.latency.analytic import figures_of
+from hwsearch.profiles import find_profile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

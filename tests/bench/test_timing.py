@@ -3,7 +3,7 @@ import pytest
 
 from hwsearch.bench.null import NullRuntime
 from hwsearch.bench.timing import ENOUGH, take_turns
-from hwsearch.device import find_profile
+from hwsearch.profiles import find_profile
 from hwsearch.workload import Workload
 from tests.test_workload import BERT
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hwsearch.cli import cli, main
-from hwsearch.device import find_file
+from hwsearch.profiles import find_file
 from tests.latency.test_cases import ROW, write
 
 ROOT = Path(__file__).parents[2]

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
-from hwsearch.device import DeviceProfile, find_profile
+from hwsearch.device import DeviceProfile
 from hwsearch.latency.analytic import AnalyticModel
 from hwsearch.latency.estimator import log_gradient, medians_us
 from hwsearch.precision import Precision
+from hwsearch.profiles import find_profile
 from hwsearch.workload import Workload, lower
 
 TARGETS = [

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from hwsearch.device import find_profile
 from hwsearch.errors import CasesError
 from hwsearch.latency.cases import COLUMNS, read_cases
 from hwsearch.precision import Precision
+from hwsearch.profiles import find_profile
 
 HEADER = ",".join(COLUMNS)
 ROW = {

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from hwsearch.architecture import Architecture, Layer, parse_precisions, uniform_layers
-from hwsearch.device import find_profile
 from hwsearch.latency.estimator import AT_ONCE, Estimator
 from hwsearch.precision import Precision
+from hwsearch.profiles import find_profile
 from hwsearch.workload import Workload
 
 

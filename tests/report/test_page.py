@@ -128,7 +128,7 @@ def test_the_terminal_says_what_a_person_acts_on(found: tuple[dict[str, Any], Ou
 
 
 def test_the_front_has_a_price_on_another_device(found: tuple[dict[str, Any], Outcome]) -> None:
-    from hwsearch.device import find_profile
+    from hwsearch.profiles import find_profile
 
     document, outcome = found
     t4 = find_profile("t4")
@@ -150,7 +150,7 @@ def test_the_front_has_a_price_on_another_device(found: tuple[dict[str, Any], Ou
 
 
 def test_a_student_that_cannot_run_elsewhere_is_said_to(found: tuple[dict[str, Any], Outcome]) -> None:
-    from hwsearch.device import find_profile
+    from hwsearch.profiles import find_profile
 
     document, outcome = found
     orin = find_profile("jetson-orin")

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from hwsearch.device import DeviceProfile, find_profile
+from hwsearch.device import DeviceProfile
 from hwsearch.distill.job import Job, ProxyScore, TaskSpec
 from hwsearch.errors import NothingFits, RunError, TrainingError
+from hwsearch.profiles import find_profile
 from hwsearch.search.engine import Outcome
 from hwsearch.search.main_job import run_search
 from hwsearch.search.null import TEACHER, NullTrainer

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from hwsearch.architecture import Architecture
-from hwsearch.device import find_profile
 from hwsearch.errors import ArchitectureError
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
+from hwsearch.profiles import find_profile
 from hwsearch.search.null import TEACHER, NullTrainer
 from hwsearch.search.sampler import Proposer
 from hwsearch.space import derive

@@ -1,0 +1,116 @@
+"""Profiles on disk: those that come with hwsearch, and one's own, which take the place of shipped ones by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from hwsearch.device import DeviceProfile
+from hwsearch.errors import ProfileError
+
+
+def data_folder(name: str) -> Path:
+    """A folder of data that ships with the package: inside it in a wheel, beside it in a checkout."""
+    package = Path(str(resources.files("hwsearch")))
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def user_folder() -> Path:
+    """Where profiles of one's own live; they take the place of shipped ones of the same name."""
+    return platformdirs.user_data_path("hwsearch") / "device_profiles"
+
+
+def profile_files() -> Iterator[Path]:
+    """Files of all profiles, one's own before those that come with hwsearch."""
+    own = sorted(user_folder().glob("*.toml"))
+    yield from own
+    yield from (
+        path for path in sorted(data_folder("device_profiles").glob("*.toml")) if path.name not in {p.name for p in own}
+    )
+
+
+def load_profile(path: Path) -> DeviceProfile:
+    """Read one profile.
+
+    Raises:
+        ProfileError: the file cannot be read, is not TOML, or an entry is missing, unknown, of a wrong type or out of
+            range.
+    """
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            return msgspec.convert(tomllib.load(file), DeviceProfile)
+    except OSError as error:
+        raise ProfileError(f"cannot read the profile {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"the profile {path} is not TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ProfileError(f"broken profile {path}: {error}") from error
+
+
+def find_profile(device: str) -> DeviceProfile:
+    """The profile of a device by name, alias or path of a TOML file.
+
+    Raises:
+        ProfileError: nothing by that name, or a broken file.
+    """
+    return load_profile(find_file(device))
+
+
+def find_file(device: str) -> Path:
+    """The file of a device's profile, by name, alias or path.
+
+    Raises:
+        ProfileError: nothing by that name.
+    """
+    if device.endswith(".toml") or "/" in device:
+        return Path(device)
+    wanted = device.lower()
+    for path in profile_files():
+        if path.stem == wanted:
+            return path
+    known: list[str] = []
+    for path in profile_files():
+        profile = load_profile(path)
+        if wanted in profile.aliases:
+            return path
+        known += [profile.name, *profile.aliases]
+    raise ProfileError(
+        f"unknown device {device!r} (have: {', '.join(sorted(known))}, host). "
+        "Give one of these or the path of a profile"
+    )
+
+
+def save_profile(profile: DeviceProfile, template: Path, to: Path) -> None:
+    """Write the parameters and fits of `profile` into a copy of the file `template`, whose facts, order and comments
+    stay."""
+    import tomlkit
+
+    from hwsearch.files import write_text
+
+    document = tomlkit.parse(template.read_text(encoding="utf-8"))
+    runtimes: Any = document["runtimes"]
+    for name, runtime in profile.runtimes.items():
+        for part in ("parameters", "fit"):
+            runtimes[name].pop(part, None)
+            plain = msgspec.to_builtins(getattr(runtime, part))
+            if plain is not None:
+                runtimes[name][part] = _without_none(plain)
+    # What was taken out leaves its blank lines behind.
+    write_text(to, re.sub(r"\n{3,}", "\n\n", tomlkit.dumps(document)))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_none(item) for item in value]
+    return value
