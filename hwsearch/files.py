@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 from hwsearch.errors import RunError
 
@@ -52,6 +54,24 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def pretty(value: Any) -> str:
+    """A value as JSON that a person can read, without a newline at its end."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON document.
+
+    Raises:
+        RunError: it cannot be read, or is none.
+    """
+    try:
+        found: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return found
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def read_or_drop(path: Path, read: Callable[[Path], T]) -> T | None:

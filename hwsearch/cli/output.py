@@ -15,10 +15,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 def print_json(value: Any) -> None:
     """One JSON document to stdout; what is not a number is null."""
-    import msgspec
+    from hwsearch.files import pretty
 
-    encoded = msgspec.json.format(msgspec.json.encode(value), indent=2)
-    click.echo(encoded.decode())
+    click.echo(pretty(value))
 
 
 def console() -> Console:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from hwsearch.search.engine import Outcome
     from hwsearch.search.main_job import Deliver
     from hwsearch.search.plan import Wishes
-    from hwsearch.search.result import Result
     from hwsearch.search.run import Run
     from hwsearch.units import Budget
 
@@ -209,6 +208,7 @@ def report(folder: Path, device: str | None, runtime: str | None, as_json: bool)
     from hwsearch.report.page import write_page
     from hwsearch.report.tables import print_summary
     from hwsearch.search.elsewhere import reprice
+    from hwsearch.search.finished import stored_summary, stored_trials
 
     document, trials, name = stored_summary(folder), stored_trials(folder), "report.html"
     if device or runtime:
@@ -237,6 +237,8 @@ def export(folder: Path, trial: int | None, to: Path, form: str, as_json: bool) 
     from hwsearch.distill.job import TaskSpec
     from hwsearch.distill.teacher import load_teacher
     from hwsearch.export.huggingface import export_student
+    from hwsearch.files import read_json
+    from hwsearch.search.finished import stored_summary, stored_trials
     from hwsearch.search.run import state_of
 
     document = stored_summary(folder)
@@ -251,7 +253,7 @@ def export(folder: Path, trial: int | None, to: Path, form: str, as_json: bool) 
     states = [state_of(folder, trial, architecture, "long"), state_of(folder, trial, architecture)]
     state = next((path for path in states if path.is_file()), states[-1])
     try:
-        spec = msgspec.convert(stored_json(folder / "run.json").get("spec"), TaskSpec)
+        spec = msgspec.convert(read_json(folder / "run.json").get("spec"), TaskSpec)
     except msgspec.ValidationError as error:
         raise RunError(f"{folder / 'run.json'} was not written by this version of hwsearch: {error}") from error
     export_student(load_teacher(spec.teacher or None), spec.scheme, architecture, state, to)
@@ -259,51 +261,3 @@ def export(folder: Path, trial: int | None, to: Path, form: str, as_json: bool) 
         print_json({"trial": trial, "architecture": architecture.to_json(), "format": form, "folder": str(to)})
     else:
         console().print(f"{architecture.id} written to {to}")
-
-
-def stored_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a finished run.
-
-    Raises:
-        RunError: the folder holds none, or something else by that name.
-    """
-    from hwsearch.search.summary import KEYS
-
-    path = folder / "summary.json"
-    if not path.is_file():
-        raise RunError(f"{folder} holds no finished run (no summary.json); finish it with the command that began it")
-    document = stored_json(path)
-    if missing := sorted(KEYS - set(document)):
-        raise RunError(f"{path} is no summary of a run: it lacks {', '.join(missing)}")
-    return document
-
-
-def stored_trials(folder: Path) -> list[Result]:
-    """The finished trials of a run.
-
-    Raises:
-        RunError: it has no study.
-    """
-    from hwsearch.search.study import Study
-
-    path = folder / "study.db"
-    if not path.is_file():
-        raise RunError(f"{folder} holds no study (no study.db)")
-    study = Study(path, folder.name)
-    trials = [record.result for record in study.records() if record.result is not None]
-    study.close()
-    return trials
-
-
-def stored_json(path: Path) -> dict[str, Any]:
-    """A JSON document of a run.
-
-    Raises:
-        RunError: it cannot be read.
-    """
-    import msgspec
-
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error

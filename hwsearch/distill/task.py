@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from hwsearch import __version__
-from hwsearch.distill.data import Corpus, Split, draw_chunks, standard_library, text_files
+from hwsearch.distill.data import SPLITS, Corpus, Split, draw_chunks, standard_library, text_files
 from hwsearch.distill.families import architecture_of
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import Facts, Recipe, TaskSpec
@@ -125,8 +125,12 @@ class Workshop:
 
     def compute_statistics(self) -> None:
         """The teacher's importance, its best layers by depth and its sensitivity to int8, from training chunks."""
-        if read_or_drop(self._statistics_path, load_file) is not None:
-            return
+        self._statistics()
+
+    def _statistics(self) -> dict[str, torch.Tensor]:
+        path = self.folder / "statistics.safetensors"
+        if (stored := read_or_drop(path, load_file)) is not None:
+            return stored
         chunks = torch.from_numpy(self.tokens["train"][:STATISTICS_CHUNKS])
         importance = measure_importance(self.teacher.model, chunks)
         layers, sensitivities = self._layers(), self._sensitivities()
@@ -135,11 +139,9 @@ class Workshop:
         for i, (attention, feed_forward) in enumerate(zip(importance.attention, importance.feed_forward, strict=True)):
             tensors |= {f"attention.{i}": attention, f"feed_forward.{i}": feed_forward}
         tensors |= {f"layers.{depth}": torch.tensor(kept) for depth, kept in layers.items()}
-        _write(self._statistics_path, {name: value.contiguous() for name, value in tensors.items()})
-
-    @property
-    def _statistics_path(self) -> Path:
-        return self.folder / "statistics.safetensors"
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        _write(path, tensors)
+        return tensors
 
     def finish(self) -> Facts:
         """What is known once every piece is there."""
@@ -153,8 +155,7 @@ class Workshop:
     def task(self) -> Task:
         """The whole task; pieces that nobody has computed yet are computed now."""
         if self._task is None:
-            self.compute_statistics()
-            stored = load_file(self._statistics_path)
+            stored = self._statistics()
             depth = len(stored["heads"])
             importance = Importance(
                 heads=stored["heads"],
@@ -181,25 +182,18 @@ class Workshop:
         return self._task
 
     def _tokens(self, corpus: Corpus) -> dict[Split, NDArray[np.int64]]:
-        path = self.folder / "tokens.safetensors"
-        if read_or_drop(path, load_file) is None:
-            spec, seed = self.spec, self.spec.recipe.seed
-            found = {
-                "train": draw_chunks(corpus.texts["train"], self.teacher.tokenizer, spec.chunks, spec.sequence, seed),
-                "select": draw_chunks(
-                    corpus.texts["select"], self.teacher.tokenizer, spec.held_out_chunks, spec.sequence, None
-                ),
-                "report": draw_chunks(
-                    corpus.texts["report"], self.teacher.tokenizer, spec.held_out_chunks, spec.sequence, None
-                ),
-            }
-            _write(path, {name: torch.from_numpy(value) for name, value in found.items()})
-        stored = load_file(path)
-        return {
-            "train": stored["train"].numpy(),
-            "select": stored["select"].numpy(),
-            "report": stored["report"].numpy(),
-        }
+        path, spec = self.folder / "tokens.safetensors", self.spec
+        stored = read_or_drop(path, load_file)
+        if stored is None:
+            tokenizer, held_out = self.teacher.tokenizer, spec.held_out_chunks
+            counts: dict[Split, int] = {"train": spec.chunks, "select": held_out, "report": held_out}
+            stored = {}
+            for split, count in counts.items():
+                seed = spec.recipe.seed if split == "train" else None
+                chunks = draw_chunks(corpus.texts[split], tokenizer, count, spec.sequence, seed)
+                stored[split] = torch.from_numpy(chunks)
+            _write(path, stored)
+        return {name: stored[name].numpy() for name in SPLITS}
 
     def _outputs(self, split: Split, part: slice = slice(None)) -> Outputs:
         return teacher_outputs(self.teacher, self.tokens[split][part], self.folder)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,7 +26,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hwsearch.distill.data import SPLITS, Corpus, Split, standard_library, token_stream
-from hwsearch.files import whole, write_text
+from hwsearch.files import pretty, whole, write_text
 from hwsearch.units import format_seconds
 
 if TYPE_CHECKING:
@@ -254,7 +253,7 @@ def write_card(folder: Path, model: LlamaForCausalLM, corpus: Corpus, training: 
         **values,
     )
     write_text(folder / "README.md", text)
-    write_text(folder / "history.json", msgspec.json.format(msgspec.json.encode(training.history)).decode())
+    write_text(folder / "history.json", pretty(training.history))
 
 
 @click.command()

@@ -7,14 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from hwsearch.architecture import Architecture
 from hwsearch.distill.proxy import load_state
 from hwsearch.distill.quantise import QuantisedLinear, quantise_layers, restore
 from hwsearch.distill.student import empty_student
 from hwsearch.errors import RunError
-from hwsearch.files import write_text
+from hwsearch.files import pretty, write_text
 from hwsearch.precision import Scheme
 
 if TYPE_CHECKING:
@@ -61,8 +59,8 @@ def export_student(teacher: Teacher, scheme: Scheme, architecture: Architecture,
             temporary = Path(name) / "student"
             model.save_pretrained(temporary)
             teacher.tokenizer.save_pretrained(temporary)
-            write_text(temporary / "architecture.json", _pretty(architecture.to_json()))
-            write_text(temporary / "precision.json", _pretty(plan))
+            write_text(temporary / "architecture.json", pretty(architecture.to_json()) + "\n")
+            write_text(temporary / "precision.json", pretty(plan) + "\n")
             if folder.exists():
                 folder.replace(Path(name) / "earlier")  # it goes with the temporary folder
             temporary.replace(folder)
@@ -76,7 +74,3 @@ def _ranges(model: PreTrainedModel, scheme: Scheme) -> dict[str, tuple[float, fl
     return (
         {name: (float(m.low), float(m.high)) for name, m in quantised.items()} if scheme.activations == "static" else {}
     )
-
-
-def _pretty(value: object) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"

@@ -13,7 +13,7 @@ import msgspec
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import TaskSpec
 from hwsearch.errors import NothingFits
-from hwsearch.files import write_text
+from hwsearch.files import pretty, write_text
 from hwsearch.search.engine import Engine, Outcome, Progress
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run, default_folder
@@ -86,7 +86,7 @@ def run_search(
         outcome = Engine(plan, facts, trainer, run, progress).search()
         document = {**summarise(run.name, plan, outcome, time.monotonic() - started), "asked_trials": outcome.asked}
         deliver(run, outcome, document)
-        write_text(run.path("summary.json"), msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+        write_text(run.path("summary.json"), pretty(document))
         return run.folder, document
     finally:
         run.close()

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from hwsearch.architecture import Architecture
 from hwsearch.errors import RunError
-from hwsearch.files import sweep, write_text
+from hwsearch.files import pretty, read_json, sweep, write_text
 
 
 def default_folder(device: str, budget: str, teacher: str, identity: dict[str, Any]) -> Path:
@@ -65,7 +65,7 @@ class Run:
             raise RunError(f"cannot write to {folder}: {error.strerror}. Choose another --out") from error
         stored = self.read("run.json")
         if stored is None:
-            write_text(folder / "run.json", msgspec.json.format(msgspec.json.encode(identity), indent=2).decode())
+            write_text(folder / "run.json", pretty(identity))
         elif stored != identity:
             self.close()
             differs = ", ".join(
@@ -90,13 +90,7 @@ class Run:
             RunError: it is not JSON.
         """
         path = self.folder / name
-        if not path.is_file():
-            return None
-        try:
-            found: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-            return found
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
-            raise RunError(f"{path} cannot be read: {error}") from error
+        return read_json(path) if path.is_file() else None
 
     def close(self) -> None:
         """Let others in."""

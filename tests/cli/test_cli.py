@@ -128,8 +128,13 @@ def test_brackets_in_names_are_no_markup(tmp_path: Path) -> None:
 
 
 def test_broken_architectures_are_one_clear_line(tmp_path: Path) -> None:
-    for name, content in (("a.json", "{"), ("b.json", '{"block": "decoder"}'), ("c.json", "[1]")):
-        (tmp_path / name).write_text(content)
+    for name, content in (
+        ("a.json", "{"),
+        ("b.json", '{"block": "decoder"}'),
+        ("c.json", "[1]"),
+        ("d.json", '{"a": "\xff"}'),
+    ):
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
         status, _, err = run("latency", "--device", "t4", "--architecture", str(tmp_path / name))
         assert status == 1
         assert len(line_of(err)) > 20

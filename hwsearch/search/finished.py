@@ -1,0 +1,42 @@
+"""What a finished run has left in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hwsearch.errors import RunError
+from hwsearch.files import read_json
+from hwsearch.search.result import Result
+from hwsearch.search.study import Study
+from hwsearch.search.summary import KEYS
+
+
+def stored_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run.
+
+    Raises:
+        RunError: the folder holds none, or something else by that name.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise RunError(f"{folder} holds no finished run (no summary.json); finish it with the command that began it")
+    document = read_json(path)
+    if missing := sorted(KEYS - set(document)):
+        raise RunError(f"{path} is no summary of a run: it lacks {', '.join(missing)}")
+    return document
+
+
+def stored_trials(folder: Path) -> list[Result]:
+    """The finished trials of a run.
+
+    Raises:
+        RunError: it has no study.
+    """
+    path = folder / "study.db"
+    if not path.is_file():
+        raise RunError(f"{folder} holds no study (no study.db)")
+    study = Study(path, folder.name)
+    trials = [record.result for record in study.records() if record.result is not None]
+    study.close()
+    return trials
