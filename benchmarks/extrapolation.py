@@ -13,18 +13,27 @@ import json
 import sys
 
 import numpy as np
+from msgspec.structs import replace
 
-from hwsearch.bench import host
+from hwsearch.architecture import Architecture, uniform_layers
+from hwsearch.bench import host, onnxruntime
+from hwsearch.bench.points import case_of, reference_run
+from hwsearch.bench.timing import Reference, take_turns
 from hwsearch.latency.calibrate import believe, estimate_cases, with_belief
+from hwsearch.precision import Precision
+from hwsearch.workload import Workload
 
-WIDE = tuple(
-    ("decoder", 1, w, w // 64, w // 64, 64, w * 8 // 96 * 32, 0, b, 128) for w in (512, 768, 1024) for b in (1, 8, 24)
-)
-NARROW = tuple(
-    ("decoder", 4, w, w // 32, w // 32, 32, w * 8 // 96 * 32, 0, b, 128)
-    for w in (64, 96, 128, 192, 256)
-    for b in (8, 64)
-)
+PLANS = (Precision.FP32, Precision.INT8)
+
+
+def decoder(layers: int, width: int, head_dim: int, precision: Precision) -> Architecture:
+    heads = width // head_dim
+    parts = uniform_layers(layers, heads, heads, width * 8 // 96 * 32, [(precision, precision)] * layers)
+    return Architecture("decoder", width, head_dim, parts, True, "rmsnorm")
+
+
+WIDE = [(decoder(1, w, 64, p), Workload(b, 128)) for w in (512, 768, 1024) for b in (1, 8, 24) for p in PLANS]
+NARROW = [(decoder(4, w, 32, p), Workload(b, 128)) for w in (64, 96, 128, 192, 256) for b in (8, 64) for p in PLANS]
 
 
 def main() -> None:
@@ -32,8 +41,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     seconds = parser.parse_args().seconds
     machine = host.this_machine()
-    measured = host.measure(machine, seconds, lambda _: None, (*WIDE, *NARROW))
-    cases = [case for case, _ in measured]
+    runtime = host.runtime_of(machine)
+    models = {f"{architecture.id} {workload}": (architecture, workload) for architecture, workload in (*WIDE, *NARROW)}
+    runs = {name: onnxruntime.prepare(*model, machine.threads) for name, model in models.items()}
+    reference = Reference(reference_run(runtime))
+    samples = take_turns(runs, seconds, reference=reference)
+    cases = [
+        replace(case_of("host", "onnxruntime", runtime, *model, name), latency_ms=samples[name].low_ms(reference.usual))
+        for name, model in models.items()
+    ]
     wide, narrow = ([case for case in cases if (case.width >= 512) is is_wide] for is_wide in (True, False))
     facts = host.facts(machine)
     belief, noise = believe(facts, "onnxruntime", wide)

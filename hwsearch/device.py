@@ -163,6 +163,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         borrows: runtimes ("runtime" of the same device, or "device/runtime") whose parameters stand in for what the
             cases cannot tell; the datasheet where there are none.
         note: what a reader should know.
+        table: its measured latency table, as "<device>/<runtime>" in `latency_tables`; empty where there is none.
         parameters, fit: made by `hwsearch profile`; None in a profile that holds facts alone so far.
     """
 
@@ -175,6 +176,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int = 0
     borrows: tuple[str, ...] = ()
     note: str = ""
+    table: str = ""
     parameters: Parameters | None = None
     fit: Fit | None = None
 

@@ -27,6 +27,11 @@ def user_folder() -> Path:
     return platformdirs.user_data_path("hwsearch") / "device_profiles"
 
 
+def own_tables() -> Path:
+    """Where latency tables of one's own live."""
+    return platformdirs.user_data_path("hwsearch") / "latency_tables"
+
+
 def profile_files() -> Iterator[Path]:
     """Files of all profiles, one's own before those that come with hwsearch."""
     own = sorted(user_folder().glob("*.toml"))
@@ -106,6 +111,30 @@ def save_profile(profile: DeviceProfile, template: Path, to: Path) -> None:
                 runtimes[name][part] = _without_none(plain)
     # What was taken out leaves its blank lines behind.
     write_text(to, re.sub(r"\n{3,}", "\n\n", tomlkit.dumps(document)))
+
+
+def check_name(device: str) -> None:
+    """Raise unless a device may be called so: its name is a file's.
+
+    Raises:
+        ProfileError: it may not.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", device):
+        raise ProfileError(f"a device's name has small letters, digits, '-', '_' and '.'; got {device!r}")
+
+
+def write_profile(profile: DeviceProfile, to: Path) -> None:
+    """Write a whole profile, facts and all.
+
+    Raises:
+        ProfileError: its name cannot be a file's.
+    """
+    import tomlkit
+
+    from hwsearch.files import write_text
+
+    check_name(profile.name)
+    write_text(to, tomlkit.dumps(_without_none(msgspec.to_builtins(profile))))
 
 
 def _without_none(value: Any) -> Any:

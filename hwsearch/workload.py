@@ -77,6 +77,8 @@ class OpTable:
         kind: index into `KINDS`.
         m, k, n: the matrix product [m, k] x [k, n]; for attention m is the query tokens, k the channels of all heads, n
             the context; for embedding, norm and cast m is the tokens, n the channels, k is 0.
+        variant: 1 for attention that is causal with rotary embedding, a root-mean-square norm, a gated feed-forward and
+            a head that classifies; else 0.
         precision: `Precision.code` of the part that the kernel belongs to.
         count: how often the kernel runs in one pass of its phase.
         flops: multiply-adds times two, of one run.
@@ -94,6 +96,7 @@ class OpTable:
     m: Floats
     k: Floats
     n: Floats
+    variant: Ints
     precision: Ints
     count: Floats
     flops: Floats
@@ -123,7 +126,10 @@ def concatenate(tables: Sequence[OpTable]) -> OpTable:
 
 
 COLUMNS = tuple(field.name for field in fields(OpTable) if field.name not in ("size", "passes"))
-_DTYPES = {name: np.int64 if name in ("architecture", "phase", "kind", "precision") else np.float64 for name in COLUMNS}
+_DTYPES = {
+    name: np.int64 if name in ("architecture", "phase", "kind", "variant", "precision") else np.float64
+    for name in COLUMNS
+}
 _WEIGHT_BYTES = np.array([precision.weight_bits / 8 for precision in PRECISIONS])
 _ACTIVATION_BYTES = np.array([precision.activation_bits / 8 for precision in PRECISIONS])
 
@@ -164,6 +170,8 @@ class _Parts:
     f_count: Floats
     f_precision: Ints
     ffn: Ints
+    decoder: Ints  # 1 for a decoder
+    rms: Ints  # 1 for a root-mean-square norm
     gate: Ints  # 1 where a third matrix gates the first
 
 
@@ -201,6 +209,8 @@ def _read(architectures: Sequence[Architecture]) -> _Parts:
         f_count=f_count,
         f_precision=f_precision,
         ffn=ffn,
+        decoder=each(a.block == "decoder" for a in architectures),
+        rms=each(a.norm == "rmsnorm" for a in architectures),
         gate=gated[f_owner],
     )
 
@@ -213,7 +223,7 @@ class _Rows:
 
     def add(self, architecture: Ints, **columns: Any) -> None:
         """A row for each of `architecture`; what is not given is 0, `flops` those of the matrix product."""
-        columns = {"count": 1.0, "k": 0.0, "weight_bytes": 0.0, "scores": 0.0, **columns}
+        columns = {"count": 1.0, "k": 0.0, "weight_bytes": 0.0, "scores": 0.0, "variant": 0, **columns}
         columns.setdefault("flops", 2.0 * columns["m"] * columns["k"] * columns["n"])
         columns["architecture"] = architecture
         for name, blocks in self._blocks.items():
@@ -244,16 +254,17 @@ def _add_pass(rows: _Rows, p: _Parts, phase: int, tokens: float, context: float,
     rows.add(
         p.a_owner, kind=KIND["attention"], k=p.queries, n=context, flops=4.0 * tokens * context * p.queries,
         weight_bytes=cached if phase == DECODE_TOKEN else 0.0, elements=tokens * (2 * p.queries + 2 * p.keys),
-        scores=tokens * context * p.heads, **a,
+        scores=tokens * context * p.heads, variant=p.decoder[p.a_owner], **a,
     )  # fmt: skip
     rows.add(
         p.a_owner, kind=KIND["projection"], k=p.queries, n=width, weight_bytes=width * p.queries * bytes_each,
         elements=tokens * (p.queries + width), **a,
     )  # fmt: skip
     # A norm behind each part, fused with the residual: reads the branch and the stream, writes the stream and its copy.
-    rows.add(p.a_owner, kind=KIND["norm"], n=width, elements=4 * tokens * width, **a)
+    rows.add(p.a_owner, kind=KIND["norm"], n=width, elements=4 * tokens * width, variant=p.rms[p.a_owner], **a)
 
     f: dict[str, Any] = {"phase": phase, "m": tokens, "precision": p.f_precision, "count": p.f_count}
+    f["variant"] = p.gate
     width, bytes_each, up = p.width[p.f_owner], _WEIGHT_BYTES[p.f_precision], p.ffn * (1 + p.gate)
     # The elementwise product behind a gate reads both halves and writes one.
     rows.add(
@@ -264,7 +275,7 @@ def _add_pass(rows: _Rows, p: _Parts, phase: int, tokens: float, context: float,
         p.f_owner, kind=KIND["down"], k=p.ffn, n=width, weight_bytes=width * p.ffn * bytes_each,
         elements=tokens * (p.ffn + width), **f,
     )  # fmt: skip
-    rows.add(p.f_owner, kind=KIND["norm"], n=width, elements=4 * tokens * width, **f)
+    rows.add(p.f_owner, kind=KIND["norm"], n=width, elements=4 * tokens * width, **{**f, "variant": p.rms[p.f_owner]})
 
     for head, (m, columns) in {
         "classify": (batch, p.width),
@@ -275,7 +286,7 @@ def _add_pass(rows: _Rows, p: _Parts, phase: int, tokens: float, context: float,
         k, n, precision = p.width[index], columns[index], p.head_precision[index]
         rows.add(
             index, phase=phase, kind=KIND["head"], m=m, k=k, n=n, precision=precision,
-            weight_bytes=k * n * _WEIGHT_BYTES[precision], elements=m * (k + n),
+            weight_bytes=k * n * _WEIGHT_BYTES[precision], elements=m * (k + n), variant=int(head == "classify"),
         )  # fmt: skip
     changed = everyone[p.changes > 0]
     rows.add(

@@ -3,10 +3,14 @@
 Written in plain operators at an opset that runtimes of the last years read; fusing them is the runtime's business. An
 int8 part is written as ONNX Runtime's own dynamic quantiser writes it: DynamicQuantizeLinear, MatMulInteger, and a
 product with the scales.
+
+Everything in the graph is named after the part it belongs to, as "3.softmax/..." in layer 3 or "head/...", so that the
+nodes of a runtime's fused graph can be told apart: `parts_of`.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +27,10 @@ if TYPE_CHECKING:
 
 OPSET = 17
 IR_VERSION = 8
+PARTS = frozenset(
+    ["embedding", "qkv", "layout", "scores", "softmax", "values", "projection", "up", "down", "norm", "head"]
+)  # of a layer, with its number before it, or of the whole network
+_MOVES = frozenset(["Reshape", "Transpose", "Expand", "Slice", "Split", "Concat", "Neg", "Unsqueeze", "Squeeze"])
 
 
 def build_graph(architecture: Architecture, workload: Workload, seed: int = 0) -> onnx.ModelProto:
@@ -43,6 +51,39 @@ def example_input(architecture: Architecture, workload: Workload, seed: int = 0)
     return {"input": rng.standard_normal((workload.batch, workload.sequence, architecture.width), dtype=np.float32)}
 
 
+def parts_of(graph: onnx.GraphProto) -> list[str]:
+    """The part that each node of a runtime's optimised graph belongs to, as "3.qkv" or "head", in the nodes' order.
+
+    By the weights that it reads, else by what it writes, else by who reads that: fusion keeps the names at its edges.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    readers = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+
+    def named(names: list[str]) -> str | None:
+        return next((part for name in names if (part := _part(name))), None)
+
+    def part_of(node: onnx.NodeProto, depth: int = 8) -> str | None:
+        found = named([name for name in node.input if name in weights]) or named(list(node.output))
+        if found is None and depth:
+            later = (part_of(reader, depth - 1) for name in node.output for reader in readers[name])
+            found = next((part for part in later if part), None)
+        layer, dot, kind = (found or "").rpartition(".")
+        if kind in ("scores", "softmax", "values") and node.op_type in _MOVES:
+            return f"{layer}{dot}layout"
+        return found
+
+    parts = [part_of(node) for node in graph.node]
+    return [part or before or "head" for part, before in zip(parts, [None, *parts], strict=False)]
+
+
+def _part(name: str) -> str | None:
+    part, slash, _ = name.partition("/")
+    return part if slash and part.rpartition(".")[2] in PARTS else None
+
+
 class _Builder:
     def __init__(self, architecture: Architecture, workload: Workload, seed: int) -> None:
         self.a, self.workload = architecture, workload
@@ -50,6 +91,8 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.quantised: dict[str, tuple[str, str, str]] = {}  # activations that have been quantised already
+        self.place = ""  # the layer that is being written, as "3."
+        self.part = "embedding"  # the part that is being written, as "embedding" or "3.qkv"
 
     def model(self) -> onnx.ModelProto:
         a, batch, sequence = self.a, self.workload.batch, self.workload.sequence
@@ -60,8 +103,10 @@ class _Builder:
             entry = helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, sequence, a.width])
             x = "input"
         for i, layer in enumerate(a.layers):
-            x = self.layer(x, layer, f"layer{i}")
+            self.place = f"{i}."
+            x = self.layer(x, layer)
         x = self.norm(x, "last") if a.head != "none" or a.norm == "rmsnorm" else x
+        self.part = "head"
         shape: list[int] = [batch, sequence, a.width]
         if a.head == "lm":
             x, shape = self.linear(x, a.vocab, a.width, a.head_precision, "head"), [batch, sequence, a.vocab]
@@ -71,24 +116,30 @@ class _Builder:
             first = self.node("Gather", [x, self.constant(np.array(0), "first")], axis=1)
             pooled = self.node("Tanh", [self.linear(first, a.width, a.width, a.head_precision, "pooler")])
             x, shape = self.linear(pooled, 2, a.width, a.head_precision, "head"), [batch, 2]
-        self.nodes.append(helper.make_node("Identity", [x], ["output"]))
-        leave = helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)
+        self.nodes.append(helper.make_node("Identity", [x], [f"{self.part}/output"]))
+        leave = helper.make_tensor_value_info(f"{self.part}/output", TensorProto.FLOAT, shape)
         graph = helper.make_graph(self.nodes, "architecture", [entry], [leave], self.initializers)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
-    def layer(self, x: str, layer: Layer, name: str) -> str:
+    def layer(self, x: str, layer: Layer) -> str:
         """Pre-norm for a root-mean-square norm, post-norm for LayerNorm, as the families have it."""
         if self.a.norm == "rmsnorm":
-            x = self.node("Add", [x, self.attention(self.norm(x, f"{name}.n1"), layer, name)])
-            return self.node("Add", [x, self.feed_forward(self.norm(x, f"{name}.n2"), layer, name)])
-        x = self.norm(self.node("Add", [x, self.attention(x, layer, name)]), f"{name}.n1")
-        return self.norm(self.node("Add", [x, self.feed_forward(x, layer, name)]), f"{name}.n2")
+            x = self.residual(x, self.attention(self.norm(x, "first"), layer))
+            return self.residual(x, self.feed_forward(self.norm(x, "second"), layer))
+        x = self.norm(self.residual(x, self.attention(x, layer)), "first")
+        return self.norm(self.residual(x, self.feed_forward(x, layer)), "second")
 
-    def attention(self, x: str, layer: Layer, name: str) -> str:
+    def residual(self, x: str, branch: str) -> str:
+        self.part = f"{self.place}norm"
+        return self.node("Add", [x, branch])
+
+    def attention(self, x: str, layer: Layer) -> str:
         a, w = self.a, self.workload
         heads = []
         for part, count in (("q", layer.heads), ("k", layer.kv_heads), ("v", layer.kv_heads)):
-            flat = self.linear(x, count * a.head_dim, a.width, layer.attention, f"{name}.{part}")
+            self.part = f"{self.place}qkv"
+            flat = self.linear(x, count * a.head_dim, a.width, layer.attention, part)
+            self.part = f"{self.place}layout"
             split = self.reshape(flat, [w.batch, w.sequence, count, a.head_dim])
             split = self.node("Transpose", [split], perm=[0, 2, 1, 3])
             if part != "v" and a.block == "decoder":
@@ -97,15 +148,22 @@ class _Builder:
                 split = self.repeat(split, layer)
             heads.append(split)
         q, k, v = heads
-        scores = self.node("MatMul", [q, self.node("Transpose", [k], perm=[0, 1, 3, 2])])
+        k = self.node("Transpose", [k], perm=[0, 1, 3, 2])
+        self.part = f"{self.place}scores"
+        scores = self.node("MatMul", [q, k])
         scores = self.node("Mul", [scores, self.constant(np.float32(a.head_dim**-0.5), "scale")])
+        self.part = f"{self.place}softmax"
         if a.block == "decoder":
             mask = np.triu(np.full((w.sequence, w.sequence), -1e9, np.float32), 1)
             scores = self.node("Add", [scores, self.constant(mask, "mask")])
-        mixed = self.node("MatMul", [self.node("Softmax", [scores], axis=-1), v])
+        shares = self.node("Softmax", [scores], axis=-1)
+        self.part = f"{self.place}values"
+        mixed = self.node("MatMul", [shares, v])
+        self.part = f"{self.place}layout"
         mixed = self.node("Transpose", [mixed], perm=[0, 2, 1, 3])
         mixed = self.reshape(mixed, [w.batch, w.sequence, layer.heads * a.head_dim])
-        return self.linear(mixed, a.width, layer.heads * a.head_dim, layer.attention, f"{name}.o")
+        self.part = f"{self.place}projection"
+        return self.linear(mixed, a.width, layer.heads * a.head_dim, layer.attention, "o")
 
     def rotary(self, x: str) -> str:
         """Rotary position embedding of [batch, heads, sequence, head_dim], halves rotated against each other."""
@@ -128,23 +186,26 @@ class _Builder:
         )
         return self.reshape(x, [w.batch, layer.heads, w.sequence, d])
 
-    def feed_forward(self, x: str, layer: Layer, name: str) -> str:
-        up = self.linear(x, layer.ffn, self.a.width, layer.feed_forward, f"{name}.up")
+    def feed_forward(self, x: str, layer: Layer) -> str:
+        self.part = f"{self.place}up"
+        up = self.linear(x, layer.ffn, self.a.width, layer.feed_forward, "up")
         if self.a.gated_ffn:
-            gate = self.linear(x, layer.ffn, self.a.width, layer.feed_forward, f"{name}.gate")
+            gate = self.linear(x, layer.ffn, self.a.width, layer.feed_forward, "gate")
             inner = self.node("Mul", [self.node("Mul", [gate, self.node("Sigmoid", [gate])]), up])
         else:
             erf = self.node("Erf", [self.node("Div", [up, self.constant(np.float32(np.sqrt(2)), "root")])])
             both = self.node("Mul", [up, self.node("Add", [erf, self.constant(np.float32(1), "one")])])
             inner = self.node("Mul", [both, self.constant(np.float32(0.5), "half")])
-        return self.linear(inner, self.a.width, layer.ffn, layer.feed_forward, f"{name}.down")
+        self.part = f"{self.place}down"
+        return self.linear(inner, self.a.width, layer.ffn, layer.feed_forward, "down")
 
     def norm(self, x: str, name: str) -> str:
-        ones = self.constant(np.ones(self.a.width, np.float32), f"{name}.weight")
+        self.part = f"{self.place}norm"
+        ones = self.constant(np.ones(self.a.width, np.float32), f"{self.part}/{name}.weight")
         if self.a.norm == "layernorm":
             return self.node(
                 "LayerNormalization",
-                [x, ones, self.constant(np.zeros(self.a.width, np.float32), f"{name}.bias")],
+                [x, ones, self.constant(np.zeros(self.a.width, np.float32), f"{self.part}/{name}.bias")],
                 axis=-1,
             )
         squares = self.node("Pow", [x, self.constant(np.float32(2), "two")])
@@ -161,24 +222,25 @@ class _Builder:
         else:
             raise ArchitectureError(f"ONNX Runtime's CPU provider is measured in fp32 and int8; got {precision}")
         if self.a.norm == "layernorm":
-            y = self.node("Add", [y, self.constant(np.zeros(columns, np.float32), f"{name}.bias")])
+            y = self.node("Add", [y, self.constant(np.zeros(columns, np.float32), f"{self.part}/{name}.bias")])
         return y
 
     def quantised_product(self, x: str, columns: int, rows: int, name: str) -> str:
         if x not in self.quantised:
-            outputs = (f"{x}.q", f"{x}.scale", f"{x}.zero")
+            outputs = (f"{self.part}/{x}.q", f"{self.part}/{x}.scale", f"{self.part}/{x}.zero")
             self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], list(outputs)))
             self.quantised[x] = outputs
         q, scale, zero = self.quantised[x]
-        weights = self.constant(self.rng.integers(-127, 128, (rows, columns), dtype=np.int8), f"{name}.weight")
+        values = self.rng.integers(-127, 128, (rows, columns), dtype=np.int8)
+        weights = self.constant(values, f"{self.part}/{name}.weight")
         product = self.node(
-            "MatMulInteger", [q, weights, zero, self.constant(np.zeros(columns, np.int8), f"{name}.zero")]
+            "MatMulInteger", [q, weights, zero, self.constant(np.zeros(columns, np.int8), f"{self.part}/{name}.zero")]
         )
-        both = self.node("Mul", [scale, self.constant(np.full(columns, 1e-3, np.float32), f"{name}.scale")])
+        both = self.node("Mul", [scale, self.constant(np.full(columns, 1e-3, np.float32), f"{self.part}/{name}.scale")])
         return self.node("Mul", [self.node("Cast", [product], to=TensorProto.FLOAT), both])
 
     def node(self, kind: str, inputs: list[str], **attributes: Any) -> str:
-        output = f"{kind.lower()}{len(self.nodes)}"
+        output = f"{self.part}/{kind.lower()}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
@@ -187,7 +249,7 @@ class _Builder:
 
     def random(self, name: str, rows: int, columns: int) -> str:
         weights = self.rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(rows**-0.5)
-        return self.constant(weights, f"{name}.weight")
+        return self.constant(weights, f"{self.part}/{name}.weight")
 
     def constant(self, value: NDArray[np.generic] | np.generic, name: str) -> str:
         """An initialiser; one of the same name is the same."""

@@ -1,53 +1,42 @@
-"""The machine that hwsearch runs on, as a device: measured in under a minute on first use, and remembered.
+"""The machine that hwsearch runs on, as a device: a small latency table is measured on first use, and remembered.
 
-A dozen whole models, encoders and decoders, fp32 and int8, a few tokens to thousands, are timed in turn; a profile is
-fitted on them as on any other cases. What is measured is kept as a latency table with what identifies the machine, so
-that another machine, runtime version or number of threads measures anew.
+A profile is fitted on the table's whole models as on any other cases; latencies come from the table itself. It is kept
+with what identifies the machine, so that another machine, runtime version or number of threads measures anew.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import platform
 from collections.abc import Callable, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import platformdirs
+from msgspec.structs import replace
 
 from hwsearch import __version__
+from hwsearch.architecture import Architecture
 from hwsearch.bench import onnxruntime
-from hwsearch.bench.timing import Samples, take_turns
-from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
+from hwsearch.bench.points import Measuring, Ranges, reference_run
+from hwsearch.bench.timing import Reference, take_turns
+from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime, Target
 from hwsearch.errors import CasesError
 from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.calibrate import fit_device
-from hwsearch.latency.cases import COLUMNS, Case, read_cases
+from hwsearch.latency.estimator import Latency
+from hwsearch.latency.table import Z90
+from hwsearch.latency.tables import folder_of, measured_facts
 from hwsearch.precision import Precision, Scheme
+from hwsearch.profiles import check_name, load_profile, own_tables, profile_files, user_folder, write_profile
+from hwsearch.workload import Workload
 
-SECONDS = 30.0
-Shape = tuple[str, int, int, int, int, int, int, int, int, int]
-# (block, layers, width, heads, kv_heads, head_dim, ffn, vocab, batch, sequence): spread over what students look like.
-SHAPES = (
-    ("decoder", 6, 192, 6, 3, 32, 512, 2048, 8, 128),
-    ("decoder", 2, 64, 2, 1, 32, 160, 2048, 64, 128),
-    ("decoder", 3, 96, 3, 3, 32, 256, 2048, 16, 128),
-    ("decoder", 4, 128, 4, 2, 32, 352, 2048, 1, 128),
-    ("decoder", 2, 384, 6, 6, 64, 1024, 2048, 4, 64),
-    ("decoder", 4, 160, 5, 5, 32, 448, 2048, 2, 256),
-    ("decoder", 1, 128, 4, 2, 32, 384, 2048, 32, 128),
-    ("decoder", 6, 64, 4, 4, 32, 192, 2048, 4, 64),
-    ("encoder", 4, 256, 4, 4, 64, 1024, 0, 1, 32),
-    ("encoder", 2, 512, 8, 8, 64, 2048, 0, 2, 64),
-    ("encoder", 6, 128, 4, 4, 32, 512, 0, 4, 256),
-    ("encoder", 1, 768, 12, 12, 64, 3072, 0, 1, 128),
-    ("encoder", 3, 384, 6, 6, 64, 1536, 0, 8, 64),
-    ("encoder", 2, 128, 4, 4, 32, 512, 0, 16, 128),
-)
+POINTS = 32  # of a table that is measured on first use
+SECONDS = 50.0  # that they may take
+RANGES = Ranges(batch=(1, 64))  # the embedded teacher's job has 64 sequences at once
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -93,110 +82,96 @@ def host_profile(
         CasesError: the remembered table is damaged.
     """
     machine = this_machine(threads)
-    folder = platformdirs.user_cache_path("hwsearch") / "latency_tables" / "host" / "onnxruntime" / machine.key
-    table, fitted = folder / "cases.csv", folder / f"profile-{__version__}.json"  # another version fits otherwise
-    if not table.is_file():
-        say(
-            f"host: measuring {machine.processor}, {machine.threads} threads, ONNX Runtime {machine.runtime}; "
-            f"about {SECONDS + 10:.0f} s, once"
-        )
-        _keep(folder, machine, measure(machine, SECONDS, progress))
+    folder = host_folder(machine)
+    kept = folder / f"profile-{__version__}.json"  # another version fits otherwise
+    table = folder / "cases.csv"
+    known = read_or_drop(kept, lambda path: msgspec.json.decode(path.read_bytes(), type=DeviceProfile))
+    if known is not None and table.is_file() and kept.stat().st_mtime_ns >= table.stat().st_mtime_ns:
+        return known
     try:
-        cases = read_cases(table)
+        measuring = host_measuring(machine, RANGES)
+        if len(measuring.cases) < POINTS:
+            say(
+                f"host: measuring {machine.processor}, {machine.threads} threads, ONNX Runtime {machine.runtime}; "
+                f"about {SECONDS + 10:.0f} s, once. `hwsearch profile --device host` measures more"
+            )
+            measuring.measure(POINTS, SECONDS, lambda done: progress(done / POINTS))
     except CasesError as error:
         raise CasesError(f"{error}. Delete {folder} to measure again") from error
-    known = read_or_drop(fitted, lambda path: msgspec.json.decode(path.read_bytes(), type=DeviceProfile))
-    if known is not None and fitted.stat().st_mtime_ns >= table.stat().st_mtime_ns:
-        return known
-    profile = fit_device(facts(machine), cases, "measured on this machine")
-    write_text(fitted, msgspec.json.encode(profile).decode())
+    profile = fitted(facts(machine), measuring)
+    write_text(kept, msgspec.json.encode(profile).decode())
     return profile
 
 
-def measure(
-    machine: Machine, seconds: float, progress: Callable[[float], None], shapes: Sequence[Shape] | None = None
-) -> list[tuple[Case, Samples]]:
-    """Timings of whole models of `shapes` (`SHAPES` by default), each in every precision, on this machine."""
-    cases: dict[str, Case] = {}
-    runs: dict[str, Callable[[], object]] = {}
-    for shape in shapes or SHAPES:
-        for precision in (Precision.FP32, Precision.INT8):
-            case = _case(machine, precision, *shape)
-            cases[name := f"{case.model}-{precision}"] = case
-            runs[name] = onnxruntime.prepare(case.architecture(_runtime(machine)), case.workload, machine.threads)
-    samples = take_turns(runs, seconds, progress)
-    return [
-        (msgspec.structs.replace(case, latency_ms=samples[name].latency_ms), samples[name])
-        for name, case in cases.items()
-    ]
-
-
-def _case(
+def measure_device(
     machine: Machine,
-    precision: Precision,
-    block: str,
-    layers: int,
-    width: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    ffn: int,
-    vocab: int,
-    batch: int,
-    sequence: int,
-) -> Case:
-    return msgspec.convert(
-        {
-            "device": "host",
-            "runtime": "onnxruntime",
-            "runtime_version": machine.runtime,
-            "threads": machine.threads,
-            "block": block,
-            "model": f"{block}-{layers}x{width}-b{batch}x{sequence}",
-            "layers": layers,
-            "width": width,
-            "heads": heads,
-            "kv_heads": kv_heads,
-            "head_dim": head_dim,
-            "ffn": ffn,
-            "gated_ffn": int(block == "decoder"),
-            "vocab": vocab,
-            "head": "lm" if vocab else "none",
-            "batch": batch,
-            "sequence": sequence,
-            "precision": precision.value,
-            "latency_ms": 1.0,
-            "statistic": "latency_ms p10",
-            "source": "hwsearch, measured on this machine",
-        },
-        Case,
-    )
+    device: str,
+    ranges: Ranges,
+    points: int,
+    seconds: float,
+    to: Path | None = None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> tuple[DeviceProfile, Path]:
+    """Measure this machine as a device of some name, or go on with what is there.
+
+    A device that has a profile keeps its facts; a new one gets this machine's.
+
+    Args:
+        machine: this one.
+        device: its name, "host" for what `--device host` uses.
+        ranges: shapes to cover.
+        points, seconds: of the table, at most.
+        to: folder for the table and the profile, by default that of one's own.
+        progress: told how many points are done.
+
+    Returns: the profile and the folder of its table.
+
+    Raises:
+        CasesError: a table that is there is damaged.
+        ProfileError: the name cannot be a device's.
+    """
+    check_name(device)
+    if device == "host" and to is None:
+        measuring = host_measuring(machine, ranges)
+        measuring.measure(points, seconds, progress)
+        return host_profile(machine.threads), measuring.folder
+    name = f"{device}/onnxruntime"
+    folder = (to.resolve() if to else own_tables()) / name
+    measuring = host_measuring(machine, ranges, folder, device)
+    measuring.measure(points, seconds, progress)
+    known = facts(machine, device)
+    if device != "host" and (shipped := next((path for path in profile_files() if path.stem == device), None)):
+        old = load_profile(shipped)
+        known = replace(old, runtimes={**old.runtimes, **known.runtimes}, board_at_hand=True)
+    own = replace(known.runtimes["onnxruntime"], table=str(folder) if to else name)
+    profile = fitted(replace(known, runtimes={**known.runtimes, "onnxruntime": own}), measuring)
+    write_profile(profile, (to or user_folder()) / f"{device}.toml")
+    return profile, folder
 
 
-def _keep(folder: Path, machine: Machine, measured: list[tuple[Case, Samples]]) -> None:
-    """The raw samples, what identifies the machine, and last the table that says the measurement is whole."""
-    import io
-    from datetime import datetime
+def fitted(known: DeviceProfile, measuring: Measuring) -> DeviceProfile:
+    """The profile with its ONNX Runtime fitted on a measured table."""
+    cases = [point.case for point in measuring.points()]
+    return fit_device(known, cases, "measured on this machine", "onnxruntime", measuring.table())
 
-    import tomlkit
 
-    raw = {f"{case.model}-{case.precision}": samples for case, samples in measured}
-    write_text(folder / "samples.json", msgspec.json.encode(raw).decode())
+def host_folder(machine: Machine) -> Path:
+    """Where this machine's table is kept."""
+    return platformdirs.user_cache_path("hwsearch") / "latency_tables" / "host" / "onnxruntime" / machine.key
+
+
+def host_measuring(machine: Machine, ranges: Ranges, folder: Path | None = None, device: str = "host") -> Measuring:
+    """The table of this machine in the making.
+
+    Raises:
+        CasesError: what is there is damaged.
+    """
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    write_text(
-        folder / "measured.toml", tomlkit.dumps({"kind": "measured", "date": date, **msgspec.structs.asdict(machine)})
-    )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for case, _ in measured:
-        writer.writerow(
-            {name: "" if value in ("", None) else value for name, value in msgspec.to_builtins(case).items()}
-        )
-    write_text(folder / "cases.csv", text.getvalue())
+    about = {"kind": "measured", "date": date, **msgspec.structs.asdict(machine)}
+    return Measuring(folder or host_folder(machine), runtime_of(machine), device, "onnxruntime", ranges, about)
 
 
-def facts(machine: Machine) -> DeviceProfile:
+def facts(machine: Machine, device: str = "host") -> DeviceProfile:
     """What is known of this machine before any model was timed: peaks from a matrix product and a copy."""
     fp32, bandwidth = _peaks()
     mode = PowerMode(Figure(1.0, "reference"), Figure(1.0, "reference"))
@@ -208,20 +183,21 @@ def facts(machine: Machine) -> DeviceProfile:
     }
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
     return DeviceProfile(
-        name="host",
-        title=f"this machine: {machine.processor}, {machine.cores} cores",
+        name=device,
+        title=f"{machine.processor}, {machine.cores} cores",
         board_at_hand=True,
         cache_mib=Figure(_cache_mib(), "sysfs, or assumed: 2 MiB a core"),
         memory_mib=Figure(memory, "sysconf"),
         peaks=peaks,
         power_modes={"default": mode},
-        runtimes={"onnxruntime": _runtime(machine)},
+        runtimes={"onnxruntime": runtime_of(machine)},
         cores=Figure(machine.cores, "what this process may use"),
-        note="Measured on first use; delete the cached table to measure again.",
+        note="Measured on the machine itself.",
     )
 
 
-def _runtime(machine: Machine) -> Runtime:
+def runtime_of(machine: Machine) -> Runtime:
+    """ONNX Runtime's CPU provider on this machine, with its table."""
     return Runtime(
         version=machine.runtime,
         precisions=(Precision.FP32, Precision.INT8),
@@ -230,6 +206,7 @@ def _runtime(machine: Machine) -> Runtime:
         stored_bits={"int8": 32},
         alignment=16,
         threads=machine.threads,
+        table=str(host_folder(machine)),
     )
 
 
@@ -268,3 +245,68 @@ def _cache_mib() -> float:
         text = path.read_text(encoding="utf-8").strip()
         sizes.append(float(text.rstrip("KM")) / (1024 if text.endswith("K") else 1))
     return min(max(sizes, default=2.0), 32.0)
+
+
+SESSIONS = 0.02  # sd of the logarithm by which two sessions disagree on one model
+
+
+class HostMeasurer:
+    """Measures whole models on this machine.
+
+    Args:
+        profile, target: that stand for this machine.
+        workload: what a latency is the time of.
+
+    Raises:
+        CasesError: the target has no table of this machine.
+    """
+
+    def __init__(self, profile: DeviceProfile, target: Target, workload: Workload) -> None:
+        self._threads, self._workload = target.threads, workload
+        runtime = profile.runtimes[target.runtime]
+        self._usual = float(measured_facts(folder_of(runtime.table))["reference_ms"])
+        self._reference = Reference(reference_run(replace(runtime, threads=target.threads)))
+
+    def measure(
+        self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
+    ) -> list[Latency]:
+        """Latencies of one forward pass each, in turn, and as often as the workload repeats it; the 90 % interval is
+        how far sessions disagree."""
+        once = replace(self._workload, repeat=1)
+        runs = {str(i): onnxruntime.prepare(a, once, self._threads) for i, a in enumerate(architectures)}
+        seconds = MEASURING_SECONDS * len(runs)
+        found = take_turns(runs, seconds, progress, reference=self._reference, enough=12)
+        latencies = []
+        for samples in found.values():
+            halves = [samples.part(0), samples.part(1)]
+            apart = abs(float(np.log(halves[0].low_ms(self._usual) / halves[1].low_ms(self._usual))))
+            wide = float(np.exp(Z90 * np.hypot(SESSIONS, apart / 2)))
+            ms = samples.low_ms(self._usual) * self._workload.repeat
+            latencies.append(
+                Latency(
+                    median_ms=ms,
+                    low_ms=ms / wide,
+                    high_ms=ms * wide,
+                    source="measured",
+                    extrapolated=False,
+                    covered=1.0,
+                    phases={"prefill": ms / self._workload.repeat},
+                )
+            )
+        return latencies
+
+
+MEASURING_SECONDS = 3.0  # for a model
+
+
+def measurer_of(profile: DeviceProfile, target: Target, workload: Workload) -> HostMeasurer | None:
+    """Who measures students on a target: None unless its table was measured on this very machine, with the runtime that
+    is installed, and the workload is one forward pass."""
+    runtime = profile.runtimes[target.runtime]
+    if not runtime.table or workload.new_tokens or target.runtime != "onnxruntime":
+        return None
+    there = measured_facts(folder_of(runtime.table))
+    here = msgspec.structs.asdict(this_machine(target.threads))
+    if any(there.get(name) != value for name, value in here.items()):
+        return None
+    return HostMeasurer(profile, target, workload)

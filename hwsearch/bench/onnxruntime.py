@@ -1,12 +1,26 @@
-"""ONNX Runtime's CPU provider as something to be timed."""
+"""ONNX Runtime's CPU provider as something to be timed, whole and kernel by kernel."""
 
 from __future__ import annotations
 
+import tempfile
+import time
+from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
 
 from hwsearch.architecture import Architecture
-from hwsearch.bench.graph import build_graph, example_input
+from hwsearch.bench.graph import build_graph, example_input, parts_of
 from hwsearch.workload import Workload
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 
 def version() -> str:
@@ -18,6 +32,69 @@ def version() -> str:
 
 def prepare(architecture: Architecture, workload: Workload, threads: int) -> Callable[[], object]:
     """A function that runs one forward pass, with weights of its own."""
+    session = _session(build_graph(architecture, workload).SerializeToString(), _options(threads))
+    inputs = example_input(architecture, workload)
+    return lambda: session.run(None, inputs)
+
+
+class KernelProfile:
+    """One architecture that tells what each of its parts takes, by ONNX Runtime's own profiler.
+
+    The graph is optimised once, its nodes are named after their parts, and it is run as it is. That costs some
+    microseconds a node beside the work, so that whole passes are timed by `prepare`.
+
+    Attributes:
+        parts: of each node.
+        when: the clock at the end of every pass that counts.
+    """
+
+    def __init__(self, architecture: Architecture, workload: Workload, threads: int) -> None:
+        import onnx
+        import onnxruntime
+
+        self._folder = tempfile.TemporaryDirectory(prefix="hwsearch-")
+        optimised = str(Path(self._folder.name) / "optimised.onnx")
+        options = _options(threads)
+        options.optimized_model_filepath = optimised
+        _session(build_graph(architecture, workload).SerializeToString(), options)
+        model = onnx.load(optimised)
+        Path(optimised).unlink()
+        self.parts = parts_of(model.graph)
+        for number, node in enumerate(model.graph.node):
+            node.name = str(number)
+        options = _options(threads)
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(self._folder.name) / "profile")
+        self._profiled: ort.InferenceSession = _session(model.SerializeToString(), options)
+        self._inputs = example_input(architecture, workload)
+        self._warm: list[bool] = []
+        self.when: list[float] = []
+
+    def run(self, passes: int) -> None:
+        """One pass to warm up and `passes` more that count."""
+        for count in range(passes + 1):
+            self._profiled.run(None, self._inputs)
+            self._warm.append(count > 0)
+            if count:
+                self.when.append(time.perf_counter())
+
+    def finish(self) -> Floats:
+        """Microseconds of every node in every pass that counts, [passes, nodes], nodes as in `parts`; once, at the
+        end."""
+        path = Path(self._profiled.end_profiling())
+        events: list[dict[str, Any]] = msgspec.json.decode(path.read_bytes())
+        by_node: dict[int, list[float]] = defaultdict(list)
+        for event in events:
+            name, ending = event["name"].removesuffix("_kernel_time"), event["name"].endswith("_kernel_time")
+            if event.get("cat") == "Node" and ending and name.isdecimal():
+                by_node[int(name)].append(float(event["dur"]))
+        self._folder.cleanup()
+        times = np.array([by_node.get(node, [0.0] * len(self._warm)) for node in range(len(self.parts))]).T
+        return np.asarray(times[np.array(self._warm)])
+
+
+def _options(threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -26,7 +103,10 @@ def prepare(architecture: Architecture, workload: Workload, threads: int) -> Cal
     options.log_severity_level = 3
     # Many sessions take turns: one whose threads go on spinning after its run would slow the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    model = build_graph(architecture, workload).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    inputs = example_input(architecture, workload)
-    return lambda: session.run(None, inputs)
+    return options
+
+
+def _session(model: bytes, options: Any) -> ort.InferenceSession:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

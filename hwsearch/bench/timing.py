@@ -1,38 +1,115 @@
 """Timing that does not fool itself.
 
-Things to be timed take turns, each round in another order, so that a slow spell of the machine hits all of them and
-none finds its weights in the cache from the run before. A latency is the low tenth of its wall times, because on a
-machine with neighbours the median says more about them than about the model. Process CPU time is kept beside it; every
-sample is.
+Things to be timed take turns, each round in another order, so that a slow spell of the machine hits all of them. A turn
+begins with a reference model, the same in every session: what it takes tells how fast the machine is just then, and
+what is timed is put right by it. A latency is the low tenth of what was timed while the machine was at its usual speed,
+because on a machine with neighbours the median says more about them than about the model. Process CPU time is kept
+beside wall time; every sample is kept.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
 LOW = 0.1  # quantile that stands for the latency
 ENOUGH = 30  # rounds after which a low tenth is known well enough
+NEAR = 3  # samples of the reference on either side of a moment whose median says how fast the machine was
+QUIET = 1.06  # times the usual reference: up to here the machine is at its usual speed
+FEW = 6  # samples that a low tenth needs
+QUICK_MS = 20.0  # what is quicker runs once untimed before a turn, and several times in it
+TURN_MS = 4.0  # what a turn of a quick one takes at least
 
 
 class Samples(msgspec.Struct, frozen=True):
-    """Times of one thing in milliseconds.
+    """Times of one thing in milliseconds, in the order they were taken, each of shape [samples].
 
     Attributes:
-        wall: in the order they were taken.
+        wall: as the clock on the wall has it.
         cpu: process CPU time of the same runs, all threads together.
+        reference: what the reference model took about then; empty without one.
     """
 
     wall: tuple[float, ...]
     cpu: tuple[float, ...]
+    reference: tuple[float, ...] = ()
+
+    def part(self, half: int) -> Samples:
+        """The first half of them (0) or the second (1)."""
+        middle = len(self.wall) // 2
+        here = slice(None, middle) if half == 0 else slice(middle, None)
+        return Samples(self.wall[here], self.cpu[here], self.reference[here])
+
+    def drift(self, usual: float) -> Floats:
+        """How much slower than usual the machine was at each sample; 1 up to `QUIET`, where the difference is noise."""
+        if not self.reference:
+            return np.ones(len(self.wall))
+        slower = np.array(self.reference) / usual
+        return np.where(slower > QUIET, slower, 1.0)
+
+    def low_ms(self, usual: float = 1.0) -> float:
+        """The latency: low tenth of the wall times, of those at the machine's usual speed where there are `FEW`, else
+        of all, put right.
+
+        Args:
+            usual: milliseconds that the reference model usually takes.
+        """
+        drift = self.drift(usual)
+        quiet = drift == 1.0
+        times = np.array(self.wall) / drift
+        return float(np.quantile(times[quiet] if quiet.sum() >= FEW else times, LOW))
+
+    def disturbed(self, usual: float) -> bool:
+        """Whether to measure it again: hardly ever at the machine's usual speed, or low tenth and minimum disagree."""
+        quiet = int((self.drift(usual) == 1.0).sum())
+        return quiet < min(FEW, len(self.wall)) or float(np.quantile(self.wall, LOW)) > 1.1 * min(self.wall)
+
+
+class Reference:
+    """A model that is run again and again among the others.
+
+    Args:
+        run: one pass, some milliseconds long.
+        clock: in seconds.
+        known: milliseconds that earlier sessions on the same machine saw, one for each of their spells.
+    """
+
+    def __init__(
+        self, run: Callable[[], object], clock: Callable[[], float] = time.perf_counter, known: Iterable[float] = ()
+    ) -> None:
+        self._run, self._clock, self._known = run, clock, list(known)
+        self._when: list[float] = []
+        self._ms: list[float] = []
+
+    def sample(self) -> None:
+        """Run it once to warm it up, and twice for its time."""
+        self._run()
+        best = np.inf
+        for _ in range(2):
+            start = self._clock()
+            self._run()
+            best = min(best, (self._clock() - start) * 1e3)
+        self._when.append(self._clock())
+        self._ms.append(best)
+
+    def at(self, times: Iterable[float]) -> tuple[float, ...]:
+        """What it took about each of `times`, in milliseconds."""
+        place = np.searchsorted(np.array(self._when), np.fromiter(times, float))
+        return tuple(float(np.median(self._ms[max(0, i - NEAR) : i + NEAR])) for i in place.tolist())
 
     @property
-    def latency_ms(self) -> float:
-        """The low tenth of the wall times."""
-        return float(np.quantile(self.wall, LOW))
+    def usual(self) -> float:
+        """What it takes while the machine is at its usual speed: the low quarter over all spells."""
+        return float(np.quantile([*self._known, *self.at(self._when[::5])], 0.25))
 
 
 def take_turns(
@@ -41,6 +118,9 @@ def take_turns(
     progress: Callable[[float], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     cpu_clock: Callable[[], float] = time.process_time,
+    reference: Reference | None = None,
+    enough: int = ENOUGH,
+    beside: Mapping[str, Callable[[int], object]] | None = None,
 ) -> dict[str, Samples]:
     """Time all of `runs` in turn for about `seconds` in all, each at least three times.
 
@@ -49,29 +129,40 @@ def take_turns(
         seconds: to spend.
         progress: told the share that is done.
         clock, cpu_clock: in seconds.
+        reference: sampled at the beginning of every turn.
+        enough: rounds at most.
+        beside: called after a thing's turn with the number of its samples, to look at it in ways that would disturb the
+            timing.
     """
     rng = np.random.default_rng(0)
     wall: dict[str, list[float]] = {name: [] for name in runs}
     cpu: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
+    when: dict[str, list[float]] = {name: [] for name in runs}
+    quickest = dict.fromkeys(runs, np.inf)
+    for name, run in runs.items():
+        start = clock()
         run()
+        quickest[name] = (clock() - start) * 1e3
     started, rounds = clock(), 0
     names = list(runs)
-    while rounds < 3 or (clock() - started < seconds and rounds < ENOUGH):
+    while rounds < 3 or (clock() - started < seconds and rounds < enough):
         for i in rng.permutation(len(names)):
             name = names[i]
-            # A quick one is run again and again for a fair share of the time: a single run of 100 us says little.
-            repeat = (
-                1
-                if not wall[name]
-                else int(np.clip(0.2 * seconds / len(names) / ENOUGH / (min(wall[name]) / 1e3), 1, 20))
-            )
-            for _ in range(repeat):
+            if reference:
+                reference.sample()
+            if quickest[name] < QUICK_MS:
+                runs[name]()
+            for _ in range(int(np.clip(TURN_MS / max(quickest[name], 1e-6), 2 if quickest[name] < QUICK_MS else 1, 8))):
                 c, t = cpu_clock(), clock()
                 runs[name]()
                 wall[name].append((clock() - t) * 1e3)
                 cpu[name].append((cpu_clock() - c) * 1e3)
+                when[name].append(clock())
+            quickest[name] = min(quickest[name], wall[name][-1])
+            if beside and name in beside:
+                beside[name](2)
         rounds += 1
         if progress:
-            progress(min(1.0, max(rounds / ENOUGH, (clock() - started) / seconds)))
-    return {name: Samples(tuple(wall[name]), tuple(cpu[name])) for name in runs}
+            progress(min(1.0, max(rounds / enough, (clock() - started) / seconds)))
+    at = reference.at if reference else (lambda _: ())
+    return {name: Samples(tuple(wall[name]), tuple(cpu[name]), tuple(at(when[name]))) for name in runs}

@@ -78,12 +78,12 @@ def _fail(message: str, status: int) -> Any:
     sys.exit(status)
 
 
-from hwsearch.cli import price, search  # noqa: E402
+from hwsearch.cli import price, profile, search  # noqa: E402
 
 cli.add_command(search.search)
 cli.add_command(search.report)
 cli.add_command(search.export)
 cli.add_command(price.latency)
 cli.add_command(price.validate)
-cli.add_command(price.profile)
+cli.add_command(profile.profile)
 cli.add_command(price.devices)

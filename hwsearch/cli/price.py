@@ -10,7 +10,7 @@ import click
 
 from hwsearch.cli.device import HOST, find
 from hwsearch.cli.output import console, json_option, note, print_json
-from hwsearch.errors import ArchitectureError, HwsearchError, ProfileError
+from hwsearch.errors import ArchitectureError
 
 if TYPE_CHECKING:
     from hwsearch.architecture import Architecture
@@ -149,53 +149,6 @@ def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
 
 
 @click.command()
-@device_option
-@runtime_option
-@click.option(
-    "--from-cases",
-    "file",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="CSV of measured latencies of whole models.",
-)
-@click.option(
-    "--to",
-    type=click.Path(path_type=Path),
-    help="Folder to write the profile to; by default that of your own profiles.",
-)
-@json_option
-def profile(device: str, runtime: str | None, file: Path, to: Path | None, as_json: bool) -> None:
-    """Fit a device's profile on measured latencies of whole models."""
-    from hwsearch.latency.calibrate import fit_device, matches
-    from hwsearch.latency.cases import read_cases
-    from hwsearch.profiles import find_file, load_profile, save_profile, user_folder
-
-    if device.lower() == HOST:
-        raise click.UsageError(
-            f"{HOST!r} is measured, not fitted on cases; delete its table in the cache to measure again"
-        )
-    template = find_file(device)
-    facts = load_profile(template)
-    cases = read_cases(file)
-    if runtime is not None and runtime not in facts.runtimes:
-        raise ProfileError(
-            f"no runtime {runtime!r} in {template} (have: {', '.join(facts.runtimes)}); add its facts there first"
-        )
-    if not any(matches(case, facts) and runtime in (None, case.runtime) for case in cases):
-        raise HwsearchError(
-            f"{file} has no row of {facts.name!r}{f' with runtime {runtime!r}' if runtime else ''}; nothing to fit"
-        )
-    fitted = fit_device(facts, cases, file.name, only=runtime)
-    target = (to or user_folder()) / template.name
-    save_profile(fitted, template, target)
-    if as_json:
-        print_json({"profile": str(target), "fits": {name: r.fit for name, r in fitted.runtimes.items() if r.fit}})
-        return
-    console().print(_evidence(fitted))
-    note(f"written: {target}")
-
-
-@click.command()
 @click.argument("name", required=False)
 @json_option
 def devices(name: str | None, as_json: bool) -> None:
@@ -301,7 +254,7 @@ def _describe(profile: DeviceProfile) -> None:
             f"mode {mode}", f"compute x{speed.compute.value:g}, memory x{speed.bandwidth.value:g}", speed.compute.source
         )
     out.print(facts)
-    out.print(_evidence(profile))
+    out.print(evidence(profile))
     for name, runtime in profile.runtimes.items():
         if runtime.parameters is None:
             continue
@@ -315,7 +268,8 @@ def _describe(profile: DeviceProfile) -> None:
         out.print(table)
 
 
-def _evidence(profile: DeviceProfile) -> Any:
+def evidence(profile: DeviceProfile) -> Any:
+    """A table of what each runtime rests on."""
     from rich.table import Table
 
     table = Table(box=None, title="evidence", title_justify="left")

@@ -106,6 +106,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @json_option
 def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: Budget, **options: Any) -> None:
     """Find the student that loses least inside a latency budget on a device."""
+    from hwsearch.bench.host import measurer_of
     from hwsearch.cli.device import find
     from hwsearch.distill.job import Recipe, TaskSpec
     from hwsearch.distill.workers import Workers
@@ -138,6 +139,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
                 out,
                 str(budget),
                 dry_run,
+                measurer_of(profile, target, wishes.workload),
             )
     except NothingFits as miss:
         if as_json:

@@ -22,6 +22,8 @@ from hwsearch.latency.analytic import AnalyticModel
 from hwsearch.latency.cases import Case, digest
 from hwsearch.latency.estimator import Estimates, estimate_with, log_gradient, medians_us
 from hwsearch.latency.prior import Belief, prior_of
+from hwsearch.latency.table import LatencyTable
+from hwsearch.precision import PRECISIONS
 from hwsearch.profiles import find_profile
 from hwsearch.workload import KIND, OpTable, concatenate, lower
 
@@ -35,7 +37,13 @@ NOISE_ROWS = 4
 CONFORMAL_ROWS = 9  # below, a 90 % quantile does not exist
 
 
-def fit_device(profile: DeviceProfile, cases: Sequence[Case], origin: str, only: str | None = None) -> DeviceProfile:
+def fit_device(
+    profile: DeviceProfile,
+    cases: Sequence[Case],
+    origin: str,
+    only: str | None = None,
+    table: LatencyTable | None = None,
+) -> DeviceProfile:
     """The profile with every runtime's parameters fitted on its rows of `cases`; a runtime without rows keeps what it
     borrows.
 
@@ -44,10 +52,11 @@ def fit_device(profile: DeviceProfile, cases: Sequence[Case], origin: str, only:
         cases: measured latencies; rows of other devices are ignored.
         origin: what to call them in the profile.
         only: fit this runtime alone and leave the others as they are.
+        table: that its rows come from; what its errors on unseen models are is then known already.
     """
     mine = [case for case in cases if matches(case, profile)]
     runtimes = {
-        name: _fitted(profile, name, mine, origin) if only in (None, name) else runtime
+        name: _fitted(profile, name, mine, origin, table) if only in (None, name) else runtime
         for name, runtime in profile.runtimes.items()
     }
     return replace(profile, runtimes=runtimes)
@@ -90,11 +99,13 @@ def _by_target(profile: DeviceProfile, cases: Sequence[Case]) -> dict[tuple[str,
     return groups
 
 
-def _fitted(profile: DeviceProfile, name: str, cases: Sequence[Case], origin: str) -> Runtime:
+def _fitted(
+    profile: DeviceProfile, name: str, cases: Sequence[Case], origin: str, table: LatencyTable | None
+) -> Runtime:
     belief, noise = believe(profile, name, cases)
     fresh = with_belief(profile, name, belief, noise, cases, origin)
-    held_out = leave_one_model_out(profile, cases, name)
-    stretch = _stretch(held_out)
+    held_out = table.held_out() if table else leave_one_model_out(profile, cases, name)
+    stretch = 1.0 if table else _stretch(held_out)
     fit = fresh.runtimes[name].fit
     assert fit is not None
     fit = replace(
@@ -112,10 +123,7 @@ def with_belief(
 ) -> DeviceProfile:
     """The profile with a runtime's parameters as `belief` has them."""
     rows = [case for case in cases if case.runtime == name]
-    own = {
-        str(p): _hull(profile, [case for case in rows if case.precision is p])
-        for p in sorted({c.precision for c in rows}, key=str)
-    }
+    own = _hulls(profile, rows) if rows else {}
     fit = Fit(
         cases=f"{origin}, rows {digest(rows)}" if rows else "no rows of its own",
         rows=len(rows),
@@ -264,21 +272,25 @@ def _parameters(belief: Belief, sources: dict[str, str]) -> Parameters:
     return Parameters(**{entry: figures[entry] for entry in SCALARS}, **grouped)  # type: ignore[arg-type]
 
 
-def _hull(profile: DeviceProfile, cases: Sequence[Case]) -> Hull:
+def _hulls(profile: DeviceProfile, cases: Sequence[Case]) -> dict[str, Hull]:
+    """The shapes that the cases' layers have, by precision."""
     table = table_of(profile, cases)
-    rows = np.isin(table.kind, [KIND[kind] for kind in ("qkv", "projection", "up", "down")]) & (
+    ran = np.isin(table.kind, [KIND[kind] for kind in ("qkv", "projection", "up", "down")]) & (
         table.passes[table.architecture, table.phase] > 0
     )
-    m, k, n = (
-        (float(getattr(table, axis)[rows].min()), float(getattr(table, axis)[rows].max())) for axis in ("m", "k", "n")
-    )
-    return Hull(m, k, n)
+    found = {}
+    for precision in sorted(PRECISIONS, key=str):
+        rows = ran & (table.precision == precision.code)
+        if rows.any():
+            m, k, n = ((float(getattr(table, x)[rows].min()), float(getattr(table, x)[rows].max())) for x in "mkn")
+            found[str(precision)] = Hull(m, k, n)
+    return found
 
 
 def _reach(profile: DeviceProfile, name: str, cases: Sequence[Case]) -> Hull | None:
     """The shapes that the runtime's rows, in any precision, and those of its lenders span together."""
     rows = [case for case in cases if case.runtime == name]
-    hulls = [_hull(profile, rows)] if rows else []
+    hulls = list(_hulls(profile, rows).values()) if rows else []
     for lender in profile.runtimes[name].borrows:
         device, _, other = lender.rpartition("/")
         if not device or device == profile.name:
@@ -296,8 +308,8 @@ def _reach(profile: DeviceProfile, name: str, cases: Sequence[Case]) -> Hull | N
 
 def _errors(held_out: Sequence[tuple[Case, tuple[float, float, float]]]) -> dict[str, Error]:
     errors: dict[str, Error] = {}
-    for precision in sorted({str(case.precision) for case, _ in held_out}):
-        rows = [(case, interval) for case, interval in held_out if str(case.precision) == precision]
+    for precision in sorted({case.label for case, _ in held_out}):
+        rows = [(case, interval) for case, interval in held_out if case.label == precision]
         mape = float(np.mean([abs(median / case.latency_ms - 1) for case, (median, _, _) in rows]))
         inside = float(np.mean([low <= case.latency_ms <= high for case, (_, low, high) in rows]))
         errors[precision] = Error(len(rows), _round(mape), _round(inside))

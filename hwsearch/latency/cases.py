@@ -10,16 +10,16 @@ from typing import Literal
 
 import msgspec
 
-from hwsearch.architecture import Architecture, Block, Head, Layer
+from hwsearch.architecture import Architecture, Block, Head, parse_precisions, uniform_layers
 from hwsearch.device import Runtime
-from hwsearch.errors import CasesError
+from hwsearch.errors import ArchitectureError, CasesError
 from hwsearch.precision import Precision
 from hwsearch.workload import Workload
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One measured latency; an attribute is a column, an empty cell its default. `DESIGN` of the columns: see the
-    README."""
+    """One measured latency; an attribute is a column, an empty cell its default. What the columns mean: the README's
+    "Cases files". `precision` is as on the command line: one for every layer, or as "int8*6,fp16/int8*2"."""
 
     device: str
     runtime: str
@@ -27,7 +27,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     width: int
     heads: int
     ffn: int
-    precision: Precision
+    precision: str
     latency_ms: float
     runtime_version: str = ""
     threads: int = 0
@@ -49,6 +49,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
 
     def __post_init__(self) -> None:
+        self._plan()
         if min(self.layers, self.width, self.heads, self.ffn, self.batch, self.sequence) < 1:
             raise ValueError("layers, width, heads, ffn, batch and sequence are at least 1")
         if not 0 < self.latency_ms < float("inf"):
@@ -60,6 +61,19 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.head == "lm" and not self.vocab:
             raise ValueError("head lm needs a vocab")
 
+    def _plan(self) -> tuple[tuple[Precision, Precision], ...]:
+        """(attention, feed_forward) of each layer."""
+        try:
+            return parse_precisions(self.precision, self.layers)
+        except ArchitectureError as error:
+            raise ValueError(str(error)) from None
+
+    @property
+    def label(self) -> str:
+        """Its precision in one word: "mixed" where parts differ."""
+        parts = {part for pair in self._plan() for part in pair}
+        return str(parts.pop()) if len(parts) == 1 else "mixed"
+
     @property
     def identity(self) -> str:
         """Which model it is a case of, for leaving a whole model out: its name, or its shape where it has none."""
@@ -67,19 +81,20 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def architecture(self, runtime: Runtime) -> Architecture:
         """The case's network, with the parts that `runtime` keeps in float in its narrowest float."""
-        layer = Layer(self.heads, self.kv_heads or self.heads, self.ffn, self.precision, self.precision)
-        beside = runtime.float_beside(self.precision)
+        plan = self._plan()
+        parts = [part for pair in plan for part in pair]
+        beside, first = runtime.float_beside(*parts), parts[0]
         return Architecture(
             block=self.block,
             width=self.width,
             head_dim=self.head_dim or max(1, self.width // self.heads),
-            layers=(layer,) * self.layers,
+            layers=uniform_layers(self.layers, self.heads, self.kv_heads or self.heads, self.ffn, plan),
             gated_ffn=bool(self.gated_ffn),
             norm="rmsnorm" if self.gated_ffn else "layernorm",
             vocab=self.vocab,
             head=self.head,
-            head_precision=beside if "head" in runtime.scheme.keeps_float else self.precision,
-            embedding_precision=beside if "embedding" in runtime.scheme.keeps_float else self.precision,
+            head_precision=beside if "head" in runtime.scheme.keeps_float else first,
+            embedding_precision=beside if "embedding" in runtime.scheme.keeps_float else first,
             kv_precision=beside,
         )
 

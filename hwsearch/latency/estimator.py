@@ -6,6 +6,8 @@ The interval is 90 % doubt about the median, not jitter. Its variance, on the lo
   + away^2      the model's form outside the shapes that were seen, by the share of the time spent there
 It is as wide as the profile's evidence is thin: a parameter that no row identifies keeps the doubt of where it was
 borrowed from.
+
+A runtime that has a measured table is priced by that (`table`), and by the model where the table has no such kernel.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import numpy as np
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.latency.analytic import AnalyticModel, Kernels, figures_of
+from hwsearch.latency.table import Z90, LatencyTable
+from hwsearch.latency.tables import table_of_target
 from hwsearch.workload import KIND, KINDS, OpTable, Workload, lower
 
 if TYPE_CHECKING:
@@ -28,7 +32,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Bools = NDArray[np.bool_]
 
-Z90 = 1.6449  # standard normal quantile at 95 %: 5 % on either side
 AT_ONCE = 4096  # architectures that are lowered together
 ALL_COVERED = 0.999  # of the time inside measured shapes; below it a latency is called extrapolated
 
@@ -67,6 +70,7 @@ class Estimates:
         median_ms, low_ms, high_ms: as of `Latency`.
         prefill_ms, decode_token_ms: medians of one pass.
         covered: share of the time inside measured shapes.
+        measured: share of the time that a measured table says.
         ops_ms: by kind of kernel, [architectures, len(KINDS) + 1]; the last is the overhead of the passes.
     """
 
@@ -76,7 +80,21 @@ class Estimates:
     prefill_ms: Floats
     decode_token_ms: Floats
     covered: Floats
+    measured: Floats
     ops_ms: Floats
+
+    def times(self, factor: float) -> Estimates:
+        """The same with every time multiplied by `factor`."""
+        return Estimates(
+            median_ms=self.median_ms * factor,
+            low_ms=self.low_ms * factor,
+            high_ms=self.high_ms * factor,
+            prefill_ms=self.prefill_ms * factor,
+            decode_token_ms=self.decode_token_ms * factor,
+            covered=self.covered,
+            measured=self.measured,
+            ops_ms=self.ops_ms * factor,
+        )
 
     def __getitem__(self, index: int) -> Latency:
         covered = float(self.covered[index])
@@ -88,7 +106,7 @@ class Estimates:
             median_ms=float(self.median_ms[index]),
             low_ms=float(self.low_ms[index]),
             high_ms=float(self.high_ms[index]),
-            source="analytic",
+            source="table" if self.measured[index] > 0.5 else "analytic",
             extrapolated=covered < ALL_COVERED,
             covered=covered,
             phases=phases,
@@ -114,21 +132,55 @@ class Estimator:
 
     def __init__(self, profile: DeviceProfile, target: Target, workload: Workload) -> None:
         self.profile, self.target, self.workload = profile, target, workload
+        self._ratios: list[float] = []
 
     def __call__(self, architectures: Sequence[Architecture]) -> Estimates:
         """Latencies of `architectures` on the target."""
         # A few thousand at a time stay in cache; all at once would spend most of the time on fresh memory.
         parts = [architectures[i : i + AT_ONCE] for i in range(0, max(1, len(architectures)), AT_ONCE)]
-        return join([estimate(lower(part, self.workload), self.profile, self.target) for part in parts])
+        found = join([estimate(lower(part, self.workload), self.profile, self.target) for part in parts])
+        return found.times(self.correction) if self._ratios else found
 
     def one(self, architecture: Architecture) -> Latency:
         """The latency of one architecture."""
         return self([architecture])[0]
 
+    def learn(self, predicted: Sequence[Latency], measured: Sequence[Latency]) -> None:
+        """Put all later estimates right by what was measured of some: their mean ratio, drawn towards one as by one
+        more measurement that agreed."""
+        self._ratios += [float(np.log(m.median_ms / p.median_ms)) for p, m in zip(predicted, measured, strict=True)]
+
+    @property
+    def correction(self) -> float:
+        """The factor that measurements have put on every estimate; 1 without any."""
+        return float(np.exp(sum(self._ratios) / (len(self._ratios) + 1)))
+
 
 def estimate(table: OpTable, profile: DeviceProfile, target: Target) -> Estimates:
     """Latencies of all architectures of `table`."""
-    return estimate_with(AnalyticModel(profile, target), table)
+    model, measured = AnalyticModel(profile, target), table_of_target(profile, target)
+    return estimate_with(model, table) if measured is None else estimate_by(measured, model, table)
+
+
+def estimate_by(measured: LatencyTable, model: AnalyticModel, table: OpTable) -> Estimates:
+    """Latencies of all architectures of `table` by a measured table, and by `model` for kernels that it lacks."""
+    priced = measured.price(table, model.kernels(table).total)
+    times, size = priced.rows_us * table.runs, table.size
+    one_pass = np.bincount(table.architecture * 2 + table.phase, priced.rows_us * table.count, size * 2).reshape(
+        size, 2
+    )
+    ops = np.bincount(table.architecture * len(KINDS) + table.kind, times, size * len(KINDS)).reshape(size, -1)
+    median = priced.total_us / 1e3
+    return Estimates(
+        median_ms=median,
+        low_ms=median * np.exp(-Z90 * priced.sd),
+        high_ms=median * np.exp(Z90 * priced.sd),
+        prefill_ms=one_pass[:, 0] / 1e3,
+        decode_token_ms=one_pass[:, 1] / 1e3,
+        covered=priced.covered,
+        measured=priced.known,
+        ops_ms=np.asarray(np.column_stack([ops, np.zeros(size)]) / 1e3, np.float64),
+    )
 
 
 def estimate_with(model: AnalyticModel, table: OpTable) -> Estimates:
@@ -153,6 +205,7 @@ def estimate_with(model: AnalyticModel, table: OpTable) -> Estimates:
         prefill_ms=phases[:, 0] / 1e3,
         decode_token_ms=phases[:, 1] / 1e3,
         covered=by_architecture(times * kernels.covered) / (median - overhead),
+        measured=np.zeros(size),
         ops_ms=np.column_stack([ops, overhead]) / 1e3,
     )
 

@@ -50,11 +50,8 @@ class Validation(msgspec.Struct, frozen=True):
 
     def groups(self) -> dict[tuple[str, str, str], Scores]:
         """By (device, runtime, precision)."""
-        keys = sorted({(case.device, case.runtime, str(case.precision)) for case, _ in self.rows})
-        return {
-            key: _scores([r for r in self.rows if (r[0].device, r[0].runtime, str(r[0].precision)) == key])
-            for key in keys
-        }
+        keys = sorted({(case.device, case.runtime, case.label) for case, _ in self.rows})
+        return {key: _scores([r for r in self.rows if (r[0].device, r[0].runtime, r[0].label) == key]) for key in keys}
 
     def to_json(self) -> dict[str, Any]:
         """The document that `hwsearch validate --json` prints."""

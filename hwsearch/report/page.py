@@ -35,6 +35,7 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "repriced_from": document.get("repriced_from", ""),
             "students": {"chosen": chosen, **baselines} if chosen else {},
             "better": [name for name, r in baselines.items() if chosen and r["quality"] > chosen["quality"]],
+            "measured": measured(document),
             "missing": document.get("missing_baselines", {}),
             "margin": margin(document["front"]),
             "duration": format_seconds(document["seconds"]),
@@ -46,6 +47,12 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             },
         }
     )
+
+
+def measured(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The finalists that were run on the target, those that did not hold the budget included."""
+    finalists = [*document["finalists"], *document.get("overshot", [])]
+    return [finalist for finalist in finalists if finalist["measured_ms"] is not None]
 
 
 def margin(front: Sequence[dict[str, Any]]) -> float | None:

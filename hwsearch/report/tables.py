@@ -134,6 +134,8 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
         out.print(f"made by hand is better here: {', '.join(better)}", style="bold")
     if document["front"]:
         out.print(_front(document))
+    if ran := [f for f in (*document["finalists"], *document.get("overshot", [])) if f["measured_ms"] is not None]:
+        out.print(_ran(ran, document["budget_ms"]))
     if folder is not None:
         counts = document["trials"]
         out.print(
@@ -141,6 +143,27 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
             f"large, {counts['failed']} failed; this session took {format_seconds(document['seconds'])}"
         )
         out.print(f"report: {folder / 'report.html'}   student: {folder / 'chosen'}")
+
+
+def _ran(finalists: Sequence[dict[str, Any]], budget_ms: float) -> Any:
+    from rich.table import Table
+
+    table = Table(
+        box=None, header_style="dim", padding=(0, 2, 0, 0), title="finalists, run on the target", title_justify="left"
+    )
+    for column in ("trial", "architecture", "predicted", "measured", "at most", "inside the budget"):
+        table.add_column(column, justify="left" if column == "architecture" else "right")
+    for finalist in finalists:
+        at_most = finalist["result"]["latency"]["high_ms"]
+        table.add_row(
+            str(finalist["trial"]),
+            finalist["result"]["architecture"]["id"],
+            format_ms(finalist["predicted_ms"]),
+            format_ms(finalist["measured_ms"]),
+            format_ms(at_most),
+            "yes" if at_most <= budget_ms else "no: replaced by the next",
+        )
+    return table
 
 
 def _front(document: dict[str, Any]) -> Any:

@@ -57,6 +57,7 @@ def reprice(
             result,
             architecture=architecture,
             latency=price.one(architecture),
+            predicted=None,
             size_mib=architecture.size_mib,
             memory_mib=memory_mib(architecture, workload),
         )
@@ -84,10 +85,11 @@ def reprice(
         "chosen": _moved(document["chosen"], priced, runs),
         "front": [result.to_json() for result in front(there)],
         "finalists": [
-            {**finalist, "predicted_ms": result["latency"]["median_ms"], "result": result}
+            {**finalist, "predicted_ms": result["latency"]["median_ms"], "measured_ms": None, "result": result}
             for finalist in document["finalists"]
             if (result := _moved(finalist["result"], priced, runs)) is not None
         ],
+        "overshot": [],
         "baselines": {name: priced(result).to_json() for name, result in baselines.items() if runs(result)},
     }
     return moved, there

@@ -8,7 +8,7 @@ beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,8 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
 from hwsearch.errors import RunError, TrainingError
+from hwsearch.files import pretty, write_text
+from hwsearch.latency.estimator import Latency
 from hwsearch.search.baselines import HandMade, hand_made
 from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
@@ -25,6 +27,7 @@ from hwsearch.search.result import Result
 from hwsearch.search.run import Run
 from hwsearch.search.sampler import Proposer
 from hwsearch.search.trainer import Trainer, result_of
+from hwsearch.units import format_ms
 
 if TYPE_CHECKING:
     from hwsearch.search.study import Record
@@ -41,6 +44,12 @@ class Progress(Protocol):
     def at(self, done: float, total: float | None = None, note: str = "") -> None: ...
 
 
+class Measurer(Protocol):
+    """Who can run a student on the target: its runtime is at hand."""
+
+    def measure(self, architectures: Sequence[Architecture], progress: Callable[[float], None]) -> list[Latency]: ...
+
+
 class Outcome(msgspec.Struct):
     """What a search found.
 
@@ -49,6 +58,7 @@ class Outcome(msgspec.Struct):
         teacher_quality: on *report*; on *select* where nothing was chosen.
         front: the trials that are beaten by none, judged on *select* after a short run; the fastest first.
         finalists: judged on *select* after the long run.
+        overshot: were to be finalists, and did not hold the budget when they were measured.
         baselines: hand-made students by name, judged on *report*.
         missing_baselines: why a hand-made student is missing, by name.
         trials: every finished trial, in order.
@@ -67,6 +77,7 @@ class Outcome(msgspec.Struct):
     infeasible: int = 0
     failed: int = 0
     asked: int = 0
+    overshot: list[Result] = []
 
 
 class Engine:
@@ -78,10 +89,20 @@ class Engine:
         trainer: who trains.
         run: where it is kept.
         progress: who is told.
+        measurer: of the target; None where its runtime is not at hand.
     """
 
-    def __init__(self, plan: Plan, facts: Facts, trainer: Trainer, run: Run, progress: Progress) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        facts: Facts,
+        trainer: Trainer,
+        run: Run,
+        progress: Progress,
+        measurer: Measurer | None = None,
+    ) -> None:
         self.plan, self.facts, self.trainer, self.run, self.progress = plan, facts, trainer, run, progress
+        self.measurer = measurer
         self.proposer = Proposer(plan.space, plan.price, plan.budget_ms, facts.sensitivities, facts.layers, plan.admits)
         self.started = time.monotonic()
         self._begun, self._steps, self._works = 0.0, 0, list[float]()  # of training, for the progress
@@ -97,7 +118,13 @@ class Engine:
         if not complete:
             reasons = "; ".join(sorted({record.reason for record in records}))
             raise RunError(f"every trial failed in training: {reasons}")
-        finalists = self._finalists(complete)
+        ranked, overshot = self._ranked(complete), list[Result]()
+        picked = ranked[:FINALISTS]
+        if self.measurer:
+            picked = self._holding(ranked, overshot)
+            # What was measured has changed the prices of all that was not.
+            complete = [self._repriced(result, picked + overshot) for result in complete]
+        finalists = self._finalists(picked)
         chosen = self._choose(finalists)
         baselines, missing, quality = dict[str, Result](), dict[str, str](), self.facts.quality
         if chosen is not None:
@@ -114,6 +141,7 @@ class Engine:
             trials=complete,
             infeasible=len(self.proposer.infeasible),
             failed=len(records) - len(complete),
+            overshot=overshot,
             asked=asked,
         )
 
@@ -177,15 +205,63 @@ class Engine:
         minutes = self.plan.wishes.minutes
         return minutes is None or time.monotonic() - self.started < 60 * minutes
 
-    def _finalists(self, results: Sequence[Result]) -> list[Result]:
-        """The best of the front across the band under the budget, trained long and judged on *select*."""
-        best = front(results)
-        others = sorted((r for r in results if r not in best), key=lambda r: r.loss or 0.0)
+    def _ranked(self, results: Sequence[Result]) -> list[Result]:
+        """In the order that they are to be finalists: the best of the front across the band under the budget first."""
+        edge = best = front(results)
+        others = sorted((r for r in results if r not in edge), key=lambda r: r.loss or 0.0)
         # The upper half of the front holds the best inside the budget, all of it the fastest that is good enough; what
         # is left of the places goes to the next best.
         if self.plan.wishes.min_quality is None and len(best) > FINALISTS:
             best = best[min(len(best) // 2, len(best) - FINALISTS) :]
-        picked = (spread(best, FINALISTS) + others)[:FINALISTS]
+        first = spread(best, FINALISTS)
+        return first + [r for r in reversed(edge) if r not in first] + others
+
+    def _holding(self, ranked: Sequence[Result], overshot: list[Result]) -> list[Result]:
+        """The first of `ranked` that hold the budget when they are measured, with what was measured; `overshot` is told
+        of those before them that do not."""
+        holding, waiting = list[Result](), list(ranked)
+        while waiting and len(holding) < FINALISTS:
+            count = FINALISTS - len(holding)
+            batch, waiting = waiting[:count], waiting[count:]
+            for result in self._measured(batch):
+                inside = result.latency.high_ms <= self.plan.budget_ms
+                (holding if inside else overshot).append(result)
+                if not inside:
+                    self.progress.say(
+                        f"trial {result.trial} takes {format_ms(result.latency.median_ms)} (90 % interval to "
+                        f"{format_ms(result.latency.high_ms)}), over the budget of {format_ms(self.plan.budget_ms)}; "
+                        f"it was estimated at {format_ms(result.predicted.median_ms if result.predicted else 0.0)}"
+                    )
+        return holding
+
+    def _measured(self, results: Sequence[Result]) -> list[Result]:
+        """The same with measured latencies; what was measured before, in this run or the one that it takes up, is not
+        measured again."""
+        assert self.measurer is not None
+        kept = self.run.read("measured.json") or {}
+        known = {digest: msgspec.convert(latency, Latency) for digest, latency in kept.items()}
+        fresh = [r for r in results if r.architecture.digest not in known]
+        if fresh:
+            self.progress.stage("measuring finalists", 1.0)
+            found = self.measurer.measure([r.architecture for r in fresh], self.progress.at)
+            known |= {r.architecture.digest: latency for r, latency in zip(fresh, found, strict=True)}
+            write_text(self.run.path("measured.json"), pretty(known))
+        measured = [known[r.architecture.digest] for r in results]
+        self.plan.price.learn([r.latency for r in results], measured)
+        return [
+            replace(result, latency=_shared_out(latency, result.latency), predicted=result.latency)
+            for result, latency in zip(results, measured, strict=True)
+        ]
+
+    def _repriced(self, result: Result, measured: Sequence[Result]) -> Result:
+        """A trial with its latency as it is known now."""
+        now = next((m.latency for m in measured if m.trial == result.trial), None)
+        if now is None:
+            return replace(result, latency=self.plan.price.one(result.architecture))
+        return replace(result, latency=now, predicted=result.latency)
+
+    def _finalists(self, picked: Sequence[Result]) -> list[Result]:
+        """Trained long and judged on *select*."""
         jobs = [
             Job(
                 path=self._long(r),
@@ -202,7 +278,7 @@ class Engine:
             for result, score in zip(picked, scores, strict=True)
             if not isinstance(score, TrainingError)
         ]
-        if not finalists:
+        if picked and not finalists:
             raise RunError(f"every finalist failed in training: {scores[0]}")
         return finalists
 
@@ -244,12 +320,15 @@ class Engine:
             )
             for made in students
         ]
+        priced = [self.plan.priced(made.architecture) for made in students]
+        if self.measurer and priced:
+            priced = self._measured(priced)
         judged = {}
-        for made, score in zip(students, self._train("hand-made students", jobs), strict=True):
+        for made, result, score in zip(students, priced, self._train("hand-made students", jobs), strict=True):
             if isinstance(score, TrainingError):
                 missing[made.name] = str(score)
             else:
-                judged[made.name] = scored(self.plan.priced(made.architecture), score)
+                judged[made.name] = scored(result, score)
         return judged
 
     def _long(self, result: Result) -> str:
@@ -274,6 +353,12 @@ class Engine:
             except TrainingError as error:
                 found.append(error)
         return found
+
+
+def _shared_out(measured: Latency, predicted: Latency) -> Latency:
+    """A measured latency with its time shared out over kinds of kernel as the estimate had it."""
+    scale = measured.median_ms / predicted.median_ms
+    return replace(measured, ops={kind: ms * scale for kind, ms in predicted.ops.items()})
 
 
 def scored(result: Result, score: ProxyScore) -> Result:

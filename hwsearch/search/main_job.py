@@ -14,7 +14,7 @@ from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import TaskSpec
 from hwsearch.errors import NothingFits
 from hwsearch.files import pretty, write_text
-from hwsearch.search.engine import Engine, Outcome, Progress
+from hwsearch.search.engine import Engine, Measurer, Outcome, Progress
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run, default_folder
 from hwsearch.search.summary import summarise, versions
@@ -35,6 +35,7 @@ def run_search(
     out: Path | None = None,
     budget_text: str = "",
     dry_run: bool = False,
+    measurer: Measurer | None = None,
 ) -> tuple[Path | None, dict[str, Any]]:
     """Search, and write the run's folder; returns it (None where nothing was written) and the summary.
 
@@ -49,6 +50,7 @@ def run_search(
         out: folder of the run.
         budget_text: as the person wrote it, for the folder's name.
         dry_run: stop once everything is priced.
+        measurer: of the target, where its runtime is at hand.
 
     Raises:
         NothingFits: not even the smallest student; `details` is the summary.
@@ -83,7 +85,7 @@ def run_search(
         _prepare(trainer, facts.blocks, progress)
         facts = result_of(trainer.finish())
         progress.say(f"teacher: next-token accuracy {facts.quality:.1%} on select")
-        outcome = Engine(plan, facts, trainer, run, progress).search()
+        outcome = Engine(plan, facts, trainer, run, progress, measurer).search()
         document = {**summarise(run.name, plan, outcome, time.monotonic() - started), "asked_trials": outcome.asked}
         deliver(run, outcome, document)
         write_text(run.path("summary.json"), pretty(document))

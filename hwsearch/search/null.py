@@ -5,12 +5,13 @@ member, for tests and rehearsals of everything around the training.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
+from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.precision import Precision
 
 T = TypeVar("T")
@@ -99,6 +100,31 @@ class NullTrainer:
         layers = {d: tuple(range(d)) for d in range(1, depth + 1)}
         sensitivities = tuple((0.001 * (i + 1), 0.002 * (depth - i)) for i in range(depth))
         return Facts("null-teacher", "0" * 16, self.teacher, "no text", 2, 0.6, layers, sensitivities)
+
+
+class NullMeasurer:
+    """A target on which everything takes `ratio` times what is estimated, give or take 2 %.
+
+    Args:
+        price: the estimator, as it was before anything was measured.
+        ratio: of what is measured to what is estimated.
+    """
+
+    def __init__(self, price: Estimator, ratio: float = 1.0) -> None:
+        self.price, self.ratio = price, ratio
+        self.measured: list[Architecture] = []
+
+    def measure(
+        self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
+    ) -> list[Latency]:
+        """The formula's latencies."""
+        self.measured += architectures
+        progress(1.0)
+        found = []
+        for architecture in architectures:
+            ms = self.price.one(architecture).median_ms * self.ratio
+            found.append(Latency(ms, 0.98 * ms, 1.02 * ms, source="measured", extrapolated=False, covered=1.0))
+        return found
 
 
 def _done(value: T) -> Future[T]:

@@ -25,6 +25,7 @@ class Result(msgspec.Struct, frozen=True):
         retention, retention_low, retention_high: of the teacher's accuracy.
         steps, seconds: of training.
         curve: (step, held-out KL).
+        predicted: the latency that was estimated before it was measured; None where `latency` is an estimate.
     """
 
     trial: int | None
@@ -42,6 +43,7 @@ class Result(msgspec.Struct, frozen=True):
     steps: int = 0
     seconds: float = 0.0
     curve: tuple[tuple[int, float], ...] = ()
+    predicted: Latency | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The contract's form: the architecture carries its id, depth and parameters."""

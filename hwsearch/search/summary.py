@@ -60,6 +60,7 @@ def summarise(
         "finalists": [_finalist(result) for result in outcome.finalists] if outcome else [],
         "baselines": {name: result.to_json() for name, result in outcome.baselines.items()} if outcome else {},
     }
+    document["overshot"] = [_finalist(result) for result in outcome.overshot] if outcome else []
     document["note"] = plan.profile.note
     document["missing_baselines"] = outcome.missing_baselines if outcome else {}
     if nearest is not None:
@@ -82,7 +83,7 @@ def teacher_result(plan: Plan) -> Result:
 def _finalist(result: Result) -> dict[str, Any]:
     return {
         "trial": result.trial,
-        "predicted_ms": result.latency.median_ms,
-        "measured_ms": None,
+        "predicted_ms": (result.predicted or result.latency).median_ms,
+        "measured_ms": result.latency.median_ms if result.predicted else None,
         "result": result.to_json(),
     }

@@ -12,10 +12,11 @@ import pytest
 from hwsearch.device import DeviceProfile
 from hwsearch.distill.job import Job, ProxyScore, TaskSpec
 from hwsearch.errors import NothingFits, RunError, TrainingError
+from hwsearch.latency.estimator import Estimator
 from hwsearch.profiles import find_profile
 from hwsearch.search.engine import Outcome
 from hwsearch.search.main_job import run_search
-from hwsearch.search.null import TEACHER, NullTrainer
+from hwsearch.search.null import TEACHER, NullMeasurer, NullTrainer
 from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run
@@ -49,6 +50,7 @@ def search(
     budget: str = "500ms",
     profile: DeviceProfile | None = None,
     told: Told | None = None,
+    measurer: NullMeasurer | None = None,
     **wishes: Any,
 ) -> tuple[dict[str, Any], Outcome | None]:
     profile = profile or find_profile("jetson-orin")
@@ -63,6 +65,7 @@ def search(
         lambda run, outcome, document: outcomes.append(outcome),
         out,
         budget,
+        measurer=measurer,
     )
     return document, outcomes[0] if outcomes else None
 
@@ -330,6 +333,65 @@ def test_a_run_goes_on_with_another_number_of_processes(
     document, _ = search(folder, NullTrainer(count=5))
     assert document["front"] == finished[1]["front"]
     assert document["chosen"] == finished[1]["chosen"]
+
+
+def measurer(ratio: float) -> NullMeasurer:
+    profile = find_profile("jetson-orin")
+    return NullMeasurer(Estimator(profile, profile.target(), BULK), ratio)
+
+
+def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: Path) -> None:
+    told, ruler = Told(), measurer(1.4)
+    document, outcome = search(tmp_path / "run", told=told, measurer=ruler)
+    assert outcome is not None
+    assert outcome.overshot
+    assert outcome.finalists
+    assert not {r.trial for r in outcome.overshot} & {r.trial for r in outcome.finalists}
+    assert all(r.latency.high_ms > 500 for r in outcome.overshot)
+    for finalist in (*document["finalists"], *document["overshot"]):
+        assert finalist["measured_ms"] == pytest.approx(1.4 * finalist["predicted_ms"], rel=1e-6)
+    assert all(finalist["result"]["latency"]["source"] == "measured" for finalist in document["finalists"])
+    assert document["chosen"]["latency"]["source"] == "measured"
+    assert document["chosen"]["latency"]["high_ms"] <= 500
+    assert sum(document["chosen"]["latency"]["ops"].values()) == pytest.approx(
+        document["chosen"]["latency"]["median_ms"], rel=0.01
+    )
+    assert sum("over the budget" in text for text in told.said) == len(outcome.overshot)
+    # What was measured is fed back: the other trials' estimates have moved towards it.
+    _, before = search(tmp_path / "other")
+    assert before is not None
+    was = {r.trial: r.latency.median_ms for r in before.trials}
+    moved = [r.latency.median_ms / was[r.trial] for r in outcome.trials if r.predicted is None]
+    assert moved
+    assert all(1.2 < factor < 1.4 for factor in moved)
+    # Those made by hand are measured too.
+    assert all(r["latency"]["source"] == "measured" for r in document["baselines"].values())
+
+
+def test_nothing_is_chosen_when_nothing_holds_the_budget_on_the_target(tmp_path: Path) -> None:
+    document, outcome = search(tmp_path / "run", measurer=measurer(50.0))
+    assert outcome is not None
+    assert document["chosen"] is None
+    assert not outcome.finalists
+    assert len(outcome.overshot) == len(outcome.trials)
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    first = measurer(1.4)
+
+    class Dead(NullTrainer):
+        def train(self, job: Job) -> Future[ProxyScore]:
+            if job.steps > 160:
+                raise KeyboardInterrupt
+            return super().train(job)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", Dead(), measurer=first)
+    assert first.measured
+    second = measurer(99.0)
+    document, _ = search(tmp_path / "run", measurer=second)
+    assert not {a.digest for a in first.measured} & {a.digest for a in second.measured}
+    assert document["finalists"][0]["measured_ms"] == pytest.approx(1.4 * document["finalists"][0]["predicted_ms"])
 
 
 def test_a_run_whose_folder_has_moved_keeps_its_trials(tmp_path: Path) -> None:

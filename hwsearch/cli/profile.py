@@ -1,0 +1,117 @@
+"""hwsearch profile: what latencies rest on, measured on this machine or fitted on timings of whole models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hwsearch.cli.device import HOST
+from hwsearch.cli.output import console, json_option, note, print_json
+from hwsearch.errors import HwsearchError, ProfileError
+
+if TYPE_CHECKING:
+    from hwsearch.device import DeviceProfile
+
+
+class RangeType(click.ParamType):  # type: ignore[type-arg]
+    """A smallest and a largest number: "64-512", or one number for both."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        first, _, last = str(value).partition("-")
+        ends = (first.strip(), (last or first).strip())
+        if not all(end.isascii() and end.isdecimal() and 0 < len(end) < 7 for end in ends):
+            self.fail(f"a range is given as 64-512; got {value!r}", param, ctx)
+        low, high = map(int, ends)
+        if not 1 <= low <= high:
+            self.fail(f"a range goes from 1 or more upwards; got {value!r}", param, ctx)
+        return low, high
+
+
+@click.command()
+@click.option("--device", default=HOST, show_default=True, help="Name of a device; a new one for a board of your own.")
+@click.option("--runtime", help="Runtime to measure or to fit alone.")
+@click.option("--threads", type=click.IntRange(1), help="Of the runtime; all cores by default.")
+@click.option("--points", type=click.IntRange(8), default=100, show_default=True, help="Models to measure.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="At most.")
+@click.option("--depth", type=RangeType(), help="Layers of the models, as 1-12.")
+@click.option("--width", type=RangeType(), help="Widths, as 64-512.")
+@click.option("--sequence", type=RangeType(), help="Tokens of one input, as 16-256.")
+@click.option("--batch", type=RangeType(), help="Sequences at once, as 1-64.")
+@click.option(
+    "--from-cases",
+    "cases",
+    type=click.Path(path_type=Path),
+    help="Fit on a CSV of measured latencies of whole models in place of measuring.",
+)
+@click.option("--to", type=click.Path(path_type=Path), help="Folder to write to; by default that of your own profiles.")
+@json_option
+def profile(
+    device: str, runtime: str | None, cases: Path | None, to: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Measure this machine, or fit a device's profile on measured latencies of whole models."""
+    if cases is not None:
+        fitted, written = _fit(device, runtime, cases, to)
+    else:
+        fitted, written = _measure(device, runtime, to, **options)
+    if as_json:
+        fits = {name: r.fit for name, r in fitted.runtimes.items() if r.fit}
+        print_json({"profile": str(written), "device": fitted.name, "fits": fits})
+        return
+    from hwsearch.cli.price import evidence
+
+    console().print(evidence(fitted))
+    note(f"written: {written}")
+
+
+def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple[DeviceProfile, Path]:
+    """The device's profile fitted on a cases file, and where it was written."""
+    from hwsearch.latency.calibrate import fit_device, matches
+    from hwsearch.latency.cases import read_cases
+    from hwsearch.profiles import find_file, load_profile, save_profile, user_folder
+
+    if device.lower() == HOST:
+        raise click.UsageError(f"{HOST!r} is measured, not fitted on cases; name a --device")
+    template = find_file(device)
+    facts = load_profile(template)
+    cases = read_cases(file)
+    if runtime is not None and runtime not in facts.runtimes:
+        raise ProfileError(
+            f"no runtime {runtime!r} in {template} (have: {', '.join(facts.runtimes)}); add its facts there first"
+        )
+    if not any(matches(case, facts) and runtime in (None, case.runtime) for case in cases):
+        raise HwsearchError(
+            f"{file} has no row of {facts.name!r}{f' with runtime {runtime!r}' if runtime else ''}; nothing to fit"
+        )
+    fitted = fit_device(facts, cases, file.name, only=runtime)
+    target = (to or user_folder()) / template.name
+    save_profile(fitted, template, target)
+    return fitted, target
+
+
+def _measure(
+    device: str, runtime: str | None, to: Path | None, threads: int | None, points: int, minutes: float, **ranges: Any
+) -> tuple[DeviceProfile, Path]:
+    """This machine's profile from a measured table, and the folder that the table is in."""
+    from msgspec.structs import replace
+
+    from hwsearch.bench import host
+    from hwsearch.cli.progress import Progress
+
+    if runtime not in (None, "onnxruntime"):
+        raise ProfileError(
+            f"this machine is measured with onnxruntime; got {runtime!r}. For another runtime time a few models with "
+            "its own tools and fit them: hwsearch profile --device D --runtime R --from-cases CASES.csv"
+        )
+    machine = host.this_machine(threads)
+    wanted = replace(host.RANGES, **{name: ends for name, ends in ranges.items() if ends})
+    with Progress() as progress:
+        progress.say(
+            f"{device}: {machine.processor}, {machine.threads} threads, ONNX Runtime {machine.runtime}; "
+            f"{points} points in {minutes:g} minutes at most"
+        )
+        progress.stage("measuring", points)
+        return host.measure_device(machine, device, wanted, points, minutes * 60, to, progress.at)

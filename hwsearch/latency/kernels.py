@@ -1,0 +1,128 @@
+"""The rows of an op table as the kernels that a runtime without fused attention is seen to run, each with what its time
+depends on.
+
+A row of the table is a kernel here, but for attention, which is four: `layout` (heads split, rotated, transposed and
+joined again), `scores`, `softmax` and `values`. Kernels of one name, precision and variant share a surface; a name is
+as "up/int8", "softmax+" (a decoder's) or "up+/int8" (a gated one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hwsearch.architecture import Architecture
+from hwsearch.precision import PRECISIONS
+from hwsearch.workload import DECODE_TOKEN, KIND, OpTable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
+
+PRODUCTS = ("qkv", "projection", "up", "down", "head")
+ATTENTION = ("layout", "scores", "softmax", "values")
+FLOAT = 4.0  # bytes of an activation between kernels
+# ONNX Runtime's CPU kernels work on 16 floats at a time, on x86 and on ARM alike, and take another path for what is
+# left over: measured, 113 keys take a quarter longer than 112 in the softmax, and 15 % in the scores.
+TILE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Rows of an op table that run one kernel.
+
+    Attributes:
+        name: as above.
+        rows: indices into the table.
+        features: log2 of what the time depends on, [rows, features].
+        work, moved: operations and bytes of one run, [rows].
+    """
+
+    name: str
+    rows: Ints
+    features: Floats
+    work: Floats
+    moved: Floats
+
+
+def kernels_of(table: OpTable) -> Iterator[Kernel]:
+    """Every kernel of `table`, rows of equal name together; changes of precision, which are part of the products that
+    quantise, are left out."""
+    codes = (table.phase * 2 + table.variant) * len(PRECISIONS) + table.precision
+    for kind, code in KIND.items():
+        if kind == "cast":
+            continue
+        here = np.flatnonzero(table.kind == code)
+        grouped = codes[here] if kind in PRODUCTS else codes[here] // len(PRECISIONS) * len(PRECISIONS)
+        for group in np.unique(grouped).tolist():
+            rows = here[grouped == group]
+            variant, phase = group // len(PRECISIONS) % 2, group // len(PRECISIONS) // 2
+            suffix = "+" * variant + (f"/{PRECISIONS[group % len(PRECISIONS)]}" if kind in PRODUCTS else "")
+            suffix += "/decode" if phase == DECODE_TOKEN else ""
+            if kind == "attention":
+                yield from _attention(table, rows, suffix)
+            else:
+                yield _plain(table, rows, kind, suffix)
+
+
+def _plain(table: OpTable, rows: Ints, kind: str, suffix: str) -> Kernel:
+    m, k, n = table.m[rows], table.k[rows], table.n[rows]
+    sizes = [m, k, n] if kind in PRODUCTS else [m, n]
+    moved = table.weight_bytes[rows] + FLOAT * table.elements[rows]
+    return Kernel(kind + suffix, rows, np.log2(np.column_stack(sizes)), table.flops[rows] * _padded(n) / n, moved)
+
+
+def _attention(table: OpTable, rows: Ints, suffix: str) -> Iterator[Kernel]:
+    """Its four kernels; batch and heads follow from the columns of the row."""
+    tokens, queries, context, scores = table.m[rows], table.k[rows], table.n[rows], table.scores[rows]
+    heads = scores / (tokens * context)
+    keys = table.elements[rows] / tokens / 2 - queries
+    each = tokens if suffix.endswith("decode") else tokens / context  # sequences in the batch
+    length = tokens / each
+    stacked, channels = each * heads, queries / heads
+    product = table.flops[rows] / 2
+    moved = FLOAT * (scores + tokens * queries + each * context * keys)
+    decode = suffix.endswith("decode")
+    padded = _padded(context)
+    tail = padded - context
+    ragged = 2.0 * (tail > 0)
+    by_head = np.column_stack(
+        [np.log2(stacked), np.log2((1 if decode else length) * padded), np.log2(channels), ragged]
+    )
+    layout = np.log2(np.column_stack([tokens, queries, keys, channels]))
+    shares = np.column_stack([np.log2(stacked * length), np.log2(padded), ragged, ragged * (1 - tail / TILE)])
+    none = np.zeros(len(rows))
+    yield Kernel("layout" + suffix, rows, layout, none, FLOAT * table.elements[rows])
+    yield Kernel("scores" + suffix, rows, by_head, product * padded / context, moved)
+    yield Kernel("softmax" + suffix, rows, shares, none, FLOAT * scores * padded / context)
+    yield Kernel("values" + suffix, rows, by_head, product, moved)
+
+
+def _padded(size: Floats) -> Floats:
+    """Sizes rounded up to whole tiles."""
+    return np.asarray(np.ceil(size / TILE) * TILE)
+
+
+def kernel_name(architecture: Architecture, part: str) -> str:
+    """The kernel that a part of a network's first pass ("3.up", "head") belongs to, named as `kernels_of` does."""
+    layer, _, kind = part.rpartition(".")
+    decoder = architecture.block == "decoder"
+    gated = architecture.gated_ffn
+    variant = {
+        "norm": architecture.norm == "rmsnorm",
+        "up": gated,
+        "down": gated,
+        "head": architecture.head == "classify",
+    }
+    name = kind + "+" * variant.get(kind, decoder and kind in ATTENTION)
+    if kind not in PRODUCTS:
+        return name
+    if kind == "head":
+        return f"{name}/{architecture.head_precision}"
+    found = architecture.layers[int(layer)]
+    return f"{name}/{found.attention if kind in ('qkv', 'projection') else found.feed_forward}"

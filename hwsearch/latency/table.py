@@ -1,0 +1,261 @@
+"""A measured latency table: whole models with the times of their kernels, interpolated.
+
+A point is one architecture and workload: the time of the whole pass, and of each kernel in it where the runtime tells.
+Kernels of one name share a `Surface`; a latency is the sum of what the surfaces say of its kernels, put right by a
+correction that is learned from the same points' whole times (what a pass costs beside its kernels). Kernels are timed
+inside whole models, because the sum of single layers that are hot in the cache is 8 to 14 % low.
+
+The interval is calibrated on the points themselves: each is priced by what the others say (leave-one-out, in closed
+form), and the interval is stretched until it holds 90 % of them (split-conformal, Lei et al. 2018,
+doi:10.1080/01621459.2017.1307116). The same prices show points that do not agree with the rest: `suspects`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from hwsearch.errors import CasesError
+from hwsearch.files import write_text
+from hwsearch.latency.cases import COLUMNS, Case, read_cases
+from hwsearch.latency.interpolate import Hyper, Surface
+from hwsearch.latency.kernels import Kernel, kernels_of
+from hwsearch.workload import OpTable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
+
+TICK_US = 0.5  # doubt about a kernel's time that the runtime's clock leaves
+FORM = 0.03  # doubt for each doubling outside the measured shapes, beside the surface's own
+FALLBACK = 0.3  # doubt about a kernel that was never measured and is priced by the profile's analytic model
+Z90 = 1.6449  # standard normal quantile at 95 %: 5 % on either side
+RIDGE = 1.0  # of the correction: as if one point said that there is nothing to correct
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One measured model.
+
+    Attributes:
+        case: the model, its workload and the time of a whole pass.
+        kernels: microseconds of one run of each kernel in it, by name; empty where the runtime does not tell.
+    """
+
+    case: Case
+    kernels: dict[str, float] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """What a table says of an op table, each of shape [architectures] but for `rows`.
+
+    Attributes:
+        kernels_us: sum of the kernels over the workload, microseconds.
+        total_us: with the correction.
+        sd: of its logarithm.
+        known: share of the time in kernels that were measured at all.
+        covered: share of it inside the measured shapes.
+        rows_us: microseconds of one run of each row of the op table, corrected, [rows].
+    """
+
+    kernels_us: Floats
+    total_us: Floats
+    sd: Floats
+    known: Floats
+    covered: Floats
+    rows_us: Floats
+
+
+class LatencyTable:
+    """Points of one target, ready to price op tables.
+
+    Args:
+        points: measured.
+        tables: the op table of each point, of one architecture each.
+        hypers: of an earlier fit on the same points, by kernel.
+    """
+
+    def __init__(
+        self, points: Sequence[Point], tables: Sequence[OpTable], hypers: Mapping[str, Hyper] | None = None
+    ) -> None:
+        self.points, self._tables = list(points), list(tables)
+        found: dict[str, list[tuple[int, Kernel]]] = {}
+        for owner, (point, table) in enumerate(zip(self.points, self._tables, strict=True)):
+            for kernel in kernels_of(table):
+                if kernel.name in point.kernels:
+                    found.setdefault(kernel.name, []).append((owner, kernel))
+        self.surfaces: dict[str, Surface] = {}
+        self._owners: dict[str, Ints] = {}
+        for name, members in sorted(found.items()):
+            time = np.array([self.points[owner].kernels[name] for owner, _ in members])
+            self.surfaces[name] = Surface(
+                features=np.vstack([kernel.features[:1] for _, kernel in members]),
+                work=np.array([kernel.work[0] for _, kernel in members]),
+                moved=np.array([kernel.moved[0] for _, kernel in members]),
+                time=time,
+                doubt=TICK_US / time,
+                hyper=(hypers or {}).get(name),
+            )
+            self._owners[name] = np.array([owner for owner, _ in members])
+        self._learn()
+
+    @staticmethod
+    def digest_of(points: Sequence[Point]) -> str:
+        """A hash over points, 12 hex digits."""
+        return hashlib.sha256(msgspec.json.encode(list(points))).hexdigest()[:12]
+
+    @property
+    def hypers(self) -> dict[str, Hyper]:
+        """What was fitted of the surfaces, by kernel."""
+        return {name: surface.hyper for name, surface in self.surfaces.items() if surface.hyper}
+
+    def price(self, table: OpTable, instead: Floats) -> Priced:
+        """The architectures of `table`.
+
+        Args:
+            table: kernels.
+            instead: microseconds of one run of each row, for those with a kernel that was never measured, [rows].
+        """
+        rows_us, known = np.zeros(len(table.m)), np.ones(len(table.m), bool)
+        variance, inside = np.zeros(table.size), np.zeros(len(table.m))
+        runs = table.runs
+        for kernel in kernels_of(table):
+            surface = self.surfaces.get(kernel.name)
+            if surface is None:
+                known[kernel.rows] = False
+                continue
+            time, sd = surface(kernel.features, kernel.work, kernel.moved)
+            rows_us[kernel.rows] += time
+            inside[kernel.rows] += time * surface.inside(kernel.features)
+            # Errors of one surface go together: they are added up before they are squared.
+            doubt = time * np.hypot(sd, FORM * surface.away(kernel.features)) * runs[kernel.rows]
+            variance += np.square(np.bincount(table.architecture[kernel.rows], doubt, table.size))
+        rows_us[~known] = instead[~known]
+        inside[~known] = 0.0
+
+        def by_architecture(values: Floats) -> Floats:
+            return np.asarray(np.bincount(table.architecture, values, table.size), np.float64)
+
+        unknown = by_architecture(rows_us * runs * ~known)
+        total = by_architecture(rows_us * runs)
+        variance += np.square(FALLBACK * unknown)
+        factor = np.exp(_about(table, total) @ self._correction)
+        sd = self.stretch * np.sqrt(variance / np.square(total) + self.scatter**2)
+        return Priced(
+            kernels_us=total,
+            total_us=total * factor,
+            sd=sd,
+            known=1 - unknown / total,
+            covered=by_architecture(inside * runs) / total,
+            rows_us=rows_us * factor[table.architecture],
+        )
+
+    def _learn(self) -> None:
+        """The correction, the scatter of whole models around it and the interval's stretch, all from leaving each
+        point out."""
+        measured = np.array([point.case.latency_ms * 1e3 for point in self.points])
+        sums, doubts = np.zeros(len(measured)), np.zeros(len(measured))
+        for name, surface in self.surfaces.items():
+            owners = self._owners[name]
+            for owner in np.unique(owners).tolist():
+                here = owners == owner
+                error, sd = surface.without(here)
+                table = self._tables[owner]
+                runs = sum(table.runs[k.rows].sum() for k in kernels_of(table) if k.name == name)
+                time = self.points[owner].kernels[name] * np.exp(error) * runs
+                sums[owner] += time.sum()
+                doubts[owner] += np.square((time * sd).sum())
+        about = np.vstack([_about(table, np.array([total])) for table, total in zip(self._tables, sums, strict=True)])
+        residual = np.log(measured / sums)
+        inverse = np.linalg.inv(about.T @ about + RIDGE * np.eye(about.shape[1]))
+        self._correction = inverse @ about.T @ residual
+        leverage = np.einsum("ij,jk,ik->i", about, inverse, about)
+        left = (residual - about @ self._correction) / (1 - leverage)
+        variance = doubts / np.square(sums)
+        self.scatter = float(np.sqrt(max(np.median(np.square(left)) / 0.455 - np.median(variance), 1e-4)))
+        z = np.abs(left) / np.sqrt(variance + self.scatter**2)
+        rank = min(1.0, 0.9 * (1 + 1 / len(z)))
+        self.stretch = float(np.quantile(z, rank, method="higher")) / Z90
+        self._left_out, self._left_sd = -left, self.stretch * np.sqrt(variance + self.scatter**2)
+
+    def held_out(self) -> list[tuple[Case, tuple[float, float, float]]]:
+        """Each point with the interval that the others give it, (median, low, high) in milliseconds."""
+        medians = np.array([point.case.latency_ms for point in self.points]) * np.exp(self._left_out)
+        half = np.exp(Z90 * self._left_sd)
+        return [
+            (point.case, (float(median), float(median / wide), float(median * wide)))
+            for point, median, wide in zip(self.points, medians, half, strict=True)
+        ]
+
+
+def _about(table: OpTable, total: Floats) -> Floats:
+    """What the correction depends on, [architectures, 3]: a constant, the share that a microsecond a kernel would have,
+    and how much the weights outgrow a mebibyte."""
+    launches = np.bincount(table.architecture, table.runs, table.size)
+    weights = np.bincount(table.architecture, table.weight_bytes * table.count, table.size) / 2**20
+    return np.column_stack([np.ones(table.size), launches / total, np.log2(1 + weights)])
+
+
+def write_table(folder: Path, points: Sequence[Point], facts: Mapping[str, Any], samples: Mapping[str, Any]) -> None:
+    """Write points, what identifies the measurement and the raw samples; `cases.csv`, which says that the rest is
+    there, last.
+
+    Args:
+        folder: as "latency_tables/<device>/<runtime>".
+        points: by the order they were measured in.
+        facts: for `measured.toml`.
+        samples: raw, by case.
+    """
+    import tomlkit
+
+    write_text(folder / "samples.json", msgspec.json.encode(samples).decode())
+    write_text(folder / "measured.toml", tomlkit.dumps(dict(facts)))
+    kernels = [
+        {"case": number, "kernel": name, "microseconds": f"{time:.4g}"}
+        for number, point in enumerate(points)
+        for name, time in sorted(point.kernels.items())
+    ]
+    write_text(folder / "kernels.csv", _csv(("case", "kernel", "microseconds"), kernels))
+    rows = [msgspec.to_builtins(point.case) for point in points]
+    blank = [{name: "" if value in ("", None) else value for name, value in row.items()} for row in rows]
+    write_text(folder / "cases.csv", _csv(COLUMNS, blank))
+
+
+def read_points(folder: Path) -> list[Point]:
+    """The points of a table on disk.
+
+    Raises:
+        CasesError: a file is missing or damaged; the line is named.
+    """
+    cases = read_cases(folder / "cases.csv")
+    path = folder / "kernels.csv"
+    kernels: list[dict[str, float]] = [{} for _ in cases]
+    if path.is_file():
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                for number, row in enumerate(csv.DictReader(file), 2):
+                    owner, time = int(row["case"]), float(row["microseconds"])
+                    if not (0 <= owner < len(cases) and 0 < time < float("inf")):
+                        raise CasesError(f"{path}, line {number}: no such case, or no time: {owner}, {time}")
+                    kernels[owner][row["kernel"]] = time
+        except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+            raise CasesError(f"{path} is damaged: {error}") from error
+    return [Point(case, times) for case, times in zip(cases, kernels, strict=True)]
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

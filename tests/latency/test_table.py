@@ -1,0 +1,184 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from hwsearch.architecture import Architecture
+from hwsearch.bench.points import Ranges, draw
+from hwsearch.device import DeviceProfile
+from hwsearch.errors import CasesError
+from hwsearch.latency.cases import Case
+from hwsearch.latency.kernels import kernels_of
+from hwsearch.latency.table import LatencyTable, Point, read_points, write_table
+from hwsearch.precision import Precision
+from hwsearch.workload import OpTable, Workload, lower
+
+PRECISIONS = (Precision.FP32, Precision.INT8)
+
+
+def case_of(architecture: Architecture, workload: Workload, ms: float) -> Case:
+    first = architecture.layers[0]
+    return Case(
+        device="host",
+        runtime="onnxruntime",
+        layers=architecture.depth,
+        width=architecture.width,
+        heads=first.heads,
+        kv_heads=first.kv_heads,
+        head_dim=architecture.head_dim,
+        ffn=first.ffn,
+        gated_ffn=1 if architecture.gated_ffn else 0,
+        vocab=architecture.vocab,
+        head=architecture.head,
+        block=architecture.block,
+        precision=architecture.precision_text,
+        batch=workload.batch,
+        sequence=workload.sequence,
+        latency_ms=ms,
+        model=f"{architecture.id} {workload}",
+    )
+
+
+def kernel_us(kernel: str, work: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """A made-up machine: int8 is twice as fast, whatever moves goes at 8 GB/s, a launch takes 5 us."""
+    rate = 8e4 if "int8" in kernel else 4e4
+    return 5 + np.hypot(work / rate, moved / 8e3)
+
+
+def whole_us(table: OpTable) -> float:
+    """Its kernels, 4 % that no kernel shows, and a microsecond a launch."""
+    total = sum(
+        (kernel_us(k.name, k.work, k.moved) * table.runs[k.rows]).sum() + table.runs[k.rows].sum()
+        for k in kernels_of(table)
+    )
+    return float(1.04 * total)
+
+
+def measured(
+    count: int, seed: int, noise: float = 0.01, ranges: Ranges | None = None
+) -> tuple[list[Point], list[OpTable]]:
+    rng = np.random.default_rng(seed)
+    points, tables = [], []
+    for _ in range(count):
+        architecture, workload = draw(rng, ranges or Ranges(), PRECISIONS)
+        table = lower([architecture], workload)
+        kernels = {
+            k.name: float(kernel_us(k.name, k.work, k.moved)[0] * np.exp(noise * rng.standard_normal()))
+            for k in kernels_of(table)
+        }
+        ms = whole_us(table) / 1e3 * np.exp(noise * rng.standard_normal())
+        points.append(Point(case_of(architecture, workload, float(ms)), kernels))
+        tables.append(table)
+    return points, tables
+
+
+@pytest.fixture(scope="module")
+def table() -> LatencyTable:
+    return LatencyTable(*measured(80, seed=0))
+
+
+def test_unseen_models_are_priced_within_a_few_percent(table: LatencyTable) -> None:
+    points, tables = measured(60, seed=1)
+    errors, inside = [], 0
+    for point, ops in zip(points, tables, strict=True):
+        priced = table.price(ops, np.zeros(len(ops.m)))
+        error = np.log(priced.total_us[0] / 1e3 / point.case.latency_ms)
+        errors.append(error)
+        inside += abs(error) <= 1.645 * priced.sd[0]
+        assert priced.known[0] == pytest.approx(1.0)
+    assert np.abs(errors).mean() < 0.03
+    assert inside >= 48  # 90 % of 60 is 54; below 48 has a chance of 1 %
+
+
+def test_leaving_a_point_out_is_as_wrong_as_on_new_ones(table: LatencyTable) -> None:
+    held_out = table.held_out()
+    inside = np.mean([low <= case.latency_ms <= high for case, (_, low, high) in held_out])
+    error = np.mean([abs(median / case.latency_ms - 1) for case, (median, _, _) in held_out])
+    assert 0.85 <= inside <= 0.95
+    assert error < 0.03
+
+
+def test_one_price_is_the_same_alone_and_among_many(table: LatencyTable) -> None:
+    rng = np.random.default_rng(5)
+    architectures = [draw(rng, Ranges(), PRECISIONS)[0] for _ in range(20)]
+    workload = Workload(4, 64)
+    many = lower(architectures, workload)
+    together = table.price(many, np.zeros(len(many.m)))
+    for i, architecture in enumerate(architectures):
+        alone = lower([architecture], workload)
+        priced = table.price(alone, np.zeros(len(alone.m)))
+        assert priced.total_us[0] == pytest.approx(together.total_us[i], rel=1e-9)
+        assert priced.sd[0] == pytest.approx(together.sd[i], rel=1e-6)
+        assert priced.covered[0] == pytest.approx(together.covered[i], rel=1e-9)
+
+
+def test_a_kernel_that_was_never_measured_is_a_counted_fallback(table: LatencyTable) -> None:
+    rng = np.random.default_rng(2)
+    architecture, workload = draw(rng, Ranges(), (Precision.FP16, Precision.FP16))
+    ops = lower([architecture], workload)
+    priced = table.price(ops, np.full(len(ops.m), 1000.0))
+    assert 0 < priced.known[0] < 1
+    assert priced.covered[0] <= priced.known[0]
+    assert priced.total_us[0] > 1000 * architecture.depth
+    seen = LatencyTable(*measured(20, seed=3))
+    inside = lower([draw(rng, Ranges(), PRECISIONS)[0]], workload)
+    assert priced.sd[0] > seen.price(inside, np.zeros(len(inside.m))).sd[0]
+
+
+def test_outside_the_measured_shapes_it_says_so_and_widens(table: LatencyTable) -> None:
+    architecture, _ = draw(np.random.default_rng(4), Ranges(width=(256, 256), depth=(4, 4)), PRECISIONS)
+    near, far = (lower([architecture], workload) for workload in (Workload(4, 128), Workload(512, 1024)))
+    one, other = (table.price(ops, np.zeros(len(ops.m))) for ops in (near, far))
+    assert one.covered[0] > 0.9
+    assert other.covered[0] < 0.5
+    assert other.sd[0] > 1.5 * one.sd[0]
+
+
+def test_a_table_survives_the_disk(tmp_path: Path, table: LatencyTable) -> None:
+    write_table(tmp_path, table.points, {"kind": "measured"}, {})
+    back = read_points(tmp_path)
+    assert [point.case for point in back] == [point.case for point in table.points]
+    assert back[3].kernels == pytest.approx(table.points[3].kernels, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("\n0,", "\n999,", 1),
+        lambda text: text.replace("microseconds", "us"),
+        lambda text: text.rstrip("0123456789.\n") + "-3\n",
+        lambda text: text + "1,up/fp32,fast\n",
+    ],
+)
+def test_a_damaged_table_is_a_clear_error(tmp_path: Path, table: LatencyTable, damage: object) -> None:
+    write_table(tmp_path, table.points[:4], {"kind": "measured"}, {})
+    path = tmp_path / "kernels.csv"
+    path.write_text(damage(path.read_text()))  # type: ignore[operator]
+    with pytest.raises(CasesError, match=r"kernels\.csv"):
+        read_points(tmp_path)
+
+
+def test_tables_are_found_through_the_profile(
+    tmp_path: Path, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hwsearch.latency import estimator, tables
+    from hwsearch.profiles import find_profile
+
+    profile: DeviceProfile = find_profile("raspberry-pi-5")
+    runtime = replace(profile.runtimes["onnxruntime"], table="board/onnxruntime")
+    profile = replace(profile, runtimes={"onnxruntime": runtime})
+    monkeypatch.setattr(tables, "roots", lambda: (tmp_path, tmp_path))
+    architecture, workload = draw(np.random.default_rng(6), Ranges(), PRECISIONS)
+    with pytest.raises(CasesError, match="no latency table"):
+        estimator.Estimator(profile, profile.target(), workload).one(architecture)
+    write_table(tmp_path / "board" / "onnxruntime", table.points, {"kind": "measured"}, {})
+    found = estimator.Estimator(profile, profile.target(), workload).one(architecture)
+    ops = lower([architecture], workload)
+    assert found.source == "table"
+    assert found.median_ms == pytest.approx(table.price(ops, np.zeros(len(ops.m))).total_us[0] / 1e3, rel=0.02)
+    assert sum(found.ops.values()) == pytest.approx(found.median_ms)
+    # Other threads than the table's are the model's business.
+    other = profile.target(threads=1)
+    assert other.threads != runtime.threads
+    assert estimator.Estimator(profile, other, workload).one(architecture).source == "analytic"
