@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
 
-KINDS = ("embedding", "qkv", "attention", "projection", "up", "down", "norm", "head", "cast")
+KINDS = ("embedding", "qkv", "attention", "projection", "up", "down", "norm", "last_norm", "head", "cast")
 KIND = {name: code for code, name in enumerate(KINDS)}
 PHASES = ("prefill", "decode_token")
 PREFILL, DECODE_TOKEN = range(2)
@@ -172,6 +172,7 @@ class _Parts:
     ffn: Ints
     decoder: Ints  # 1 for a decoder
     rms: Ints  # 1 for a root-mean-square norm
+    last_norm: NDArray[np.bool_]  # whether a norm of its own comes before the head
     gate: Ints  # 1 where a third matrix gates the first
 
 
@@ -211,6 +212,7 @@ def _read(architectures: Sequence[Architecture]) -> _Parts:
         ffn=ffn,
         decoder=each(a.block == "decoder" for a in architectures),
         rms=each(a.norm == "rmsnorm" for a in architectures),
+        last_norm=np.fromiter((a.norm == "rmsnorm" or a.head != "none" for a in architectures), bool, size),
         gate=gated[f_owner],
     )
 
@@ -277,6 +279,11 @@ def _add_pass(rows: _Rows, p: _Parts, phase: int, tokens: float, context: float,
     )  # fmt: skip
     rows.add(p.f_owner, kind=KIND["norm"], n=width, elements=4 * tokens * width, **{**f, "variant": p.rms[p.f_owner]})
 
+    last = everyone[p.last_norm]
+    rows.add(
+        last, phase=phase, kind=KIND["last_norm"], m=tokens, n=p.width[last], precision=p.head_precision[last],
+        variant=p.rms[last], elements=2 * tokens * p.width[last],
+    )  # fmt: skip
     for head, (m, columns) in {
         "classify": (batch, p.width),
         "span": (tokens, np.full_like(p.width, 2)),

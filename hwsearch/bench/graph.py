@@ -28,7 +28,20 @@ if TYPE_CHECKING:
 OPSET = 17
 IR_VERSION = 8
 PARTS = frozenset(
-    ["embedding", "qkv", "layout", "scores", "softmax", "values", "projection", "up", "down", "norm", "head"]
+    [
+        "embedding",
+        "qkv",
+        "layout",
+        "scores",
+        "softmax",
+        "values",
+        "projection",
+        "up",
+        "down",
+        "norm",
+        "last_norm",
+        "head",
+    ]
 )  # of a layer, with its number before it, or of the whole network
 _MOVES = frozenset(["Reshape", "Transpose", "Expand", "Slice", "Split", "Concat", "Neg", "Unsqueeze", "Squeeze"])
 
@@ -200,7 +213,7 @@ class _Builder:
         return self.linear(inner, self.a.width, layer.ffn, layer.feed_forward, "down")
 
     def norm(self, x: str, name: str) -> str:
-        self.part = f"{self.place}norm"
+        self.part = "last_norm" if name == "last" else f"{self.place}norm"
         ones = self.constant(np.ones(self.a.width, np.float32), f"{self.part}/{name}.weight")
         if self.a.norm == "layernorm":
             return self.node(

@@ -266,7 +266,8 @@ class Measuring:
                 for name, time in found.items()
                 if name in counts
             }
-            points.append(Point(replace(case, latency_ms=float(f"{total / 1e3:.5g}")), kernels))
+            each = {name: raw.nodes[name] / counts[name] for name in kernels}
+            points.append(Point(replace(case, latency_ms=float(f"{total / 1e3:.5g}")), kernels, each))
         return points
 
     def table(self) -> LatencyTable:

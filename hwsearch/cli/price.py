@@ -66,6 +66,7 @@ def latency(
 ) -> None:
     """The latency of one architecture on a device, with its interval and where it goes."""
     from hwsearch.latency.estimator import Estimator
+    from hwsearch.search.result import memory_mib
     from hwsearch.units import format_ms
     from hwsearch.workload import Workload
 
@@ -75,6 +76,9 @@ def latency(
     architecture = _read(file) if file else _build(profile.runtimes[target.runtime], **options)
     _check_precisions(architecture, profile, target.runtime)
     found = Estimator(profile, target, workload).one(architecture)
+    needed = memory_mib(architecture, workload)
+    if needed > profile.memory_mib.value:
+        note(f"it does not fit: {needed:.0f} MiB of {profile.memory_mib.value:.0f} MiB that {profile.name} has")
     if as_json:
         print_json(found)
         return
@@ -85,6 +89,9 @@ def latency(
     interval = f"90 % interval {format_ms(found.low_ms)} to {format_ms(found.high_ms)}"
     out.print(format_ms(found.median_ms), style="bold", end="   ")
     out.print(f"{interval}   {certainty}")
+    if "decode_token" in found.phases:
+        first, each = (format_ms(found.phases[phase]) for phase in ("prefill", "decode_token"))
+        out.print(f"first token after {first}, each one after it in {each}")
     from rich.table import Table
 
     table = Table(box=None, header_style="dim")

@@ -91,6 +91,8 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--max-size-mib", type=click.FloatRange(0, min_open=True), help="Limit of the stored weights.")
 @click.option("--max-memory-mib", type=click.FloatRange(0, min_open=True), help="Limit of weights and activations.")
+@click.option("--budget-ttft", type=BudgetType(), help="Of the first token of a generation, as 50ms.")
+@click.option("--budget-tpot", type=BudgetType(), help="Of each token after it, as 8ms.")
 @click.option("--trials", type=click.IntRange(1), default=16, show_default=True, help="Students to try.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin no new trial after this time.")
 @click.option(
@@ -168,7 +170,9 @@ def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:
         )
     except ValueError as error:
         raise click.UsageError(f"precisions are {', '.join(map(str, Precision))}: {error}") from None
-    names = ("trials", "steps", "seed", "minutes", "min_quality", "max_size_mib", "max_memory_mib")
+    limits = ("min_quality", "max_size_mib", "max_memory_mib", "budget_ttft", "budget_tpot")
+    if options["budget_tpot"] and not workload["new_tokens"]:
+        raise click.UsageError("--budget-tpot is of a generated token; say how many with --new-tokens N")
     return Wishes(
         budget=budget,
         workload=Workload(**workload),
@@ -177,7 +181,7 @@ def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:
         heads=options["heads"],
         ffns=options["ffn"],
         precisions=precisions,
-        **{name: options[name] for name in names},
+        **{name: options[name] for name in ("trials", "steps", "seed", "minutes", *limits)},
     )
 
 

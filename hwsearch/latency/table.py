@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
 
-TICK_US = 0.5  # doubt about a kernel's time that the runtime's clock leaves
+TICK_US = 0.5  # doubt about a node's time that the runtime's profiler leaves
 FORM = 0.03  # doubt for each doubling outside the measured shapes, beside the surface's own
 FALLBACK = 0.3  # doubt about a kernel that was never measured and is priced by the profile's analytic model
 Z90 = 1.6449  # standard normal quantile at 95 %: 5 % on either side
@@ -49,10 +49,12 @@ class Point(msgspec.Struct, frozen=True):
     Attributes:
         case: the model, its workload and the time of a whole pass.
         kernels: microseconds of one run of each kernel in it, by name; empty where the runtime does not tell.
+        nodes: of the runtime's graph that one run of a kernel is, by name: each adds to the doubt about its time.
     """
 
     case: Case
     kernels: dict[str, float] = {}
+    nodes: dict[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +100,13 @@ class LatencyTable:
         self._owners: dict[str, Ints] = {}
         for name, members in sorted(found.items()):
             time = np.array([self.points[owner].kernels[name] for owner, _ in members])
+            nodes = np.array([self.points[owner].nodes.get(name, 1.0) for owner, _ in members])
             self.surfaces[name] = Surface(
                 features=np.vstack([kernel.features[:1] for _, kernel in members]),
                 work=np.array([kernel.work[0] for _, kernel in members]),
                 moved=np.array([kernel.moved[0] for _, kernel in members]),
                 time=time,
-                doubt=TICK_US / time,
+                doubt=TICK_US * nodes / time,
                 hyper=(hypers or {}).get(name),
             )
             self._owners[name] = np.array([owner for owner, _ in members])
@@ -221,11 +224,11 @@ def write_table(folder: Path, points: Sequence[Point], facts: Mapping[str, Any],
     write_text(folder / "samples.json", msgspec.json.encode(samples).decode())
     write_text(folder / "measured.toml", tomlkit.dumps(dict(facts)))
     kernels = [
-        {"case": number, "kernel": name, "microseconds": f"{time:.4g}"}
+        {"case": number, "kernel": name, "nodes": f"{point.nodes.get(name, 1.0):.4g}", "microseconds": f"{time:.4g}"}
         for number, point in enumerate(points)
         for name, time in sorted(point.kernels.items())
     ]
-    write_text(folder / "kernels.csv", _csv(("case", "kernel", "microseconds"), kernels))
+    write_text(folder / "kernels.csv", _csv(("case", "kernel", "nodes", "microseconds"), kernels))
     rows = [msgspec.to_builtins(point.case) for point in points]
     blank = [{name: "" if value in ("", None) else value for name, value in row.items()} for row in rows]
     write_text(folder / "cases.csv", _csv(COLUMNS, blank))
@@ -240,17 +243,18 @@ def read_points(folder: Path) -> list[Point]:
     cases = read_cases(folder / "cases.csv")
     path = folder / "kernels.csv"
     kernels: list[dict[str, float]] = [{} for _ in cases]
+    nodes: list[dict[str, float]] = [{} for _ in cases]
     if path.is_file():
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 for number, row in enumerate(csv.DictReader(file), 2):
-                    owner, time = int(row["case"]), float(row["microseconds"])
-                    if not (0 <= owner < len(cases) and 0 < time < float("inf")):
+                    owner, time, count = int(row["case"]), float(row["microseconds"]), float(row["nodes"])
+                    if not (0 <= owner < len(cases) and 0 < time < float("inf") and 0 < count < float("inf")):
                         raise CasesError(f"{path}, line {number}: no such case, or no time: {owner}, {time}")
-                    kernels[owner][row["kernel"]] = time
+                    kernels[owner][row["kernel"]], nodes[owner][row["kernel"]] = time, count
         except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
             raise CasesError(f"{path} is damaged: {error}") from error
-    return [Point(case, times) for case, times in zip(cases, kernels, strict=True)]
+    return [Point(*point) for point in zip(cases, kernels, nodes, strict=True)]
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

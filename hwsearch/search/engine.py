@@ -103,7 +103,7 @@ class Engine:
     ) -> None:
         self.plan, self.facts, self.trainer, self.run, self.progress = plan, facts, trainer, run, progress
         self.measurer = measurer
-        self.proposer = Proposer(plan.space, plan.price, plan.budget_ms, facts.sensitivities, facts.layers, plan.admits)
+        self.proposer = Proposer(plan.space, plan.strain, facts.sensitivities, facts.layers, plan.admits)
         self.started = time.monotonic()
         self._begun, self._steps, self._works = 0.0, 0, list[float]()  # of training, for the progress
 
@@ -224,7 +224,7 @@ class Engine:
             count = FINALISTS - len(holding)
             batch, waiting = waiting[:count], waiting[count:]
             for result in self._measured(batch):
-                inside = result.latency.high_ms <= self.plan.budget_ms
+                inside = self.plan.holds(result.latency)
                 (holding if inside else overshot).append(result)
                 if not inside:
                     self.progress.say(
@@ -284,7 +284,7 @@ class Engine:
 
     def _choose(self, finalists: Sequence[Result]) -> Result | None:
         """On *select*: the best inside the budget, or the fastest finalist that keeps what was asked for."""
-        inside = [r for r in finalists if r.latency.high_ms <= self.plan.budget_ms]
+        inside = [r for r in finalists if self.plan.holds(r.latency)]
         least = self.plan.wishes.min_quality
         if least is None:
             return max(inside, key=lambda r: r.quality or 0.0, default=None)

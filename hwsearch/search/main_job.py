@@ -108,7 +108,7 @@ def _prepare(trainer: Trainer, blocks: int, progress: Progress) -> None:
 def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:
     """Everything that changes a score, a price or the choice; not how many trials are wanted."""
     wishes: dict[str, Any] = msgspec.to_builtins(plan.wishes)
-    for name in ("trials", "minutes", "budget"):
+    for name in ("trials", "minutes", "budget", "budget_ttft", "budget_tpot"):
         wishes.pop(name)
     identity = {
         "task": task,
@@ -116,6 +116,7 @@ def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:
         "target": plan.target,
         "profile": hashlib.sha256(msgspec.json.encode(plan.profile)).hexdigest()[:12],
         "budget_ms": plan.budget_ms,
+        "phases_ms": plan.phases_ms,
         **wishes,
         "versions": versions(),
     }
@@ -136,3 +137,5 @@ def _introduce(plan: Plan, teacher: str, corpus: str, progress: Progress) -> Non
         f"budget: {format_ms(plan.budget_ms)}, {plan.budget_ms / latency.median_ms:.2f} of the teacher's; "
         f"{plan.space.size:.1e} students to choose from"
     )
+    for phase, ms in plan.phases_ms.items():
+        progress.say(f"budget of one {phase.replace('_', ' ')}: {format_ms(ms)}")

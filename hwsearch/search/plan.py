@@ -3,7 +3,11 @@ milliseconds, the space, and whether anything fits at all."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import msgspec
+import numpy as np
 
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Runtime, Target
@@ -14,6 +18,11 @@ from hwsearch.search.result import Result, memory_mib
 from hwsearch.space import SearchSpace, derive
 from hwsearch.units import Budget, format_ms
 from hwsearch.workload import Workload
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
 
@@ -31,6 +40,7 @@ class Wishes(msgspec.Struct, frozen=True):
         minutes: after which no new trial begins.
         min_quality: least retention of the teacher's accuracy; the fastest that has it is chosen.
         max_size_mib, max_memory_mib: limits of the stored weights and of weights with activations.
+        budget_ttft, budget_tpot: of the first token (one prefill) and of each one after it, beside `budget`.
     """
 
     budget: Budget
@@ -47,6 +57,8 @@ class Wishes(msgspec.Struct, frozen=True):
     min_quality: float | None = None
     max_size_mib: float | None = None
     max_memory_mib: float | None = None
+    budget_ttft: Budget | None = None
+    budget_tpot: Budget | None = None
 
     @property
     def long_steps(self) -> int:
@@ -67,6 +79,7 @@ class Plan:
         teacher_latency: in the fastest uniform float precision that the runtime runs, `teacher_precision`.
         teacher_latency_fp32: in fp32; None where the runtime does not run it.
         budget_ms: resolved.
+        phases_ms: budgets of single phases, by their name.
         space: of students.
     """
 
@@ -80,6 +93,10 @@ class Plan:
         self.teacher_latency: Latency = priced[self.teacher_precision]
         self.teacher_latency_fp32: Latency | None = priced.get(Precision.FP32)
         self.budget_ms = wishes.budget.resolve(self.teacher_latency.median_ms)
+        phases = {"prefill": wishes.budget_ttft, "decode_token": wishes.budget_tpot}
+        self.phases_ms = {
+            phase: budget.resolve(self.teacher_latency.phases[phase]) for phase, budget in phases.items() if budget
+        }
         self.space: SearchSpace = derive(
             teacher, self.runtime, wishes.depths, wishes.widths, wishes.heads, wishes.ffns, wishes.precisions
         )
@@ -88,7 +105,21 @@ class Plan:
     def teacher_fits(self) -> bool:
         """Whether the budget is no constraint."""
         teacher = self.teacher.in_float(self.teacher_precision)
-        return self.teacher_latency.high_ms <= self.budget_ms and self.admits(teacher)
+        return self.holds(self.teacher_latency) and self.admits(teacher)
+
+    def strain(self, architectures: Sequence[Architecture]) -> Floats:
+        """The share of the tightest budget that the upper end of each latency's interval takes, [architectures]."""
+        found = self.price(architectures)
+        wide = found.high_ms / found.median_ms
+        medians = {"prefill": found.prefill_ms, "decode_token": found.decode_token_ms}
+        shares = [found.high_ms / self.budget_ms, *(medians[p] * wide / ms for p, ms in self.phases_ms.items())]
+        return np.asarray(np.max(shares, axis=0))
+
+    def holds(self, latency: Latency) -> bool:
+        """Whether a latency lies inside every budget, by the upper end of its interval."""
+        wide = latency.high_ms / latency.median_ms
+        inside = [latency.phases[phase] * wide <= ms for phase, ms in self.phases_ms.items()]
+        return latency.high_ms <= self.budget_ms and all(inside)
 
     def admits(self, architecture: Architecture) -> bool:
         """Whether an architecture meets the limits beside the latency."""
@@ -115,7 +146,17 @@ class Plan:
         """
         smallest = self.space.smallest
         # The fastest precision by time: int8 is sometimes slower than float.
-        nearest = self.priced(smallest[int(self.price(smallest).high_ms.argmin())])
+        nearest = self.priced(smallest[int(self.strain(smallest).argmin())])
+        for phase, option in (("prefill", "--budget-ttft"), ("decode_token", "--budget-tpot")):
+            latency = nearest.latency
+            at_most = latency.phases.get(phase, 0.0) * latency.high_ms / latency.median_ms
+            if at_most > self.phases_ms.get(phase, np.inf):
+                raise NothingFits(
+                    f"nothing fits {format_ms(self.phases_ms[phase])} for one {phase.replace('_', ' ')} on "
+                    f"{self.target}: the smallest student, {nearest.architecture.id}, takes up to "
+                    f"{format_ms(at_most)}. Raise {option} to that",
+                    nearest,
+                )
         if nearest.latency.high_ms > self.budget_ms:
             low, high = format_ms(nearest.latency.low_ms), format_ms(nearest.latency.high_ms)
             raise NothingFits(

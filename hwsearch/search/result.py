@@ -19,7 +19,7 @@ class Result(msgspec.Struct, frozen=True):
         architecture: of the student.
         latency: on the target.
         size_mib: of the stored weights.
-        memory_mib: of weights and the widest activations of one pass.
+        memory_mib: of weights, the widest activations of one pass, and keys and values.
         loss: held-out KL to the teacher, nats a token; None until trained.
         quality, quality_low, quality_high: held-out next-token accuracy and its 90 % interval.
         retention, retention_low, retention_high: of the teacher's accuracy.
@@ -58,7 +58,8 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def memory_mib(architecture: Architecture, workload: Workload) -> float:
-    """Weights and the widest activations of one pass in MiB: the runtime's own share is not counted."""
+    """Weights, the widest activations of one pass and the keys and values of a generation in MiB: the runtime's own
+    share is not counted."""
     tokens = workload.batch * workload.sequence
     wide = max(
         (3 if architecture.gated_ffn else 2) * layer.ffn + layer.heads * architecture.head_dim
@@ -67,4 +68,9 @@ def memory_mib(architecture: Architecture, workload: Workload) -> float:
     if architecture.head == "lm":
         wide = max(wide, architecture.vocab)
     bytes_each = architecture.head_precision.activation_bits / 8
-    return architecture.size_mib + tokens * (wide + 2 * architecture.width) * bytes_each / 2**20
+    kept = 0.0
+    if workload.new_tokens:
+        channels = sum(2 * layer.kv_heads * architecture.head_dim for layer in architecture.layers)
+        context = workload.batch * (workload.sequence + workload.new_tokens)
+        kept = context * channels * architecture.kv_precision.weight_bits / 8
+    return architecture.size_mib + (tokens * (wide + 2 * architecture.width) * bytes_each + kept) / 2**20

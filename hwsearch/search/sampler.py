@@ -9,14 +9,18 @@ in five dimensions after a few trials; in the 20 and more raw ones nothing does.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from hwsearch.architecture import Architecture
-from hwsearch.latency.estimator import Estimates
 from hwsearch.precision import Precision
 from hwsearch.space import SearchSpace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 RATIOS = (0.5, 2.0)  # of the teacher's proportions
 FILL = (0.4, 1.0)  # of the budget, by the upper end of the interval
@@ -39,8 +43,8 @@ class Proposer:
 
     Args:
         space: what may be answered.
-        price: latencies of architectures.
-        budget_ms: that the upper end of a latency's interval must not pass.
+        strain: of architectures, the share of the tightest budget that the upper end of a latency's interval takes; 1
+            at most.
         sensitivities: what int8 costs each part of the teacher's layers, [layers, 2].
         layers: the teacher's layers that a student of a depth keeps.
         admit: whether an architecture meets the other constraints.
@@ -49,13 +53,12 @@ class Proposer:
     def __init__(
         self,
         space: SearchSpace,
-        price: Callable[[Sequence[Architecture]], Estimates],
-        budget_ms: float,
+        strain: Callable[[Sequence[Architecture]], Floats],
         sensitivities: Sequence[tuple[float, float]],
         layers: dict[int, tuple[int, ...]],
         admit: Callable[[Architecture], bool] = lambda architecture: True,  # noqa: ARG005
     ) -> None:
-        self.space, self.price, self.budget_ms = space, price, budget_ms
+        self.space, self.strain = space, strain
         self.sensitivities, self.layers, self.admit = np.array(sensitivities), layers, admit
         self.infeasible: set[Architecture] = set()
 
@@ -75,7 +78,7 @@ class Proposer:
 
     def _fits(self, depth: int, quantised: bool) -> bool:
         options = self.options(depth, 1.0, 1.0, self.plan(depth, float(quantised)))
-        return bool((self.price(options).high_ms <= self.budget_ms).any())
+        return bool((self.strain(options) <= 1.0).any())
 
     def __call__(self, trial: Suggest, seen: Collection[Architecture]) -> Architecture | None:
         """The architecture of a trial's settings, or the nearest that fits and is not among `seen`; None when the space
@@ -143,12 +146,12 @@ class Proposer:
         self, options: Sequence[Architecture], fill: float, seen: Collection[Architecture]
     ) -> Architecture | None:
         """Of the options inside the budget that are not among `seen`, the one that fills it as wanted."""
-        high = self.price(options).high_ms
-        inside = [i for i in np.argsort(high) if high[i] <= self.budget_ms and self.admit(options[i])]
+        strain = self.strain(options)
+        inside = [i for i in np.argsort(strain) if strain[i] <= 1.0 and self.admit(options[i])]
         self.infeasible.update(options[i] for i in set(range(len(options))) - {int(i) for i in inside})
         inside = [i for i in inside if options[i] not in seen]
         if not inside:
             return None
         # The fullest below the wanted fill, else the emptiest above it.
-        below = [i for i in inside if high[i] <= fill * self.budget_ms]
+        below = [i for i in inside if strain[i] <= fill]
         return options[int(below[-1] if below else inside[0])]

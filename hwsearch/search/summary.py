@@ -60,6 +60,7 @@ def summarise(
         "finalists": [_finalist(result) for result in outcome.finalists] if outcome else [],
         "baselines": {name: result.to_json() for name, result in outcome.baselines.items()} if outcome else {},
     }
+    document["phases_ms"] = plan.phases_ms
     document["overshot"] = [_finalist(result) for result in outcome.overshot] if outcome else []
     document["note"] = plan.profile.note
     document["missing_baselines"] = outcome.missing_baselines if outcome else {}

@@ -39,7 +39,7 @@ def proposer() -> Proposer:
     facts = NullTrainer().finish().result()
     space = derive(TEACHER, profile.runtimes[target.runtime])
     price = Estimator(profile, target, Workload(64, 128, 0, 256))
-    return Proposer(space, price, BUDGET, facts.sensitivities, facts.layers)
+    return Proposer(space, lambda options: price(options).high_ms / BUDGET, facts.sensitivities, facts.layers)
 
 
 def test_every_proposal_fits_is_loadable_and_new(proposer: Proposer) -> None:
@@ -48,7 +48,7 @@ def test_every_proposal_fits_is_loadable_and_new(proposer: Proposer) -> None:
         architecture = proposer(Dice(seed), seen)
         assert architecture is not None
         assert architecture not in seen
-        assert proposer.price.one(architecture).high_ms <= BUDGET  # type: ignore[attr-defined]
+        assert proposer.strain([architecture])[0] <= 1.0
         assert architecture.uniform
         assert architecture.width % architecture.layers[0].heads == 0
         seen.add(architecture)
@@ -62,7 +62,7 @@ def test_the_fill_is_met_from_below_where_the_depth_allows_it(proposer: Proposer
         assert architecture is not None
         plan = proposer.plan(architecture.depth, dice.said["int8"])
         options = proposer.options(architecture.depth, dice.said["heads"], dice.said["ffn"], plan)
-        high = proposer.price(options).high_ms
+        high = proposer.strain(options) * BUDGET
         fill, found = dice.said["fill"] * BUDGET, high[options.index(architecture)]
         if found > fill:
             assert found == high.min()  # nothing of this depth is that fast

@@ -1,0 +1,64 @@
+"""What the price alone decides: budgets of a pass, of the first token and of each one after it, and memory."""
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from hwsearch.device import DeviceProfile, Figure
+from hwsearch.errors import NothingFits
+from hwsearch.profiles import find_profile
+from hwsearch.search.null import TEACHER
+from hwsearch.search.plan import Plan, Wishes
+from hwsearch.search.result import memory_mib
+from hwsearch.units import parse_budget
+from hwsearch.workload import Workload
+
+GENERATION = Workload(4, 256, 64)
+
+
+def plan(profile: DeviceProfile | None = None, **budgets: str) -> Plan:
+    profile = profile or find_profile("jetson-orin")
+    parsed = {name: parse_budget(text) for name, text in {"budget": "10s", **budgets}.items()}
+    return Plan(Wishes(workload=GENERATION, **parsed), profile, profile.target(), TEACHER)  # type: ignore[arg-type]
+
+
+def test_each_budget_binds() -> None:
+    free = plan(budget="10s")
+    students = [free.space.build(d, 192, (6, 3), 512, [(p, p)] * d) for d in (1, 3, 6) for p in free.space.precisions]
+    phases = [free.price.one(student).phases for student in students]
+    for name, phase in (("budget_ttft", "prefill"), ("budget_tpot", "decode_token")):
+        middle = float(np.median([p[phase] for p in phases]))
+        bound = plan(**{name: f"{middle * 1.2}ms"})
+        strain = bound.strain(students)
+        holds = [bound.holds(bound.price.one(student)) for student in students]
+        assert holds == [bool(s <= 1.0) for s in strain]
+        assert any(holds)
+        assert not all(holds)
+        assert all(free.holds(free.price.one(student)) for student in students)
+
+
+def test_a_share_is_of_the_teachers_own_phase() -> None:
+    bound = plan(budget_tpot="0.5x")
+    assert bound.phases_ms == {"decode_token": pytest.approx(0.5 * bound.teacher_latency.phases["decode_token"])}
+
+
+@pytest.mark.parametrize(("name", "said"), [("budget_ttft", "prefill"), ("budget_tpot", "decode token")])
+def test_what_nothing_can_meet_is_said(name: str, said: str) -> None:
+    with pytest.raises(NothingFits, match=rf"{said}.*Raise --{name.replace('_', '-')}") as miss:
+        plan(**{name: "1us"}).check()
+    assert miss.value.details is not None
+
+
+def test_keys_and_values_count_as_memory() -> None:
+    layer = TEACHER.layers[0]
+    kept = 4 * (256 + 64) * TEACHER.depth * 2 * layer.kv_heads * TEACHER.head_dim * 4 / 2**20
+    without = memory_mib(TEACHER, replace(GENERATION, new_tokens=0))
+    assert memory_mib(TEACHER, GENERATION) == pytest.approx(without + kept)
+
+
+def test_a_student_that_the_device_cannot_hold_does_not_fit() -> None:
+    profile = find_profile("jetson-orin")
+    small = replace(profile, memory_mib=Figure(1.0, "made up"))
+    with pytest.raises(NothingFits, match=r"limits of size and memory.*the device has 1 MiB"):
+        plan(small).check()
+    assert not plan(small).admits(TEACHER)
