@@ -53,7 +53,7 @@ def build_graph(architecture: Architecture, workload: Workload, seed: int = 0) -
     Raises:
         ArchitectureError: a precision that this graph has no operators for.
     """
-    return _Builder(architecture, workload, seed).model()
+    return GraphBuilder(architecture, workload, seed).model()
 
 
 def example_input(architecture: Architecture, workload: Workload, seed: int = 0) -> dict[str, NDArray[np.generic]]:
@@ -97,7 +97,9 @@ def _part(name: str) -> str | None:
     return part if slash and part.rpartition(".")[2] in PARTS else None
 
 
-class _Builder:
+class GraphBuilder:
+    """Writes one graph, part by part."""
+
     def __init__(self, architecture: Architecture, workload: Workload, seed: int) -> None:
         self.a, self.workload = architecture, workload
         self.rng = np.random.default_rng(seed)

@@ -150,9 +150,9 @@ def measure_device(
 
 
 def fitted(known: DeviceProfile, measuring: Measuring) -> DeviceProfile:
-    """The profile with its ONNX Runtime fitted on a measured table."""
+    """The profile with the runtime of a measured table fitted on it."""
     cases = [point.case for point in measuring.points()]
-    return fit_device(known, cases, "measured on this machine", "onnxruntime", measuring.table())
+    return fit_device(known, cases, "measured on the device", measuring.name, measuring.table())
 
 
 def host_folder(machine: Machine) -> Path:

@@ -106,6 +106,33 @@ def draw(rng: np.random.Generator, ranges: Ranges, precisions: Sequence[Precisio
     return architecture, workload
 
 
+def first_points(
+    ranges: Ranges, precisions: Sequence[Precision], size: int, seed: int, gflops: float
+) -> list[tuple[Architecture, Workload]]:
+    """The points to begin with, as many decoders as encoders; `gflops` as for `affordable`."""
+    rng = np.random.default_rng((seed, 0))
+    candidates = [affordable(*draw(rng, ranges, precisions), gflops) for _ in range(max(CANDIDATES, 4 * size))]
+    candidates.sort(key=lambda candidate: candidate[0].block)
+    return [*candidates[: size // 2], *candidates[-(size - size // 2) :]]
+
+
+def affordable(architecture: Architecture, workload: Workload, gflops: float) -> tuple[Architecture, Workload]:
+    """The model with as many layers as a pass of `PASS_MS` has at a rate of `gflops`, and fewer sequences where one
+    layer takes too long."""
+
+    def guess(workload: Workload) -> float:
+        table = lower([replace(architecture, layers=architecture.layers[:1])], workload)
+        return float((table.flops * table.runs).sum() / 1e6 / gflops)
+
+    each = guess(workload)
+    while each > LONGEST_MS and workload.batch > 1:
+        workload = replace(workload, batch=workload.batch // 2)
+        each = guess(workload)
+    # One layer alone is another thing than one of many: two where it can be.
+    depth = max(1, min(2, int(LONGEST_MS / each)), min(architecture.depth, int(PASS_MS / each)))
+    return replace(architecture, layers=architecture.layers[:depth]), workload
+
+
 def _between(rng: np.random.Generator, ends: tuple[int, int], step: int, log: bool = False) -> int:
     """A multiple of `step` (or an end) between the two, uniform, or uniform in the logarithm."""
     low, high = ends
@@ -123,6 +150,8 @@ class Measuring:
         ranges: that it is to cover.
         facts: for `measured.toml`.
         seed: of the choice of points.
+        run: of the reference model, this machine's by default.
+        fresh: leave what is there alone until it is written over.
     """
 
     def __init__(
@@ -134,14 +163,21 @@ class Measuring:
         ranges: Ranges,
         facts: Mapping[str, Any],
         seed: int = 0,
+        run: Callable[[], object] | None = None,
+        fresh: bool = False,
     ) -> None:
         self.folder, self.runtime, self.device, self.name = folder, runtime, device, name
         self.ranges, self.facts, self.seed = ranges, facts, seed
         self.raw: list[Raw] = []
         self.cases: list[Case] = []
-        self._resume()
-        known = [spell for raw in self.raw for spell in raw.reference[::5]]
-        self.reference = Reference(reference_run(runtime), known=known)
+        if not fresh:
+            self._resume()
+        self._run = run or reference_run(runtime)
+        self.reference = self.reference_of(self.raw)
+
+    def reference_of(self, raw: Sequence[Raw]) -> Reference:
+        """The reference model, with what earlier sessions saw of it."""
+        return Reference(self._run, known=[spell for one in raw for spell in one.reference[::5]])
 
     def _resume(self) -> None:
         """Go on from what is there.
@@ -216,11 +252,11 @@ class Measuring:
         return timed
 
     def _choose(self, size: int) -> list[tuple[Architecture, Workload]]:
-        rng = np.random.default_rng((self.seed, len(self.cases)))
-        candidates = [self._affordable(*draw(rng, self.ranges, self.runtime.precisions)) for _ in range(CANDIDATES)]
+        gflops = GFLOPS * max(1, self.runtime.threads)
         if not self.cases:
-            candidates.sort(key=lambda candidate: candidate[0].block)
-            return [*candidates[: size // 2], *candidates[-(size - size // 2) :]]
+            return first_points(self.ranges, self.runtime.precisions, size, self.seed, gflops)
+        rng = np.random.default_rng((self.seed, len(self.cases)))
+        candidates = [affordable(*draw(rng, self.ranges, self.runtime.precisions), gflops) for _ in range(CANDIDATES)]
         table = self.table()
         sds = []
         for architecture, workload in candidates:
@@ -232,20 +268,6 @@ class Measuring:
             weight = np.array(sds)[here]
             picked += rng.choice(here, count, replace=False, p=weight / weight.sum()).tolist()
         return [candidates[i] for i in picked]
-
-    def _affordable(self, architecture: Architecture, workload: Workload) -> tuple[Architecture, Workload]:
-        """The model with as many layers as a pass may take, and fewer sequences where one layer takes too long."""
-
-        def guess(architecture: Architecture, workload: Workload) -> float:
-            table = lower([architecture], workload)
-            return float((table.flops * table.runs).sum() / 1e6 / GFLOPS / max(1, self.runtime.threads))
-
-        each = guess(replace(architecture, layers=architecture.layers[:1]), workload)
-        while each > LONGEST_MS and workload.batch > 1:
-            workload = replace(workload, batch=workload.batch // 2)
-            each = guess(replace(architecture, layers=architecture.layers[:1]), workload)
-        depth = max(1, min(architecture.depth, int(PASS_MS / each)))
-        return replace(architecture, layers=architecture.layers[:depth]), workload
 
     def points(self) -> list[Point]:
         """What was measured so far."""
@@ -291,12 +313,17 @@ def _kernel_sums(raw: Raw, usual: float) -> dict[str, float]:
     return {name: float(np.sort((np.array(times) / drift)[quiet])[:keep].mean()) for name, times in raw.kernels.items()}
 
 
+def reference_model(precisions: Sequence[Precision]) -> tuple[Architecture, Workload]:
+    """A small encoder, half in the first of `precisions` and half in the last: arithmetic, memory and launches in
+    one."""
+    names = [precisions[0], precisions[-1]]
+    layers = uniform_layers(2, 4, 4, 1024, tuple((precision, precision) for precision in names))
+    return Architecture("encoder", 256, 64, layers, False, "layernorm", kv_precision=names[0]), Workload(1, 64)
+
+
 def reference_run(runtime: Runtime) -> Callable[[], object]:
-    """A small encoder, half in float and half quantised: arithmetic, memory and launches in one."""
-    names = [runtime.precisions[0], runtime.precisions[-1]]
-    plan = tuple((precision, precision) for precision in names)
-    architecture = Architecture("encoder", 256, 64, uniform_layers(2, 4, 4, 1024, plan), False, "layernorm")
-    return onnxruntime.prepare(architecture, Workload(1, 64), runtime.threads)
+    """One pass of the reference model."""
+    return onnxruntime.prepare(*reference_model(runtime.precisions), runtime.threads)
 
 
 def case_of(

@@ -16,18 +16,16 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from hwsearch.bench.board import turns
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
 
 LOW = 0.1  # quantile that stands for the latency
-ENOUGH = 30  # rounds after which a low tenth is known well enough
-NEAR = 3  # samples of the reference on either side of a moment whose median says how fast the machine was
 QUIET = 1.06  # times the usual reference: up to here the machine is at its usual speed
 FEW = 6  # samples that a low tenth needs
-QUICK_MS = 20.0  # what is quicker runs once untimed before a turn, and several times in it
-TURN_MS = 4.0  # what a turn of a quick one takes at least
 
 
 class Samples(msgspec.Struct, frozen=True):
@@ -86,30 +84,21 @@ class Reference:
     def __init__(
         self, run: Callable[[], object], clock: Callable[[], float] = time.perf_counter, known: Iterable[float] = ()
     ) -> None:
-        self._run, self._clock, self._known = run, clock, list(known)
-        self._when: list[float] = []
-        self._ms: list[float] = []
+        self._known = list(known)
+        self.turns = turns.Reference(turns.Passes(run, clock).reference, clock)
 
     def sample(self) -> None:
         """Run it once to warm it up, and twice for its time."""
-        self._run()
-        best = np.inf
-        for _ in range(2):
-            start = self._clock()
-            self._run()
-            best = min(best, (self._clock() - start) * 1e3)
-        self._when.append(self._clock())
-        self._ms.append(best)
+        self.turns.sample()
 
     def at(self, times: Iterable[float]) -> tuple[float, ...]:
         """What it took about each of `times`, in milliseconds."""
-        place = np.searchsorted(np.array(self._when), np.fromiter(times, float))
-        return tuple(float(np.median(self._ms[max(0, i - NEAR) : i + NEAR])) for i in place.tolist())
+        return tuple(self.turns.at(list(times)))
 
     @property
     def usual(self) -> float:
         """What it takes while the machine is at its usual speed: the low quarter over all spells."""
-        return float(np.quantile([*self._known, *self.at(self._when[::5])], 0.25))
+        return float(np.quantile([*self._known, *self.turns.spells()], 0.25))
 
 
 def take_turns(
@@ -119,10 +108,10 @@ def take_turns(
     clock: Callable[[], float] = time.perf_counter,
     cpu_clock: Callable[[], float] = time.process_time,
     reference: Reference | None = None,
-    enough: int = ENOUGH,
+    enough: int = turns.ENOUGH,
     beside: Mapping[str, Callable[[int], object]] | None = None,
 ) -> dict[str, Samples]:
-    """Time all of `runs` in turn for about `seconds` in all, each at least three times.
+    """Time all of `runs` in turn for about `seconds` in all, each at least three times: `board.turns` on this machine.
 
     Args:
         runs: by name; each is warmed up once.
@@ -131,38 +120,14 @@ def take_turns(
         clock, cpu_clock: in seconds.
         reference: sampled at the beginning of every turn.
         enough: rounds at most.
-        beside: called after a thing's turn with the number of its samples, to look at it in ways that would disturb the
+        beside: called after a thing's turn with a number of passes, to look at it in ways that would disturb the
             timing.
     """
-    rng = np.random.default_rng(0)
-    wall: dict[str, list[float]] = {name: [] for name in runs}
-    cpu: dict[str, list[float]] = {name: [] for name in runs}
-    when: dict[str, list[float]] = {name: [] for name in runs}
-    quickest = dict.fromkeys(runs, np.inf)
+    things = {}
     for name, run in runs.items():
-        start = clock()
-        run()
-        quickest[name] = (clock() - start) * 1e3
-    started, rounds = clock(), 0
-    names = list(runs)
-    while rounds < 3 or (clock() - started < seconds and rounds < enough):
-        for i in rng.permutation(len(names)):
-            name = names[i]
-            if reference:
-                reference.sample()
-            if quickest[name] < QUICK_MS:
-                runs[name]()
-            for _ in range(int(np.clip(TURN_MS / max(quickest[name], 1e-6), 2 if quickest[name] < QUICK_MS else 1, 8))):
-                c, t = cpu_clock(), clock()
-                runs[name]()
-                wall[name].append((clock() - t) * 1e3)
-                cpu[name].append((cpu_clock() - c) * 1e3)
-                when[name].append(clock())
-            quickest[name] = min(quickest[name], wall[name][-1])
-            if beside and name in beside:
-                beside[name](2)
-        rounds += 1
-        if progress:
-            progress(min(1.0, max(rounds / enough, (clock() - started) / seconds)))
-    at = reference.at if reference else (lambda _: ())
-    return {name: Samples(tuple(wall[name]), tuple(cpu[name]), tuple(at(when[name]))) for name in runs}
+        things[name] = turns.Passes(run, clock, cpu_clock, (beside or {}).get(name))
+        things[name].warm()
+    found = turns.take_turns(
+        things, seconds, reference.turns if reference else None, progress or (lambda _: None), clock, enough
+    )
+    return {name: Samples(*(tuple(times[x]) for x in ("wall", "cpu", "reference"))) for name, times in found.items()}

@@ -47,14 +47,41 @@ class RangeType(click.ParamType):  # type: ignore[type-arg]
     type=click.Path(path_type=Path),
     help="Fit on a CSV of measured latencies of whole models in place of measuring.",
 )
+@click.option("--kit", type=click.Path(path_type=Path), help="Write a folder to copy to a board, and measure there.")
+@click.option(
+    "--import", "back", type=click.Path(path_type=Path), help="Take back the results of a kit in the folder of the kit."
+)
+@click.option("--ssh", metavar="USER@HOST", help="Copy a kit to a board, run it there and take back its results.")
 @click.option("--to", type=click.Path(path_type=Path), help="Folder to write to; by default that of your own profiles.")
 @json_option
 def profile(
-    device: str, runtime: str | None, cases: Path | None, to: Path | None, as_json: bool, **options: Any
+    device: str,
+    runtime: str | None,
+    cases: Path | None,
+    kit: Path | None,
+    back: Path | None,
+    ssh: str | None,
+    to: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Measure this machine, or fit a device's profile on measured latencies of whole models."""
+    """Measure this machine or a board, or fit a device's profile on measured latencies of whole models."""
+    ways = {"--from-cases": cases, "--kit": kit, "--import": back, "--ssh": ssh}
+    if len(given := [way for way, value in ways.items() if value is not None]) > 1:
+        raise click.UsageError(f"{' and '.join(given)} exclude each other")
+    if kit is not None:
+        manifest = _write_kit(device, runtime, kit, **options)
+        if as_json:
+            print_json({"kit": str(kit), "device": device, "points": manifest})
+        else:
+            note(f"{manifest} models in {kit}; its README.txt says what to do on the board")
+        return
     if cases is not None:
         fitted, written = _fit(device, runtime, cases, to)
+    elif back is not None:
+        fitted, written = _take_back(back, to)
+    elif ssh is not None:
+        fitted, written = _take_back(_run_there(device, runtime, ssh, **options), to)
     else:
         fitted, written = _measure(device, runtime, to, **options)
     if as_json:
@@ -68,7 +95,11 @@ def profile(
 
 
 def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple[DeviceProfile, Path]:
-    """The device's profile fitted on a cases file, and where it was written."""
+    """The device's profile fitted on a cases file, and where it was written.
+
+    A device without a row in it is refused, unless all its runtimes borrow: then what they borrow is written.
+    """
+    from hwsearch.bench.trtexec import names_trtexec, read_trtexec_cases
     from hwsearch.latency.calibrate import fit_device, matches
     from hwsearch.latency.cases import read_cases
     from hwsearch.profiles import find_file, load_profile, save_profile, user_folder
@@ -77,15 +108,17 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
         raise click.UsageError(f"{HOST!r} is measured, not fitted on cases; name a --device")
     template = find_file(device)
     facts = load_profile(template)
-    cases = read_cases(file)
+    cases = read_trtexec_cases(file) if file.is_dir() or names_trtexec(file) else read_cases(file)
     if runtime is not None and runtime not in facts.runtimes:
         raise ProfileError(
             f"no runtime {runtime!r} in {template} (have: {', '.join(facts.runtimes)}); add its facts there first"
         )
     if not any(matches(case, facts) and runtime in (None, case.runtime) for case in cases):
-        raise HwsearchError(
-            f"{file} has no row of {facts.name!r}{f' with runtime {runtime!r}' if runtime else ''}; nothing to fit"
-        )
+        if runtime is not None or not all(found.borrows for found in facts.runtimes.values()):
+            raise HwsearchError(
+                f"{file} has no row of {facts.name!r}{f' with runtime {runtime!r}' if runtime else ''}; nothing to fit"
+            )
+        note(f"{file} has no row of {facts.name!r}: its runtimes get what they borrow, and nothing else")
     fitted = fit_device(facts, cases, file.name, only=runtime)
     target = (to or user_folder()) / template.name
     save_profile(fitted, template, target)
@@ -115,3 +148,48 @@ def _measure(
         )
         progress.stage("measuring", points)
         return host.measure_device(machine, device, wanted, points, minutes * 60, to, progress.at)
+
+
+def _write_kit(
+    device: str, runtime: str | None, folder: Path, threads: int | None, points: int, minutes: float, **ranges: Any
+) -> int:
+    """Write a kit for a board, and say how many models are in it."""
+    from msgspec.structs import replace
+
+    from hwsearch.bench import adopt
+    from hwsearch.bench.kit import write_kit
+    from hwsearch.bench.points import Ranges
+
+    if device.lower() == HOST:
+        raise click.UsageError(f"a kit is for another machine than {HOST!r}; give the board a name with --device")
+    name = runtime or "onnxruntime"
+    wanted = replace(Ranges(), **{key: ends for key, ends in ranges.items() if ends})
+    facts = adopt.runtime_facts(device, name, threads or 0)
+    return len(write_kit(folder, facts, device, name, wanted, points, seconds=60 * minutes / points / 2).points)
+
+
+def _run_there(device: str, runtime: str | None, host: str, **options: Any) -> Path:
+    """Run a kit on a board over ssh; the folder of the kit, with its results. A call that was cut off goes on."""
+    import platformdirs
+
+    from hwsearch.bench import adopt
+    from hwsearch.bench.ssh import check_host, run_over_ssh
+    from hwsearch.cli.progress import Progress
+
+    check_host(host)
+    name = adopt.kit_name(device, runtime or "onnxruntime", options)
+    folder = platformdirs.user_cache_path("hwsearch") / "kits" / name
+    if not (folder / "manifest.json").is_file():
+        _write_kit(device, runtime, folder, **options)
+    with Progress() as progress:
+        run_over_ssh(host, folder, progress.say)
+    return folder
+
+
+def _take_back(folder: Path, to: Path | None) -> tuple[DeviceProfile, Path]:
+    """What a board measured, as its device's table and profile."""
+    from hwsearch.bench import adopt
+
+    profile, table, count = adopt.adopt_kit(folder, to)
+    note(f"{count} of {adopt.asked_of(folder)} models measured on {profile.name}")
+    return profile, table

@@ -3,8 +3,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from hwsearch.bench.board.turns import ENOUGH
 from hwsearch.bench.null import NullRuntime
-from hwsearch.bench.timing import ENOUGH, Reference, Samples, take_turns
+from hwsearch.bench.timing import Reference, Samples, take_turns
 from hwsearch.profiles import find_profile
 from hwsearch.workload import Workload
 from tests.test_workload import BERT

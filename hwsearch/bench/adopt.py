@@ -1,0 +1,130 @@
+"""What a board measured becomes its device's latency table and profile."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from hwsearch.bench.answers import import_kit, kit_facts
+from hwsearch.bench.host import fitted
+from hwsearch.bench.kit import read_manifest
+from hwsearch.bench.points import Measuring, Ranges
+from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
+from hwsearch.errors import CasesError
+from hwsearch.latency.calibrate import fit_device
+from hwsearch.latency.kernels import kernels_of
+from hwsearch.latency.table import Point, write_table
+from hwsearch.precision import Precision, Scheme
+from hwsearch.profiles import check_name, find_profile, own_tables, profile_files, user_folder, write_profile
+from hwsearch.workload import lower
+
+CPU = Runtime(
+    version="",
+    precisions=(Precision.FP32, Precision.INT8),
+    fused_attention=False,
+    scheme=Scheme(activations="dynamic", activation_type="uint8", weights="tensor"),
+    stored_bits={"int8": 32},
+)
+
+
+def runtime_facts(device: str, name: str, threads: int = 0) -> Runtime:
+    """What is known of a board's runtime before anything was measured on it: from the device's profile, or for a new
+    device with ONNX Runtime what holds for it on any processor.
+
+    Raises:
+        CasesError: nothing is known.
+    """
+    check_name(device)
+    known = find_profile(device).runtimes if _has_profile(device) else {}
+    if name not in known and name != "onnxruntime":
+        raise CasesError(f"{device!r} has no profile with runtime {name!r}; write its facts in a profile first")
+    return replace(known.get(name, CPU), threads=threads)
+
+
+def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path, int]:
+    """Take a kit's results as the table of its device, and fit its profile on them.
+
+    Args:
+        folder: of the kit, with the board's results in it.
+        to: folder for the table and the profile, by default that of one's own.
+
+    Returns: the profile, the folder of its table, and how many models were measured.
+
+    Raises:
+        CasesError: the results are missing, damaged or of another kit.
+    """
+    manifest, _ = read_manifest(folder)
+    cases, raw = import_kit(folder)
+    about = kit_facts(folder)
+    device, name = manifest.device, manifest.runtime
+    table = f"{device}/{name}"
+    place = (to.resolve() if to else own_tables()) / table
+    runtime = replace(
+        manifest.facts,
+        version=cases[0].runtime_version,
+        threads=cases[0].threads,
+        table=(str(place) if to else table) if raw[0].kernels else "",
+    )
+    measuring = Measuring(place, runtime, device, name, Ranges(), about, run=lambda: None, fresh=True)
+    measuring.cases, measuring.raw = cases, raw
+    measuring.reference = measuring.reference_of(raw)
+    points = measuring.points() if raw[0].kernels else [Point(case) for case in cases]
+    if _has_profile(device):
+        known = find_profile(device)
+    else:
+        known = _facts(device, str(about.get("board", device)), runtime, points)
+    known = replace(known, runtimes={**known.runtimes, name: runtime}, board_at_hand=True)
+    if raw[0].kernels:
+        measuring.write()
+        profile = fitted(known, measuring)
+    else:
+        write_table(place, points, about, {})
+        profile = fit_device(known, cases, f"kit on {about.get('board', device)}", name)
+    write_profile(profile, (to or user_folder()) / f"{device}.toml")
+    return profile, place, len(cases)
+
+
+def _has_profile(device: str) -> bool:
+    return any(path.stem == device for path in profile_files())
+
+
+def _facts(device: str, title: str, runtime: Runtime, points: list[Point]) -> DeviceProfile:
+    """A device that nothing is known of but what its points show: its peaks are what its fastest kernels reached."""
+    rates, flows = [1e-6], [1e-3]
+    for point in points:
+        for kernel in kernels_of(lower([point.case.architecture(runtime)], point.case.workload)):
+            if kernel.name in point.kernels:
+                time = point.kernels[kernel.name]
+                rates.append(float(kernel.work[0]) / time / 1e6)
+                flows.append(float(kernel.moved[0]) / time / 1e3)
+    source = "reached by the fastest kernel that was measured"
+    mode = PowerMode(Figure(1.0, "reference"), Figure(1.0, "reference"))
+    return DeviceProfile(
+        name=device,
+        title=title,
+        board_at_hand=True,
+        cache_mib=Figure(2.0, "assumed"),
+        memory_mib=Figure(4096.0, "assumed: the board did not say"),
+        peaks={
+            **{str(p): Figure(max(rates), source) for p in runtime.precisions},
+            "bandwidth_gbs": Figure(max(flows), source),
+        },
+        power_modes={"default": mode},
+        runtimes={next(iter({point.case.runtime for point in points})): runtime},
+        note="Measured with a kit.",
+    )
+
+
+def asked_of(folder: Path) -> int:
+    """How many models a kit asks for."""
+    return len(read_manifest(folder)[0].points)
+
+
+def kit_name(device: str, name: str, wishes: dict[str, Any]) -> str:
+    """A folder's name for a kit that is kept between calls: the same for the same wishes."""
+    digest = hashlib.sha256(msgspec.json.encode(wishes, order="deterministic")).hexdigest()[:8]
+    return f"{device}-{name}-{digest}"

@@ -1,0 +1,362 @@
+"""A kit's script: measures the models of a kit on the board that it lies on.
+
+Every model's result is a file, written whole, so that a run that was cut off goes on with the models that are missing.
+Models take turns in batches (`turns`), then each runs back to back for a moment while the board is watched (`monitor`).
+The weights that the graphs share are made here, since they need only be numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import gzip
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import monitor, trtexec
+from .files import sha256, write_json, write_whole
+from .onnxruntime import PROVIDERS, OnnxRuntime
+from .tensorrt import TensorRT
+from .turns import Reference, take_turns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FORMAT = 1
+WATCH_SECONDS = 2.0  # that a model runs back to back, at most: NVML's power is a mean over up to a second
+# What two runs have in common whose results go together.
+SAME = (
+    "manifest",
+    "board",
+    "runtime",
+    "runtime_version",
+    "interface",
+    "threads",
+    "power_mode",
+)
+CHUNK = 2**20  # numbers of the weights made at once
+SPREAD = 0.05  # standard deviation of float weights
+
+
+class KitError(Exception):
+    """What went wrong, and the way out, on one line."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is missing; the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Measure the models of this kit; a second run goes on with the missing."
+    )
+    parser.add_argument("--kit", type=Path, default=Path(__file__).resolve().parent.parent, help="folder of the kit")
+    kit = parser.parse_args(arguments).kit
+    try:
+        return measure(kit)
+    except (KitError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what is measured is kept, run again to go on", file=sys.stderr, flush=True)
+        return 130
+
+
+def measure(kit: Path) -> int:
+    """Measure the points of `kit` that have no result yet.
+
+    Raises:
+        KitError: a file of the kit is missing or damaged, or results are of another board.
+        RuntimeError: the runtime cannot be used.
+    """
+    manifest = read_manifest(kit)
+    results, work = kit / "results", kit / "work"
+    for folder in (results, work):
+        folder.mkdir(exist_ok=True)
+        for left in folder.glob(".*.part"):
+            left.unlink()
+    points = manifest["points"]
+    todo = [point for point in points if not (results / f"{point['id']}.json").is_file()]
+    if todo:
+        sources = monitor.sources()
+        try:
+            failed = Session(kit, manifest, sources).measure(todo)
+        finally:
+            for source in sources:
+                source.close()
+        if failed:
+            raise KitError(
+                f"{len(failed)} models could not be measured, first {failed[0]}; the others are in {results}"
+            )
+    shutil.rmtree(work)
+    weights = kit / "graphs" / manifest["weights"]["file"]
+    if weights.exists():
+        weights.unlink()
+    say(f"all {len(points)} models are measured: {results}")
+    return 0
+
+
+class Session:
+    """Measuring on this board, or going on with it.
+
+    Args:
+        kit: folder.
+        manifest: of the kit.
+        sources: of readings.
+
+    Raises:
+        KitError: the runtime is not there, or the results that are there are of another board.
+        RuntimeError: the runtime cannot be used.
+    """
+
+    def __init__(self, kit: Path, manifest: dict[str, Any], sources: list[Any]) -> None:
+        self._kit, self._results, self._manifest, self._sources = kit, kit / "results", manifest, sources
+        threads = manifest["threads"] or cores()
+        self._runtime, interface = open_runtime(manifest, kit / "work", threads)
+        cards = [source.name() for source in sources if isinstance(source, monitor.Nvml)]
+        self._facts = {
+            "format": FORMAT,
+            "manifest": manifest["sha256"],
+            **describe_board(),
+            "graphics": cards[0] if cards else "",
+            "threads": threads if manifest["runtime"] == "onnxruntime" else 0,
+            "runtime": manifest["runtime"],
+            "runtime_version": self._runtime.version,
+            "interface": interface,
+            "clocks": {},
+        }
+        check_session(self._results / "board.json", self._facts)
+        make_weights(kit, manifest)
+        known = manifest["reference"]
+        self._yard = self._runtime.prepare(kit / known["file"], known, False)
+        self._yard.warm()
+
+    def measure(self, todo: list[dict[str, Any]]) -> list[str]:
+        """Measure `todo` in batches; returns what could not be measured, and why."""
+        runtime, size = f"{self._facts['runtime']} {self._facts['runtime_version']}", self._manifest["batch"]
+        say(f"{self._facts['board']}: {runtime}, {len(todo)} of {len(self._manifest['points'])} models to measure")
+        begun, failed = time.monotonic(), []
+        for start in range(0, len(todo), size):
+            batch = todo[start : start + size]
+            for error in self._measure(batch):
+                failed.append(error)
+                say(f"left out {error}")
+            gc.collect()
+            done = start + len(batch)
+            left = (time.monotonic() - begun) / done * (len(todo) - done)
+            say(f"{done} of {len(todo)} models, about {left / 60:.0f} min left")
+        return failed
+
+    def _measure(self, batch: list[dict[str, Any]]) -> list[str]:
+        models, failed = {}, []
+        for point in batch:
+            try:
+                model = self._runtime.prepare(self._kit / point["file"], point, True)
+                model.warm()
+                models[point["id"]] = model
+            except Exception as error:  # each runtime raises kinds of its own for a graph that it cannot run
+                failed.append(f"{point['model']}: {error}")
+        if not models:
+            return failed
+        reference = Reference(self._yard.reference)
+        times = take_turns(models, self._manifest["seconds"] * len(models), reference)
+        for point in batch:
+            if point["id"] in models:
+                model = models.pop(point["id"])
+                readings = self._watch(model)
+                try:
+                    found = model.finish()
+                except RuntimeError as error:
+                    failed.append(f"{point['model']}: {error}")
+                    continue
+                when = getattr(model, "when", [])
+                self._keep(point, times[point["id"]], found, reference.at(when) if when else [], readings)
+        return failed
+
+    def _watch(self, model: Any) -> dict[str, Any]:
+        """Readings of the board while one model runs; the session's first clocks are kept."""
+        stretch = getattr(model, "stretch", None) or monitor.repeat(model.run)
+        seconds = min(WATCH_SECONDS, self._manifest["seconds"])
+        found = monitor.watch(monitor.Monitor(self._sources), stretch, seconds, self._facts["clocks"])
+        if not self._facts["clocks"]:
+            self._facts["clocks"] = monitor.clocks_of(found)
+            write_json(self._results / "board.json", self._facts)
+        return found
+
+    def _keep(
+        self,
+        point: dict[str, Any],
+        times: dict[str, list[float]],
+        found: dict[str, Any],
+        spells: list[float],
+        readings: dict[str, Any],
+    ) -> None:
+        """Write a model's result."""
+        if "graph" in found:
+            write_whole(self._results / f"{point['id']}.onnx", found["graph"])
+        document = {
+            "format": FORMAT,
+            "manifest": self._manifest["sha256"],
+            "point": point["id"],
+            "model": point["model"],
+            "graph": point["sha256"],
+            **{name: _short(series) for name, series in times.items()},
+            "operators": found.get("operators", []),
+            "passes": found.get("passes", []),
+            "pass_reference": _short(spells),
+            "layers": {name: _short(series) for name, series in found.get("layers", {}).items()},
+            "readings": readings,
+        }
+        write_json(self._results / f"{point['id']}.json", document)
+
+
+def _short(times: list[float]) -> list[float]:
+    """Times in six digits."""
+    return [float(f"{ms:.6g}") for ms in times]
+
+
+def read_manifest(kit: Path) -> dict[str, Any]:
+    """The manifest, its files checked; its own hash as "sha256".
+
+    Raises:
+        KitError: something is missing or damaged.
+    """
+    path = kit / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KitError(f"{path} cannot be read: {error}; copy the kit again") from error
+    if manifest.get("format") != FORMAT:
+        raise KitError(f"this kit has format {manifest.get('format')!r}, run.py reads {FORMAT}; write the kit again")
+    files = [manifest["reference"], *manifest["points"], manifest["weights"]["constants"]]
+    for one in files:
+        file = kit / one["file"]
+        if not file.is_file() or sha256(file) != one["sha256"]:
+            raise KitError(f"{file} is missing or damaged; copy the kit again")
+    return {**manifest, "sha256": sha256(path)}
+
+
+def open_runtime(manifest: dict[str, Any], work: Path, threads: int) -> tuple[Any, str]:
+    """The board's runtime, and by what it is reached.
+
+    Raises:
+        KitError: it is not there.
+        RuntimeError: it cannot be used.
+    """
+    name = manifest["runtime"]
+    if name in PROVIDERS:
+        return OnnxRuntime(name, work, threads), "onnxruntime"
+    try:
+        return TensorRT(work), "tensorrt"
+    except ImportError as error:
+        binary = trtexec.find()
+        if binary is None:
+            raise KitError(
+                f"TensorRT's Python package cannot be imported ({error}) and there is no trtexec on PATH or in "
+                f"{', '.join(str(Path(place).parent) for place in trtexec.PLACES)}. JetPack: apt install tensorrt"
+            ) from error
+        return trtexec.Trtexec(binary, work), "trtexec"
+
+
+def make_weights(kit: Path, manifest: dict[str, Any]) -> None:
+    """The file of weights that the graphs share: constants that came with the kit, then random numbers of each kind.
+
+    Raises:
+        KitError: the disk is too small.
+    """
+    asked = manifest["weights"]
+    path = kit / "graphs" / asked["file"]
+    if path.is_file() and path.stat().st_size == asked["bytes"]:
+        return
+    if shutil.disk_usage(kit).free < asked["bytes"] + 2**26:
+        raise KitError(f"the weights take {asked['bytes'] / 2**20:.0f} MiB and {kit} has less; move the kit")
+    rng = np.random.default_rng(0)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        with gzip.open(kit / asked["constants"]["file"], "rb") as constants:
+            shutil.copyfileobj(constants, file)
+        for region in asked["regions"]:
+            file.seek(region["offset"])
+            left = region["bytes"] // np.dtype(region["kind"]).itemsize
+            while left:
+                count = min(left, CHUNK)
+                if region["kind"] == "int8":
+                    numbers = rng.integers(-127, 128, count, dtype=np.int8)
+                else:
+                    numbers = (rng.standard_normal(count, dtype=np.float32) * SPREAD).astype(region["kind"])
+                file.write(numbers.tobytes())
+                left -= count
+        file.truncate(asked["bytes"])
+    part.replace(path)
+
+
+def describe_board() -> dict[str, Any]:
+    """What the board is, and how it is set."""
+    tree, release = Path("/proc/device-tree/model"), Path("/etc/nv_tegra_release")
+    return {
+        "board": tree.read_text(encoding="utf-8").strip("\0 \n") if tree.is_file() else processor(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "release": release.read_text(encoding="utf-8").splitlines()[0] if release.is_file() else "",
+        "power_mode": power_mode(),
+        "cores": cores(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def check_session(path: Path, session: dict[str, Any]) -> None:
+    """Go on with the session that `path` tells of.
+
+    Raises:
+        KitError: it was another board, version or power mode: results of two are not mixed.
+    """
+    if not path.is_file():
+        write_json(path, session)
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name in SAME if before[name] != session[name]]
+        session["clocks"] = before["clocks"]
+    except (ValueError, KeyError) as error:
+        raise KitError(f"{path} is damaged ({error}); delete the folder {path.parent} to begin again") from error
+    if other:
+        raise KitError(
+            f"{path.parent} was measured with {other[0]} {before[other[0]]!r}, now it is {session[other[0]]!r}; "
+            "delete that folder to begin again"
+        )
+
+
+def power_mode() -> str:
+    """A Jetson's power mode, as "MAXN"; empty elsewhere."""
+    binary = shutil.which("nvpmodel")
+    if not binary:
+        return ""
+    done = subprocess.run([binary, "-q"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
+    found = re.search(r"NV Power Mode:\s*(\S+)", done.stdout.decode(errors="replace"))
+    return found.group(1) if found else ""
+
+
+def processor() -> str:
+    """The processor's model."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(text, flush=True)

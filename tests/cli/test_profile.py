@@ -1,0 +1,62 @@
+"""hwsearch profile, on a board: written, run, taken back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from hwsearch.cli import cli
+
+SMALL = ["--depth", "1-2", "--width", "64", "--sequence", "16-32", "--batch", "1-2"]
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(cli, ["profile", *arguments])
+
+
+def test_a_kit_goes_to_a_board_and_its_table_prices_students(tmp_path: Path) -> None:
+    kit, own = tmp_path / "kit", tmp_path / "own"
+    written = run(
+        "--device", "my-board", "--kit", str(kit), "--points", "8", "--minutes", "0.2", "--threads", "1", *SMALL
+    )
+    assert written.exit_code == 0, written.output
+    early = run("--import", str(kit), "--to", str(own))
+    assert "python3 run.py" in str(early.exception)
+    done = subprocess.run([sys.executable, str(kit / "run.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    taken = run("--import", str(kit), "--to", str(own), "--json")
+    assert taken.exit_code == 0, taken.output
+    assert json.loads(taken.stdout)["device"] == "my-board"
+    assert (own / "my-board" / "onnxruntime" / "measured.toml").is_file()
+    shape = ["--layers", "2", "--width", "64", "--heads", "2", "--ffn", "128", "--sequence", "24"]
+    priced = CliRunner().invoke(cli, ["latency", "--device", str(own / "my-board.toml"), *shape, "--json"])
+    assert priced.exit_code == 0, priced.output
+    found = json.loads(priced.stdout)
+    assert found["source"] == "table"
+    assert 0 < found["low_ms"] < found["high_ms"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--kit", "k", "--import", "k"], "exclude each other"),
+        (["--kit", "k"], "give the board a name"),
+        (["--device", "x y", "--kit", "k"], "small letters"),
+        (["--device", "new-board", "--runtime", "tensorrt", "--kit", "k"], "no profile with runtime 'tensorrt'"),
+        (["--device", "b", "--ssh", "-oProxyCommand=x"], "user@board"),
+        (["--import", "nowhere"], "manifest"),
+        (["--runtime", "tensorrt"], "this machine is measured with onnxruntime"),
+    ],
+)
+def test_wrong_wishes_are_one_line(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code != 0
+    assert said in result.output + str(result.exception)
+    assert not (tmp_path / "k").exists()
