@@ -34,6 +34,7 @@ from hwsearch.precision import Precision, Scheme
 from hwsearch.profiles import check_name, load_profile, own_tables, profile_files, user_folder, write_profile
 from hwsearch.workload import Workload
 
+FORM = 2  # of the tables in the cache
 POINTS = 32  # of a table that is measured on first use
 SECONDS = 50.0  # that they may take
 RANGES = Ranges(batch=(1, 64))  # the embedded teacher's job has 64 sequences at once
@@ -56,8 +57,8 @@ class Machine(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """12 hex digits of it."""
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:12]
+        """12 hex digits of it and of the form that tables are kept in."""
+        return hashlib.sha256(msgspec.json.encode([FORM, self])).hexdigest()[:12]
 
 
 def this_machine(threads: int | None = None) -> Machine:
