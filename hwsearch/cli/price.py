@@ -186,7 +186,7 @@ def devices(name: str | None, as_json: bool) -> None:
             found.name,
             ", ".join(found.aliases),
             runtimes,
-            "measured here" if found.board_at_hand else "published rows, no board at hand",
+            _known(found),
         )
     table.add_row(HOST, "", "onnxruntime", "measured on first use, in under a minute")
     console().print(table)
@@ -239,6 +239,25 @@ def _check_precisions(architecture: Architecture, profile: DeviceProfile, name: 
         )
 
 
+def _known(profile: DeviceProfile) -> str:
+    """How a device is known, in a few words."""
+    if profile.board_at_hand:
+        return "measured on the device"
+    if any(runtime.fit and runtime.fit.rows for runtime in profile.runtimes.values()):
+        return "published rows, no board at hand"
+    return "extrapolated from related devices: no rows of its own"
+
+
+def _better(profile: DeviceProfile, name: str) -> str:
+    """The command that would make a runtime's latencies surer."""
+    start = f"hwsearch profile --device {profile.name}"
+    if profile.name == HOST:
+        return f"{start} --points 100 --minutes 5"
+    if name in ("onnxruntime", "tensorrt"):
+        return f"{start} --runtime {name} --ssh USER@HOST"
+    return f"{start} --runtime {name} --from-cases YOUR-TIMINGS.csv"
+
+
 def _describe(profile: DeviceProfile) -> None:
     from rich.table import Table
 
@@ -262,6 +281,10 @@ def _describe(profile: DeviceProfile) -> None:
         )
     out.print(facts)
     out.print(evidence(profile))
+    better = Table(box=None, title="what would make it surer", title_justify="left", show_header=False)
+    for name in profile.runtimes:
+        better.add_row(name, _better(profile, name))
+    out.print(better)
     for name, runtime in profile.runtimes.items():
         if runtime.parameters is None:
             continue
@@ -280,14 +303,18 @@ def evidence(profile: DeviceProfile) -> Any:
     from rich.table import Table
 
     table = Table(box=None, title="evidence", title_justify="left")
-    for column in ("runtime", "precisions", "rows", "models", "mean error on unseen models (rows, in 90 % interval)"):
+    for column in ("runtime", "how", "rows", "models", "mean error on unseen models (rows, in 90 % interval)"):
         table.add_column(column)
     for name, runtime in profile.runtimes.items():
         fit = runtime.fit
         errors = fit.leave_one_model_out if fit else {}
         text = ", ".join(f"{p} {e.mape:.1%} ({e.rows}, {e.coverage:.0%})" for p, e in errors.items())
         models = ", ".join(fit.models) if fit else ""
+        how = "measured table" if runtime.table else "modelled"
+        if fit and len(fit.models) > 8:
+            models = f"{len(fit.models)} models"
         if not (fit and fit.rows):
-            text, models = f"extrapolated: borrows {', '.join(runtime.borrows) or 'the datasheet'}", "none"
-        table.add_row(name, ", ".join(map(str, runtime.precisions)), str(fit.rows if fit else 0), models, text)
+            how = "extrapolated"
+            text, models = f"borrows {', '.join(runtime.borrows) or 'the datasheet'}", "none"
+        table.add_row(name, how, str(fit.rows if fit else 0), models, text)
     return table
