@@ -62,8 +62,7 @@ def main() -> None:
         usual = measuring.reference.usual
         for i, (architecture, workload) in enumerate(drawn):
             one, two = first[str(i)], second[str(i)]
-            both = type(one)(one.wall + two.wall, one.cpu + two.cpu, one.reference + two.reference)
-            measured = both.low_ms(usual)
+            measured = (one + two).low_ms(usual)
             if measured < 1.0 or len(rows) == options.models:
                 continue
             found = Estimator(profile, profile.target(), workload).one(architecture)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 BATCH = 20  # points that take turns
 CANDIDATES = 256  # that a batch is drawn from
+AGAIN = 0.5  # of its share of the time, for a point that is measured again
+ROUNDS_AGAIN = 6
 LOWEST = 0.4  # share of a kernel's passes, the quickest ones, whose mean stands for it
 NODE_US = (0.0, 4.0)  # what ONNX Runtime's profiler can add to a node
 PASS_MS = 60.0  # a point's pass is made as long as this by its depth, at most
@@ -225,13 +227,21 @@ class Measuring:
             profiles[name] = onnxruntime.KernelProfile(architecture, workload, threads)
             progress(before + 0.3 * len(runs))
         begun = time.monotonic()
+        looks = {name: profile.run for name, profile in profiles.items()}
         samples = take_turns(
             runs,
             seconds,
-            lambda share: progress(before + size * (0.3 + 0.7 * share)),
+            lambda share: progress(before + size * (0.3 + 0.6 * share)),
             reference=self.reference,
-            beside={name: profile.run for name, profile in profiles.items()},
+            beside=looks,
         )
+        # Those that were caught in a slow spell, or do not agree with themselves, have another turn.
+        if again := {name: run for name, run in runs.items() if samples[name].disturbed(self.reference.usual)}:
+            more = take_turns(
+                again, seconds * AGAIN * len(again) / size, reference=self.reference, enough=ROUNDS_AGAIN, beside=looks
+            )
+            samples |= {name: samples[name] + found for name, found in more.items()}
+        progress(before + size)
         timed = time.monotonic() - begun
         for (architecture, workload), (name, found) in zip(chosen, samples.items(), strict=True):
             profile = profiles[name]

@@ -41,6 +41,10 @@ class Samples(msgspec.Struct, frozen=True):
     cpu: tuple[float, ...]
     reference: tuple[float, ...] = ()
 
+    def __add__(self, other: Samples) -> Samples:
+        """These and then those."""
+        return Samples(self.wall + other.wall, self.cpu + other.cpu, self.reference + other.reference)
+
     def part(self, half: int) -> Samples:
         """The first half of them (0) or the second (1)."""
         middle = len(self.wall) // 2
