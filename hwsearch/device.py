@@ -9,6 +9,7 @@ runtimes on one board differ by 8 to 50 %. A runtime's parameters are fitted on 
 from __future__ import annotations
 
 import math
+import re
 
 import msgspec
 
@@ -291,11 +292,19 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def power_mode_of(self, text: str) -> str:
         """The power mode that a case's free text names ("MaxN (NVIDIA MaxP setting)"); the default where it names
         none."""
-        words = text.lower().replace("(", " ").replace(")", " ").replace(",", " ").split()
-        for name, mode in self.power_modes.items():
-            if any(known.lower() in words for known in (name, *mode.aliases)):
-                return name
-        return next(iter(self.power_modes))
+        words = _words(text)
+        named = [
+            (len(_words(known)), name)
+            for name, mode in self.power_modes.items()
+            for known in (name, *mode.aliases)
+            if _words(known) <= words
+        ]
+        # "MAXN SUPER" is more than "MAXN"; of equals the first.
+        return max(named, key=lambda found: found[0])[1] if named else next(iter(self.power_modes))
+
+
+def _words(text: str) -> set[str]:
+    return set(re.sub(r"[(),_]", " ", text.lower()).split())
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -127,6 +127,7 @@ def test_free_text_names_a_power_mode() -> None:
         "": "MAXN",
     }
     assert {text: orin.power_mode_of(text) for text in named} == named
+    assert find_profile("jetson-orin-nx").power_mode_of("MAXN SUPER (JetPack 6.2)") == "MAXN_SUPER"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ inside whole models, because the sum of single layers that are hot in the cache 
 
 The interval is calibrated on the points themselves: each is priced by what the others say (leave-one-out, in closed
 form), and the interval is stretched until it holds 90 % of them (split-conformal, Lei et al. 2018,
-doi:10.1080/01621459.2017.1307116). The same prices show points that do not agree with the rest: `suspects`.
+doi:10.1080/01621459.2017.1307116). Which points do not agree with the rest is `drift`'s to say.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ KIND_COLOURS = {
     "up": "#2b8a3e",
     "down": "#8ce99a",
     "norm": "#e599f7",
+    "last_norm": "#cc5de8",
     "embedding": "#ffd43b",
     "head": "#ff922b",
     "cast": "#f03e3e",

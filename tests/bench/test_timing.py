@@ -88,6 +88,10 @@ def test_what_was_never_seen_at_usual_speed_is_to_be_measured_again() -> None:
     assert not Samples(times, times, (3.0,) * 8).disturbed(3.0)
     assert Samples(times, times, (4.0,) * 8).disturbed(3.0)
     assert Samples((0.8, *times), times, (3.0,) * 9).disturbed(3.0)
+    both = Samples(times, times, (4.0,) * 8) + Samples(times, times, (3.0,) * 8)
+    assert len(both.wall) == len(both.cpu) == len(both.reference) == 16
+    assert not both.disturbed(3.0)
+    assert both.low_ms(3.0) == pytest.approx(1.0)
 
 
 def test_what_runs_beside_is_told_how_often(runtime: NullRuntime) -> None:

@@ -164,3 +164,10 @@ def test_a_student_that_cannot_run_elsewhere_is_said_to(found: tuple[dict[str, A
     out = io.StringIO()
     print_summary(moved, None, Console(file=out, width=200))
     assert "cannot run here" in out.getvalue()
+
+
+def test_every_kind_of_kernel_has_its_colour() -> None:
+    from hwsearch.report.figures import KIND_COLOURS
+    from hwsearch.workload import KINDS
+
+    assert set(KIND_COLOURS) == {*KINDS, "overhead"}
