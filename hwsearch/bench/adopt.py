@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from hwsearch.bench.answers import import_kit, kit_facts
-from hwsearch.bench.host import fitted
+from hwsearch.bench.host import CPU, fitted
 from hwsearch.bench.kit import read_manifest
 from hwsearch.bench.points import Measuring, Ranges
 from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
@@ -18,17 +18,8 @@ from hwsearch.errors import CasesError
 from hwsearch.latency.calibrate import fit_device
 from hwsearch.latency.kernels import kernels_of
 from hwsearch.latency.table import Point, write_table
-from hwsearch.precision import Precision, Scheme
 from hwsearch.profiles import check_name, find_profile, own_tables, profile_files, user_folder, write_profile
 from hwsearch.workload import lower
-
-CPU = Runtime(
-    version="",
-    precisions=(Precision.FP32, Precision.INT8),
-    fused_attention=False,
-    scheme=Scheme(activations="dynamic", activation_type="uint8", weights="tensor"),
-    stored_bits={"int8": 32},
-)
 
 
 def runtime_facts(device: str, name: str, threads: int = 0) -> Runtime:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from msgspec.structs import replace
 from hwsearch import __version__
 from hwsearch.architecture import Architecture
 from hwsearch.bench import onnxruntime
+from hwsearch.bench.board import run as board
 from hwsearch.bench.points import Measuring, Ranges, reference_run
 from hwsearch.bench.timing import Reference, take_turns
 from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime, Target
@@ -37,6 +37,15 @@ from hwsearch.workload import Workload
 FORM = 2  # of the tables in the cache
 POINTS = 32  # of a table that is measured on first use
 SECONDS = 50.0  # that they may take
+CPU = Runtime(  # what holds for ONNX Runtime's CPU provider on any processor
+    version="",
+    precisions=(Precision.FP32, Precision.INT8),
+    fused_attention=False,
+    scheme=Scheme(activations="dynamic", activation_type="uint8", weights="tensor"),
+    stored_bits={"int8": 32},
+)
+MEASURING_SECONDS = 3.0  # for a student that is run on this machine
+SESSIONS = 0.02  # sd of the logarithm by which two sessions disagree on one model
 RANGES = Ranges(batch=(1, 64))  # the embedded teacher's job has 64 sequences at once
 
 
@@ -63,8 +72,8 @@ class Machine(msgspec.Struct, frozen=True):
 
 def this_machine(threads: int | None = None) -> Machine:
     """The machine that this process runs on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return Machine(_processor(), cores, threads or cores, onnxruntime.version())
+    cores = board.cores()
+    return Machine(board.processor(), cores, threads or cores, onnxruntime.version())
 
 
 def host_profile(
@@ -152,8 +161,9 @@ def measure_device(
 
 def fitted(known: DeviceProfile, measuring: Measuring) -> DeviceProfile:
     """The profile with the runtime of a measured table fitted on it."""
-    cases = [point.case for point in measuring.points()]
-    return fit_device(known, cases, "measured on the device", measuring.name, measuring.table())
+    table = measuring.table()
+    cases = [point.case for point in table.points]
+    return fit_device(known, cases, "measured on the device", measuring.name, table)
 
 
 def host_folder(machine: Machine) -> Path:
@@ -199,16 +209,7 @@ def facts(machine: Machine, device: str = "host") -> DeviceProfile:
 
 def runtime_of(machine: Machine) -> Runtime:
     """ONNX Runtime's CPU provider on this machine, with its table."""
-    return Runtime(
-        version=machine.runtime,
-        precisions=(Precision.FP32, Precision.INT8),
-        fused_attention=False,
-        scheme=Scheme(activations="dynamic", activation_type="uint8", weights="tensor"),
-        stored_bits={"int8": 32},
-        alignment=16,
-        threads=machine.threads,
-        table=str(host_folder(machine)),
-    )
+    return replace(CPU, version=machine.runtime, threads=machine.threads, table=str(host_folder(machine)))
 
 
 def _peaks() -> tuple[float, float]:
@@ -228,16 +229,6 @@ def _peaks() -> tuple[float, float]:
     return 2 * 1024**3 / min(product) / 1e12, 2 * big.nbytes / min(copy) / 1e9
 
 
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.lower().startswith(("model name", "hardware")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def _cache_mib() -> float:
     """The last-level cache's size; a share of a shared one as large as all L2 together counts where it is larger than
     32 MiB."""
@@ -246,9 +237,6 @@ def _cache_mib() -> float:
         text = path.read_text(encoding="utf-8").strip()
         sizes.append(float(text.rstrip("KM")) / (1024 if text.endswith("K") else 1))
     return min(max(sizes, default=2.0), 32.0)
-
-
-SESSIONS = 0.02  # sd of the logarithm by which two sessions disagree on one model
 
 
 class HostMeasurer:
@@ -295,9 +283,6 @@ class HostMeasurer:
                 )
             )
         return latencies
-
-
-MEASURING_SECONDS = 3.0  # for a model
 
 
 def measurer_of(profile: DeviceProfile, target: Target, workload: Workload) -> HostMeasurer | None:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.bench import onnxruntime
-from hwsearch.bench.timing import FEW, QUIET, Reference, Samples, take_turns
+from hwsearch.bench.timing import Reference, Samples, drift_of, quiet_of, take_turns
 from hwsearch.device import Runtime
 from hwsearch.errors import CasesError
 from hwsearch.latency.cases import Case
@@ -316,9 +316,8 @@ class Measuring:
 
 def _kernel_sums(raw: Raw, usual: float) -> dict[str, float]:
     """Microseconds of all runs of each kernel in a pass at the machine's usual speed."""
-    slower = np.array(raw.reference) / usual
-    drift = np.where(slower > QUIET, slower, 1.0)
-    quiet = drift == 1.0 if (drift == 1.0).sum() >= FEW else np.ones(len(drift), bool)
+    drift = drift_of(raw.reference, usual)
+    quiet = quiet_of(drift)
     keep = max(2, round(LOWEST * quiet.sum()))
     return {name: float(np.sort((np.array(times) / drift)[quiet])[:keep].mean()) for name, times in raw.kernels.items()}
 

@@ -10,7 +10,7 @@ beside wall time; every sample is kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,6 +26,19 @@ if TYPE_CHECKING:
 LOW = 0.1  # quantile that stands for the latency
 QUIET = 1.06  # times the usual reference: up to here the machine is at its usual speed
 FEW = 6  # samples that a low tenth needs
+
+
+def drift_of(reference: Sequence[float], usual: float) -> Floats:
+    """How much slower than usual the machine was, by what its reference model took; 1 up to `QUIET`, where the
+    difference is noise."""
+    slower = np.array(reference) / usual
+    return np.where(slower > QUIET, slower, 1.0)
+
+
+def quiet_of(drift: Floats) -> NDArray[np.bool_]:
+    """What was timed at the machine's usual speed, where there are `FEW`; else all."""
+    quiet: NDArray[np.bool_] = drift == 1.0
+    return quiet if quiet.sum() >= FEW else np.ones(len(drift), bool)
 
 
 class Samples(msgspec.Struct, frozen=True):
@@ -52,11 +65,10 @@ class Samples(msgspec.Struct, frozen=True):
         return Samples(self.wall[here], self.cpu[here], self.reference[here])
 
     def drift(self, usual: float) -> Floats:
-        """How much slower than usual the machine was at each sample; 1 up to `QUIET`, where the difference is noise."""
+        """How much slower than usual the machine was at each sample, as `drift_of`; 1 without a reference."""
         if not self.reference:
             return np.ones(len(self.wall))
-        slower = np.array(self.reference) / usual
-        return np.where(slower > QUIET, slower, 1.0)
+        return drift_of(self.reference, usual)
 
     def low_ms(self, usual: float = 1.0) -> float:
         """The latency: low tenth of the wall times, of those at the machine's usual speed where there are `FEW`, else
@@ -66,9 +78,7 @@ class Samples(msgspec.Struct, frozen=True):
             usual: milliseconds that the reference model usually takes.
         """
         drift = self.drift(usual)
-        quiet = drift == 1.0
-        times = np.array(self.wall) / drift
-        return float(np.quantile(times[quiet] if quiet.sum() >= FEW else times, LOW))
+        return float(np.quantile((np.array(self.wall) / drift)[quiet_of(drift)], LOW))
 
     def disturbed(self, usual: float) -> bool:
         """Whether to measure it again: hardly ever at the machine's usual speed, or low tenth and minimum disagree."""

@@ -62,15 +62,13 @@ class Priced:
     """What a table says of an op table, each of shape [architectures] but for `rows`.
 
     Attributes:
-        kernels_us: sum of the kernels over the workload, microseconds.
-        total_us: with the correction.
+        total_us: of the workload, microseconds, corrected.
         sd: of its logarithm.
         known: share of the time in kernels that were measured at all.
         covered: share of it inside the measured shapes.
         rows_us: microseconds of one run of each row of the op table, corrected, [rows].
     """
 
-    kernels_us: Floats
     total_us: Floats
     sd: Floats
     known: Floats
@@ -155,7 +153,6 @@ class LatencyTable:
         factor = np.exp(_about(table, total) @ self._correction)
         sd = self.stretch * np.sqrt(variance / np.square(total) + self.scatter**2)
         return Priced(
-            kernels_us=total,
             total_us=total * factor,
             sd=sd,
             known=1 - unknown / total,

@@ -4,40 +4,16 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from hwsearch.architecture import Architecture
-from hwsearch.bench.points import Ranges, draw
+from hwsearch.bench.host import CPU
+from hwsearch.bench.points import Ranges, case_of, draw
 from hwsearch.device import DeviceProfile
 from hwsearch.errors import CasesError
-from hwsearch.latency.cases import Case
 from hwsearch.latency.kernels import kernels_of
 from hwsearch.latency.table import LatencyTable, Point, read_points, write_table
 from hwsearch.precision import Precision
 from hwsearch.workload import OpTable, Workload, lower
 
 PRECISIONS = (Precision.FP32, Precision.INT8)
-
-
-def case_of(architecture: Architecture, workload: Workload, ms: float) -> Case:
-    first = architecture.layers[0]
-    return Case(
-        device="host",
-        runtime="onnxruntime",
-        layers=architecture.depth,
-        width=architecture.width,
-        heads=first.heads,
-        kv_heads=first.kv_heads,
-        head_dim=architecture.head_dim,
-        ffn=first.ffn,
-        gated_ffn=1 if architecture.gated_ffn else 0,
-        vocab=architecture.vocab,
-        head=architecture.head,
-        block=architecture.block,
-        precision=architecture.precision_text,
-        batch=workload.batch,
-        sequence=workload.sequence,
-        latency_ms=ms,
-        model=f"{architecture.id} {workload}",
-    )
 
 
 def kernel_us(kernel: str, work: np.ndarray, moved: np.ndarray) -> np.ndarray:
@@ -68,7 +44,15 @@ def measured(
             for k in kernels_of(table)
         }
         ms = whole_us(table) / 1e3 * np.exp(noise * rng.standard_normal())
-        points.append(Point(case_of(architecture, workload, float(ms)), kernels))
+        points.append(
+            Point(
+                replace(
+                    case_of("host", "onnxruntime", CPU, architecture, workload, f"{architecture.id} {workload}"),
+                    latency_ms=float(ms),
+                ),
+                kernels,
+            )
+        )
         tables.append(table)
     return points, tables
 
