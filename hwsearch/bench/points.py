@@ -27,7 +27,7 @@ from hwsearch.latency.cases import Case
 from hwsearch.latency.kernels import kernel_name, kernels_of
 from hwsearch.latency.table import LatencyTable, Point, read_points, write_table
 from hwsearch.precision import Precision
-from hwsearch.workload import Workload, lower
+from hwsearch.workload import Workload, concatenate, lower
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -267,15 +267,12 @@ class Measuring:
             return first_points(self.ranges, self.runtime.precisions, size, self.seed, gflops)
         rng = np.random.default_rng((self.seed, len(self.cases)))
         candidates = [affordable(*draw(rng, self.ranges, self.runtime.precisions), gflops) for _ in range(CANDIDATES)]
-        table = self.table()
-        sds = []
-        for architecture, workload in candidates:
-            ops = lower([architecture], workload)
-            sds.append(float(table.price(ops, np.zeros(len(ops.m))).sd[0]))
+        ops = concatenate([lower([architecture], workload) for architecture, workload in candidates])
+        sds = self.table().price(ops, np.zeros(len(ops.m))).sd
         picked: list[int] = []
         for block, count in (("encoder", size // 2), ("decoder", size - size // 2)):
             here = np.array([i for i, (architecture, _) in enumerate(candidates) if architecture.block == block])
-            weight = np.array(sds)[here]
+            weight = sds[here]
             picked += rng.choice(here, count, replace=False, p=weight / weight.sum()).tolist()
         return [candidates[i] for i in picked]
 
