@@ -17,7 +17,8 @@ from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.bench import host, onnxruntime
-from hwsearch.bench.points import case_of, reference_run
+from hwsearch.bench.measuring import reference_run
+from hwsearch.bench.points import case_of
 from hwsearch.bench.timing import Reference, take_turns
 from hwsearch.latency.calibrate import believe, estimate_cases, with_belief
 from hwsearch.precision import Precision
@@ -44,7 +45,7 @@ def main() -> None:
     runtime = host.runtime_of(machine)
     models = {f"{architecture.id} {workload}": (architecture, workload) for architecture, workload in (*WIDE, *NARROW)}
     runs = {name: onnxruntime.prepare(*model, machine.threads) for name, model in models.items()}
-    reference = Reference(reference_run(runtime))
+    reference = Reference(reference_run(runtime, "onnxruntime"))
     samples = take_turns(runs, seconds, reference=reference)
     cases = [
         replace(case_of("host", "onnxruntime", runtime, *model, name), latency_ms=samples[name].low_ms(reference.usual))

@@ -20,6 +20,7 @@ import numpy as np
 
 from hwsearch.architecture import Architecture
 from hwsearch.bench import host
+from hwsearch.bench.measurer import measurer_of
 from hwsearch.distill.job import TaskSpec
 from hwsearch.errors import NothingFits
 from hwsearch.search.main_job import run_search
@@ -53,7 +54,7 @@ def main() -> None:
         workload = Workload(int(rng.integers(1, 9)), int(rng.integers(32, 129)))
         share = float(np.exp(rng.uniform(np.log(0.06), np.log(0.6))))
         for way in ("predicted", "measured"):
-            ruler = host.measurer_of(profile, target, workload) if way == "measured" else None
+            ruler = measurer_of(profile, target, workload) if way == "measured" else None
             wishes = Wishes(budget=Budget(share=share), workload=workload, trials=10, seed=number)
             with tempfile.TemporaryDirectory() as folder:
                 try:
@@ -88,7 +89,7 @@ def measure_again(path: Path, threads: int) -> None:
     profile = host.host_profile(threads)
     found = []
     for one in json.loads(path.read_text()):
-        ruler = host.measurer_of(profile, profile.target(), Workload(**one["workload"]))
+        ruler = measurer_of(profile, profile.target(), Workload(**one["workload"]))
         assert ruler is not None
         found.append(ruler.measure([Architecture.from_json(one["architecture"])])[0].median_ms)
     print(json.dumps(found))

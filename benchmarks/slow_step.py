@@ -25,7 +25,7 @@ from hwsearch.latency.cases import Case
 from hwsearch.latency.drift import suspect_points, suspects
 from hwsearch.latency.table import LatencyTable, Point, read_points
 from hwsearch.profiles import find_profile
-from hwsearch.workload import OpTable, lower
+from hwsearch.workload import OpTable
 
 LONG_MS = 2.0  # what takes longer is also counted by itself
 
@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     points = [point for point in read_points(options.table) if point.kernels]
     runtime = runtime_of(points[0].case)
-    tables = [lower([point.case.architecture(runtime)], point.case.workload) for point in points]
+    tables = [point.case.ops(runtime) for point in points]
     long = np.array([point.case.latency_ms > LONG_MS for point in points])
     size = max(1, round(options.share * len(points)))
     result: dict[str, object] = {

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 KINDS = ("embedding", "qkv", "attention", "projection", "up", "down", "norm", "last_norm", "head", "cast")
 KIND = {name: code for code, name in enumerate(KINDS)}
-PHASES = ("prefill", "decode_token")
+Phase = Literal["prefill", "decode_token"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 PREFILL, DECODE_TOKEN = range(2)
 
 
@@ -57,6 +58,11 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def tokens(self) -> int:
         """Tokens that it reads and writes in all."""
         return self.batch * (self.sequence + self.new_tokens) * self.repeat
+
+    @property
+    def context(self) -> float:
+        """Tokens that a new token sees, itself included, on average over the new tokens."""
+        return self.sequence + (self.new_tokens + 1) / 2
 
     def __str__(self) -> str:
         text = f"batch {self.batch} x {self.sequence} tokens"
@@ -143,8 +149,7 @@ def lower(architectures: Sequence[Architecture], workload: Workload) -> OpTable:
     outputs = batch if workload.new_tokens else batch * sequence
     _add_pass(rows, parts, PREFILL, tokens=batch * sequence, context=sequence, outputs=outputs, batch=batch)
     if workload.new_tokens:
-        context = sequence + (workload.new_tokens + 1) / 2  # on average over the new tokens
-        _add_pass(rows, parts, DECODE_TOKEN, tokens=batch, context=context, outputs=batch, batch=batch)
+        _add_pass(rows, parts, DECODE_TOKEN, tokens=batch, context=workload.context, outputs=batch, batch=batch)
     passes = np.tile([workload.repeat, workload.repeat * workload.new_tokens], (len(architectures), 1))
     return rows.table(len(architectures), passes.astype(np.float64))
 

@@ -9,31 +9,40 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from hwsearch.bench import onnxruntime
 from hwsearch.bench.answers import import_kit, kit_facts
-from hwsearch.bench.host import CPU, fitted
+from hwsearch.bench.host import fitted
 from hwsearch.bench.kit import read_manifest
-from hwsearch.bench.points import Measuring, Ranges
+from hwsearch.bench.measuring import Measuring
+from hwsearch.bench.points import Ranges
 from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
 from hwsearch.errors import CasesError
 from hwsearch.latency.calibrate import fit_device
 from hwsearch.latency.kernels import kernels_of
+from hwsearch.latency.prior import REACHED, REACHED_BANDWIDTH
 from hwsearch.latency.table import Point, write_table
+from hwsearch.precision import Precision, Scheme
 from hwsearch.profiles import check_name, find_profile, own_tables, profile_files, user_folder, write_profile
-from hwsearch.workload import lower
+
+FACTS = {  # what holds for a runtime on any device that runs it
+    "onnxruntime": onnxruntime.FACTS,
+    "onnxruntime-cuda": Runtime("", (Precision.FP32, Precision.FP16), fused_attention=False, scheme=Scheme()),
+    "tensorrt": Runtime("", (Precision.FP32, Precision.FP16, Precision.INT8), fused_attention=True, scheme=Scheme()),
+}
 
 
 def runtime_facts(device: str, name: str, threads: int = 0) -> Runtime:
-    """What is known of a board's runtime before anything was measured on it: from the device's profile, or for a new
-    device with ONNX Runtime what holds for it on any processor.
+    """What is known of a board's runtime before anything was measured on it: from the device's profile, or what holds
+    for it on any device.
 
     Raises:
         CasesError: nothing is known.
     """
     check_name(device)
-    known = find_profile(device).runtimes if _has_profile(device) else {}
-    if name not in known and name != "onnxruntime":
+    known = {**FACTS, **(find_profile(device).runtimes if _has_profile(device) else {})}
+    if name not in known:
         raise CasesError(f"{device!r} has no profile with runtime {name!r}; write its facts in a profile first")
-    return replace(known.get(name, CPU), threads=threads)
+    return replace(known[name], threads=threads)
 
 
 def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path, int]:
@@ -84,15 +93,21 @@ def _has_profile(device: str) -> bool:
 
 
 def _facts(device: str, title: str, runtime: Runtime, points: list[Point]) -> DeviceProfile:
-    """A device that nothing is known of but what its points show: its peaks are what its fastest kernels reached."""
+    """A device that nothing is known of but what its points show: its peaks are what its fastest kernels reached, or
+    where the runtime does not tell of kernels, what its fastest pass reached over the share that passes reach."""
     rates, flows = [1e-6], [1e-3]
     for point in points:
-        for kernel in kernels_of(lower([point.case.architecture(runtime)], point.case.workload)):
+        ops = point.case.ops(runtime)
+        for kernel in kernels_of(ops, runtime.fused_attention):
             if kernel.name in point.kernels:
                 time = point.kernels[kernel.name]
                 rates.append(float(kernel.work[0]) / time / 1e6)
                 flows.append(float(kernel.moved[0]) / time / 1e3)
-    source = "reached by the fastest kernel that was measured"
+        if not point.kernels:
+            time = point.case.latency_ms * 1e3
+            rates.append(float((ops.flops * ops.runs).sum()) / time / 1e6 / REACHED)
+            flows.append(float((ops.bytes * ops.runs).sum()) / time / 1e3 / REACHED_BANDWIDTH)
+    source = "reached by the fastest kernel that was measured, or guessed from the fastest pass"
     mode = PowerMode(Figure(1.0, "reference"), Figure(1.0, "reference"))
     return DeviceProfile(
         name=device,

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from hwsearch.bench.graph import parts_of
 from hwsearch.bench.kit import FORMAT, Asked, Manifest, read_manifest
+from hwsearch.bench.measuring import Raw
 from hwsearch.bench.monitor import Readings, facts_of
-from hwsearch.bench.points import Raw
 from hwsearch.bench.timing import Reference, Samples
 from hwsearch.errors import CasesError
 from hwsearch.latency.cases import Case

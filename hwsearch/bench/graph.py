@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hwsearch.architecture import Architecture, Layer
 from hwsearch.errors import ArchitectureError
 from hwsearch.precision import Precision
-from hwsearch.workload import Workload
+from hwsearch.workload import Phase, Workload
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,22 +46,44 @@ PARTS = frozenset(
 _MOVES = frozenset(["Reshape", "Transpose", "Expand", "Slice", "Split", "Concat", "Neg", "Unsqueeze", "Squeeze"])
 
 
-def build_graph(architecture: Architecture, workload: Workload, seed: int = 0) -> onnx.ModelProto:
-    """The first pass of `workload`: token ids [batch, sequence] in (embeddings [batch, sequence, width] without a
+def build_graph(
+    architecture: Architecture, workload: Workload, seed: int = 0, phase: Phase = "prefill"
+) -> onnx.ModelProto:
+    """One pass of a phase of `workload`: token ids [batch, tokens] in (embeddings [batch, tokens, width] without a
     vocabulary), logits or the last hidden states out. Shapes are static.
 
+    Before a generation, the first pass gives logits of the last position alone, and every layer's keys and values. The
+    pass of a new token reads those, [batch, kv_heads, cached, head_dim], as many as there are in the middle of the
+    generation, and gives them with one more.
+
     Raises:
-        ArchitectureError: a precision that this graph has no operators for.
+        ArchitectureError: a precision that this graph has no operators for, or an encoder that is to generate.
     """
-    return GraphBuilder(architecture, workload, seed).model()
+    return GraphBuilder(architecture, workload, seed, phase).model()
 
 
-def example_input(architecture: Architecture, workload: Workload, seed: int = 0) -> dict[str, NDArray[np.generic]]:
+def example_input(
+    architecture: Architecture, workload: Workload, seed: int = 0, phase: Phase = "prefill"
+) -> dict[str, NDArray[np.generic]]:
     """An input of the graph, by name."""
     rng = np.random.default_rng(seed)
+    tokens, cached = positions(workload, phase)
+    entries: dict[str, NDArray[np.generic]] = {}
     if architecture.vocab:
-        return {"input": rng.integers(0, architecture.vocab, (workload.batch, workload.sequence))}
-    return {"input": rng.standard_normal((workload.batch, workload.sequence, architecture.width), dtype=np.float32)}
+        entries["input"] = rng.integers(0, architecture.vocab, (workload.batch, tokens))
+    else:
+        entries["input"] = rng.standard_normal((workload.batch, tokens, architecture.width), dtype=np.float32)
+    for i, layer in enumerate(architecture.layers if cached else ()):
+        shape = (workload.batch, layer.kv_heads, cached, architecture.head_dim)
+        entries |= {f"cached.{i}.{part}": rng.standard_normal(shape, dtype=np.float32) for part in "kv"}
+    return entries
+
+
+def positions(workload: Workload, phase: Phase) -> tuple[int, int]:
+    """Tokens of one sequence that a pass reads, and those before them whose keys and values are cached."""
+    if phase == "prefill":
+        return workload.sequence, 0
+    return 1, int(workload.context) - 1
 
 
 def parts_of(graph: onnx.GraphProto) -> list[str]:
@@ -100,8 +122,13 @@ def _part(name: str) -> str | None:
 class GraphBuilder:
     """Writes one graph, part by part."""
 
-    def __init__(self, architecture: Architecture, workload: Workload, seed: int) -> None:
+    def __init__(self, architecture: Architecture, workload: Workload, seed: int = 0, phase: Phase = "prefill") -> None:
+        if workload.new_tokens and architecture.block == "encoder":
+            raise ArchitectureError(f"an encoder generates nothing; got {architecture.id} for {workload}")
         self.a, self.workload = architecture, workload
+        self.tokens, self.cached = positions(workload, phase)
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
         self.rng = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
@@ -110,30 +137,32 @@ class GraphBuilder:
         self.part = "embedding"  # the part that is being written, as "embedding" or "3.qkv"
 
     def model(self) -> onnx.ModelProto:
-        a, batch, sequence = self.a, self.workload.batch, self.workload.sequence
+        a, batch, tokens = self.a, self.workload.batch, self.tokens
         if a.vocab:
-            entry = helper.make_tensor_value_info("input", TensorProto.INT64, [batch, sequence])
+            self.inputs.append(helper.make_tensor_value_info("input", TensorProto.INT64, [batch, tokens]))
             x = self.node("Gather", [self.random("embedding", a.vocab, a.width), "input"])
         else:
-            entry = helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, sequence, a.width])
+            self.inputs.append(helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, tokens, a.width]))
             x = "input"
         for i, layer in enumerate(a.layers):
             self.place = f"{i}."
             x = self.layer(x, layer)
         x = self.norm(x, "last") if a.head != "none" or a.norm == "rmsnorm" else x
         self.part = "head"
-        shape: list[int] = [batch, sequence, a.width]
+        if a.head == "lm" and self.workload.new_tokens and tokens > 1:
+            x, tokens = self.node("Gather", [x, self.constant(np.array([-1]), "newest")], axis=1), 1
+        shape: list[int] = [batch, tokens, a.width]
         if a.head == "lm":
-            x, shape = self.linear(x, a.vocab, a.width, a.head_precision, "head"), [batch, sequence, a.vocab]
+            x, shape = self.linear(x, a.vocab, a.width, a.head_precision, "head"), [batch, tokens, a.vocab]
         elif a.head == "span":
-            x, shape = self.linear(x, 2, a.width, a.head_precision, "head"), [batch, sequence, 2]
+            x, shape = self.linear(x, 2, a.width, a.head_precision, "head"), [batch, tokens, 2]
         elif a.head == "classify":
             first = self.node("Gather", [x, self.constant(np.array(0), "first")], axis=1)
             pooled = self.node("Tanh", [self.linear(first, a.width, a.width, a.head_precision, "pooler")])
             x, shape = self.linear(pooled, 2, a.width, a.head_precision, "head"), [batch, 2]
         self.nodes.append(helper.make_node("Identity", [x], [f"{self.part}/output"]))
         leave = helper.make_tensor_value_info(f"{self.part}/output", TensorProto.FLOAT, shape)
-        graph = helper.make_graph(self.nodes, "architecture", [entry], [leave], self.initializers)
+        graph = helper.make_graph(self.nodes, "architecture", self.inputs, [leave, *self.outputs], self.initializers)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
     def layer(self, x: str, layer: Layer) -> str:
@@ -155,10 +184,12 @@ class GraphBuilder:
             self.part = f"{self.place}qkv"
             flat = self.linear(x, count * a.head_dim, a.width, layer.attention, part)
             self.part = f"{self.place}layout"
-            split = self.reshape(flat, [w.batch, w.sequence, count, a.head_dim])
+            split = self.reshape(flat, [w.batch, self.tokens, count, a.head_dim])
             split = self.node("Transpose", [split], perm=[0, 2, 1, 3])
             if part != "v" and a.block == "decoder":
                 split = self.rotary(split)
+            if part != "q" and w.new_tokens:
+                split = self.cache(split, part, layer)
             if part != "q" and layer.heads != layer.kv_heads:
                 split = self.repeat(split, layer)
             heads.append(split)
@@ -168,22 +199,23 @@ class GraphBuilder:
         scores = self.node("MatMul", [q, k])
         scores = self.node("Mul", [scores, self.constant(np.float32(a.head_dim**-0.5), "scale")])
         self.part = f"{self.place}softmax"
-        if a.block == "decoder":
-            mask = np.triu(np.full((w.sequence, w.sequence), -1e9, np.float32), 1)
+        if a.block == "decoder" and self.tokens > 1:
+            mask = np.triu(np.full((self.tokens, self.tokens), -1e9, np.float32), 1)
             scores = self.node("Add", [scores, self.constant(mask, "mask")])
         shares = self.node("Softmax", [scores], axis=-1)
         self.part = f"{self.place}values"
         mixed = self.node("MatMul", [shares, v])
         self.part = f"{self.place}layout"
         mixed = self.node("Transpose", [mixed], perm=[0, 2, 1, 3])
-        mixed = self.reshape(mixed, [w.batch, w.sequence, layer.heads * a.head_dim])
+        mixed = self.reshape(mixed, [w.batch, self.tokens, layer.heads * a.head_dim])
         self.part = f"{self.place}projection"
         return self.linear(mixed, a.width, layer.heads * a.head_dim, layer.attention, "o")
 
     def rotary(self, x: str) -> str:
         """Rotary position embedding of [batch, heads, sequence, head_dim], halves rotated against each other."""
         half = self.a.head_dim // 2
-        angle = np.arange(self.workload.sequence)[:, None] / 10000 ** (np.arange(half) / half)
+        places = np.arange(self.cached, self.cached + self.tokens)
+        angle = places[:, None] / 10000 ** (np.arange(half) / half)
         angle = np.concatenate([angle, angle], -1).astype(np.float32)
         first = self.node("Slice", [x, *(self.constant(np.array([v]), f"slice{v}") for v in (0, half, 3))])
         second = self.node("Slice", [x, *(self.constant(np.array([v]), f"slice{v}") for v in (half, 2 * half, 3))])
@@ -191,15 +223,27 @@ class GraphBuilder:
         cos, sin = self.constant(np.cos(angle), "cos"), self.constant(np.sin(angle), "sin")
         return self.node("Add", [self.node("Mul", [x, cos]), self.node("Mul", [turned, sin])])
 
+    def cache(self, x: str, part: str, layer: Layer) -> str:
+        """Keys or values of the pass behind those that are cached, which are an input, and all of them an output."""
+        shape = [self.workload.batch, layer.kv_heads, self.cached, self.a.head_dim]
+        if self.cached:
+            name = f"cached.{self.place}{part}"
+            self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+            x = self.node("Concat", [name, x], axis=2)
+        shape[2] += self.tokens
+        self.outputs.append(helper.make_tensor_value_info(x, TensorProto.FLOAT, shape))
+        return x
+
     def repeat(self, x: str, layer: Layer) -> str:
         """Key-value heads once for each query head of their group."""
-        w, group, d = self.workload, layer.heads // layer.kv_heads, self.a.head_dim
-        x = self.reshape(x, [w.batch, layer.kv_heads, 1, w.sequence, d])
+        batch, group, d = self.workload.batch, layer.heads // layer.kv_heads, self.a.head_dim
+        context = self.cached + self.tokens
+        x = self.reshape(x, [batch, layer.kv_heads, 1, context, d])
         x = self.node(
             "Expand",
-            [x, self.constant(np.array([w.batch, layer.kv_heads, group, w.sequence, d]), f"group{layer.kv_heads}")],
+            [x, self.constant(np.array([batch, layer.kv_heads, group, context, d]), f"group{layer.kv_heads}")],
         )
-        return self.reshape(x, [w.batch, layer.heads, w.sequence, d])
+        return self.reshape(x, [batch, layer.heads, context, d])
 
     def feed_forward(self, x: str, layer: Layer) -> str:
         self.part = f"{self.place}up"

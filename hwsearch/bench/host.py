@@ -1,14 +1,15 @@
-"""The machine that hwsearch runs on, as a device: a small latency table is measured on first use, and remembered.
+"""The machine that hwsearch runs on, as a device: small latency tables are measured on first use, and remembered.
 
-A profile is fitted on the table's whole models as on any other cases; latencies come from the table itself. It is kept
-with what identifies the machine, so that another machine, runtime version or number of threads measures anew.
+There is one for each runtime that is timed here, and a new token of a generation is measured when it is first asked
+about. A profile is fitted on a table's whole models as on any other cases; latencies come from the table itself. It is
+kept with what identifies the machine, so that another machine, runtime version or number of threads measures anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,34 +19,23 @@ import platformdirs
 from msgspec.structs import replace
 
 from hwsearch import __version__
-from hwsearch.architecture import Architecture
-from hwsearch.bench import onnxruntime
 from hwsearch.bench.board import run as board
-from hwsearch.bench.points import Measuring, Ranges, reference_run
-from hwsearch.bench.timing import Reference, take_turns
-from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime, Target
+from hwsearch.bench.local import LOCAL, local
+from hwsearch.bench.measuring import Measuring
+from hwsearch.bench.points import Ranges
+from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
 from hwsearch.errors import CasesError
 from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.calibrate import fit_device
-from hwsearch.latency.estimator import Latency
-from hwsearch.latency.table import Z90
-from hwsearch.latency.tables import folder_of, measured_facts
-from hwsearch.precision import Precision, Scheme
 from hwsearch.profiles import check_name, load_profile, own_tables, profile_files, user_folder, write_profile
-from hwsearch.workload import Workload
+from hwsearch.workload import Phase
 
 FORM = 2  # of the tables in the cache
 POINTS = 32  # of a table that is measured on first use
 SECONDS = 50.0  # that they may take
-CPU = Runtime(  # what holds for ONNX Runtime's CPU provider on any processor
-    version="",
-    precisions=(Precision.FP32, Precision.INT8),
-    fused_attention=False,
-    scheme=Scheme(activations="dynamic", activation_type="uint8", weights="tensor"),
-    stored_bits={"int8": 32},
-)
-MEASURING_SECONDS = 3.0  # for a student that is run on this machine
-SESSIONS = 0.02  # sd of the logarithm by which two sessions disagree on one model
+DECODE_POINTS = 24  # of new tokens, when they are first asked about
+DECODE_SECONDS = 30.0
+FIRST = "onnxruntime"  # of the runtimes, where none is named
 RANGES = Ranges(batch=(1, 64))  # the embedded teacher's job has 64 sequences at once
 
 
@@ -56,7 +46,7 @@ class Machine(msgspec.Struct, frozen=True):
         processor: its model.
         cores: that this process may use.
         threads: that the runtime uses.
-        runtime: version of ONNX Runtime.
+        runtime: version of what the models ran in.
     """
 
     processor: str
@@ -70,45 +60,74 @@ class Machine(msgspec.Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode([FORM, self])).hexdigest()[:12]
 
 
-def this_machine(threads: int | None = None) -> Machine:
-    """The machine that this process runs on."""
+def this_machine(threads: int | None = None, runtime: str = FIRST) -> Machine:
+    """The machine that this process runs on, with one of its runtimes."""
     cores = board.cores()
-    return Machine(board.processor(), cores, threads or cores, onnxruntime.version())
+    return Machine(board.processor(), cores, threads or cores, local(runtime).version())
 
 
 def host_profile(
     threads: int | None = None,
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[float], None] = lambda _: None,
+    runtime: str | None = None,
+    generates: bool = False,
 ) -> DeviceProfile:
-    """The profile of this machine, measured now unless it was before.
+    """The profile of this machine: the runtimes that were measured on it, and one that is measured now unless it was
+    before.
 
     Args:
-        threads: of the runtime; all cores by default.
+        threads: of the runtimes; all cores by default.
         say: told what happens.
         progress: told the share of the measurement that is done.
+        runtime: that there must be.
+        generates: whether new tokens of a generation must have been measured in it.
 
     Raises:
         CasesError: the remembered table is damaged.
+        ProfileError: the runtime is not one that is timed here.
     """
-    machine = this_machine(threads)
-    folder = host_folder(machine)
+    wanted = runtime or FIRST
+    local(wanted)
+    profile = None
+    for name in LOCAL:
+        there = (host_folder(this_machine(threads, name), name) / "cases.csv").is_file()
+        if name == wanted or there:
+            found = _measured(threads, name, generates and name == wanted, say, progress)
+            profile = replace(profile, runtimes={**profile.runtimes, **found.runtimes}) if profile else found
+    assert profile is not None
+    return profile
+
+
+def _measured(
+    threads: int | None, name: str, generates: bool, say: Callable[[str], None], progress: Callable[[float], None]
+) -> DeviceProfile:
+    """This machine with one runtime."""
+    machine = this_machine(threads, name)
+    folder = host_folder(machine, name)
     kept = folder / f"profile-{__version__}.json"  # another version fits otherwise
     table = folder / "cases.csv"
     known = read_or_drop(kept, lambda path: msgspec.json.decode(path.read_bytes(), type=DeviceProfile))
-    if known is not None and table.is_file() and kept.stat().st_mtime_ns >= table.stat().st_mtime_ns:
+    fresh = known is not None and table.is_file() and kept.stat().st_mtime_ns >= table.stat().st_mtime_ns
+    if known is not None and fresh and not generates:
         return known
     try:
-        measuring = host_measuring(machine, RANGES)
-        if len(measuring.cases) < POINTS:
+        measuring = host_measuring(machine, RANGES, name=name)
+        asked: list[tuple[Phase, int, float]] = [("prefill", POINTS, SECONDS)]
+        asked += [("decode_token", DECODE_POINTS, DECODE_SECONDS)] if generates else []
+        missing = [one for one in asked if measuring.count(one[0]) < one[1]]
+        for phase, points, seconds in missing:
             say(
-                f"host: measuring {machine.processor}, {machine.threads} threads, ONNX Runtime {machine.runtime}; "
-                f"about {SECONDS + 10:.0f} s, once. `hwsearch profile --device host` measures more"
+                f"host: measuring {machine.processor}, {machine.threads} threads, {name} {machine.runtime}"
+                f"{', new tokens of a generation' if phase == 'decode_token' else ''}; about {seconds + 10:.0f} s, "
+                "once. `hwsearch profile --device host` measures more"
             )
-            measuring.measure(POINTS, SECONDS, lambda done: progress(done / POINTS))
+            measuring.measure(points, seconds, lambda done, points=points: progress(done / points), phase)  # type: ignore[misc]
     except CasesError as error:
         raise CasesError(f"{error}. Delete {folder} to measure again") from error
-    profile = fitted(facts(machine), measuring)
+    if known is not None and fresh and not missing:
+        return known
+    profile = fitted(facts(machine, name=name), measuring)
     write_text(kept, msgspec.json.encode(profile).decode())
     return profile
 
@@ -121,6 +140,8 @@ def measure_device(
     seconds: float,
     to: Path | None = None,
     progress: Callable[[float], None] = lambda _: None,
+    name: str = FIRST,
+    phase: Phase = "prefill",
 ) -> tuple[DeviceProfile, Path]:
     """Measure this machine as a device of some name, or go on with what is there.
 
@@ -133,6 +154,8 @@ def measure_device(
         points, seconds: of the table, at most.
         to: folder for the table and the profile, by default that of one's own.
         progress: told how many points are done.
+        name: of the runtime.
+        phase: that the points are of.
 
     Returns: the profile and the folder of its table.
 
@@ -142,19 +165,19 @@ def measure_device(
     """
     check_name(device)
     if device == "host" and to is None:
-        measuring = host_measuring(machine, ranges)
-        measuring.measure(points, seconds, progress)
-        return host_profile(machine.threads), measuring.folder
-    name = f"{device}/onnxruntime"
-    folder = (to.resolve() if to else own_tables()) / name
-    measuring = host_measuring(machine, ranges, folder, device)
-    measuring.measure(points, seconds, progress)
-    known = facts(machine, device)
+        measuring = host_measuring(machine, ranges, name=name)
+        measuring.measure(points, seconds, progress, phase)
+        return host_profile(machine.threads, runtime=name), measuring.folder
+    table = f"{device}/{name}"
+    folder = (to.resolve() if to else own_tables()) / table
+    measuring = host_measuring(machine, ranges, folder, device, name)
+    measuring.measure(points, seconds, progress, phase)
+    known = facts(machine, device, name)
     if device != "host" and (shipped := next((path for path in profile_files() if path.stem == device), None)):
         old = load_profile(shipped)
         known = replace(old, runtimes={**old.runtimes, **known.runtimes}, board_at_hand=True)
-    own = replace(known.runtimes["onnxruntime"], table=str(folder) if to else name)
-    profile = fitted(replace(known, runtimes={**known.runtimes, "onnxruntime": own}), measuring)
+    own = replace(known.runtimes[name], table=str(folder) if to else table)
+    profile = fitted(replace(known, runtimes={**known.runtimes, name: own}), measuring)
     write_profile(profile, (to or user_folder()) / f"{device}.toml")
     return profile, folder
 
@@ -166,12 +189,14 @@ def fitted(known: DeviceProfile, measuring: Measuring) -> DeviceProfile:
     return fit_device(known, cases, "measured on the device", measuring.name, table)
 
 
-def host_folder(machine: Machine) -> Path:
-    """Where this machine's table is kept."""
-    return platformdirs.user_cache_path("hwsearch") / "latency_tables" / "host" / "onnxruntime" / machine.key
+def host_folder(machine: Machine, name: str = FIRST) -> Path:
+    """Where this machine's table of a runtime is kept."""
+    return platformdirs.user_cache_path("hwsearch") / "latency_tables" / "host" / name / machine.key
 
 
-def host_measuring(machine: Machine, ranges: Ranges, folder: Path | None = None, device: str = "host") -> Measuring:
+def host_measuring(
+    machine: Machine, ranges: Ranges, folder: Path | None = None, device: str = "host", name: str = FIRST
+) -> Measuring:
     """The table of this machine in the making.
 
     Raises:
@@ -179,10 +204,10 @@ def host_measuring(machine: Machine, ranges: Ranges, folder: Path | None = None,
     """
     date = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"kind": "measured", "date": date, **msgspec.structs.asdict(machine)}
-    return Measuring(folder or host_folder(machine), runtime_of(machine), device, "onnxruntime", ranges, about)
+    return Measuring(folder or host_folder(machine, name), runtime_of(machine, name), device, name, ranges, about)
 
 
-def facts(machine: Machine, device: str = "host") -> DeviceProfile:
+def facts(machine: Machine, device: str = "host", name: str = FIRST) -> DeviceProfile:
     """What is known of this machine before any model was timed: peaks from a matrix product and a copy."""
     fp32, bandwidth = _peaks()
     mode = PowerMode(Figure(1.0, "reference"), Figure(1.0, "reference"))
@@ -201,15 +226,16 @@ def facts(machine: Machine, device: str = "host") -> DeviceProfile:
         memory_mib=Figure(memory, "sysconf"),
         peaks=peaks,
         power_modes={"default": mode},
-        runtimes={"onnxruntime": runtime_of(machine)},
+        runtimes={name: runtime_of(machine, name)},
         cores=Figure(machine.cores, "what this process may use"),
         note="Measured on the machine itself.",
     )
 
 
-def runtime_of(machine: Machine) -> Runtime:
-    """ONNX Runtime's CPU provider on this machine, with its table."""
-    return replace(CPU, version=machine.runtime, threads=machine.threads, table=str(host_folder(machine)))
+def runtime_of(machine: Machine, name: str = FIRST) -> Runtime:
+    """A runtime on this machine, with its table."""
+    table = str(host_folder(machine, name))
+    return replace(local(name).FACTS, version=machine.runtime, threads=machine.threads, table=table)
 
 
 def _peaks() -> tuple[float, float]:
@@ -237,62 +263,3 @@ def _cache_mib() -> float:
         text = path.read_text(encoding="utf-8").strip()
         sizes.append(float(text.rstrip("KM")) / (1024 if text.endswith("K") else 1))
     return min(max(sizes, default=2.0), 32.0)
-
-
-class HostMeasurer:
-    """Measures whole models on this machine.
-
-    Args:
-        profile, target: that stand for this machine.
-        workload: what a latency is the time of.
-
-    Raises:
-        CasesError: the target has no table of this machine.
-    """
-
-    def __init__(self, profile: DeviceProfile, target: Target, workload: Workload) -> None:
-        self._threads, self._workload = target.threads, workload
-        runtime = profile.runtimes[target.runtime]
-        self._usual = float(measured_facts(folder_of(runtime.table))["reference_ms"])
-        self._reference = Reference(reference_run(replace(runtime, threads=target.threads)))
-
-    def measure(
-        self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
-    ) -> list[Latency]:
-        """Latencies of one forward pass each, in turn, and as often as the workload repeats it; the 90 % interval is
-        how far sessions disagree."""
-        once = replace(self._workload, repeat=1)
-        runs = {str(i): onnxruntime.prepare(a, once, self._threads) for i, a in enumerate(architectures)}
-        seconds = MEASURING_SECONDS * len(runs)
-        found = take_turns(runs, seconds, progress, reference=self._reference, enough=12)
-        latencies = []
-        for samples in found.values():
-            halves = [samples.part(0), samples.part(1)]
-            apart = abs(float(np.log(halves[0].low_ms(self._usual) / halves[1].low_ms(self._usual))))
-            wide = float(np.exp(Z90 * np.hypot(SESSIONS, apart / 2)))
-            ms = samples.low_ms(self._usual) * self._workload.repeat
-            latencies.append(
-                Latency(
-                    median_ms=ms,
-                    low_ms=ms / wide,
-                    high_ms=ms * wide,
-                    source="measured",
-                    extrapolated=False,
-                    covered=1.0,
-                    phases={"prefill": ms / self._workload.repeat},
-                )
-            )
-        return latencies
-
-
-def measurer_of(profile: DeviceProfile, target: Target, workload: Workload) -> HostMeasurer | None:
-    """Who measures students on a target: None unless its table was measured on this very machine, with the runtime that
-    is installed, and the workload is one forward pass."""
-    runtime = profile.runtimes[target.runtime]
-    if not runtime.table or workload.new_tokens or target.runtime != "onnxruntime":
-        return None
-    there = measured_facts(folder_of(runtime.table))
-    here = msgspec.structs.asdict(this_machine(target.threads))
-    if any(there.get(name) != value for name, value in here.items()):
-        return None
-    return HostMeasurer(profile, target, workload)

@@ -14,13 +14,23 @@ import numpy as np
 
 from hwsearch.architecture import Architecture
 from hwsearch.bench.graph import build_graph, example_input, parts_of
-from hwsearch.workload import Workload
+from hwsearch.device import Runtime
+from hwsearch.precision import Precision, Scheme
+from hwsearch.workload import Phase, Workload
 
 if TYPE_CHECKING:
     import onnxruntime as ort
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+
+FACTS = Runtime(  # what holds for the CPU provider on any processor
+    version="",
+    precisions=(Precision.FP32, Precision.INT8),
+    fused_attention=False,
+    scheme=Scheme(activations="dynamic", activation_type="uint8", weights="tensor"),
+    stored_bits={"int8": 32},
+)
 
 
 def version() -> str:
@@ -30,14 +40,27 @@ def version() -> str:
     return str(onnxruntime.__version__)
 
 
-def prepare(architecture: Architecture, workload: Workload, threads: int) -> Callable[[], object]:
-    """A function that runs one forward pass, with weights of its own."""
-    session = _session(build_graph(architecture, workload).SerializeToString(), _options(threads))
-    inputs = example_input(architecture, workload)
-    return lambda: session.run(None, inputs)
+def prepare(
+    architecture: Architecture, workload: Workload, threads: int, phase: Phase = "prefill"
+) -> Callable[[], object]:
+    """A function that runs one pass of a phase, with weights of its own."""
+    graph = build_graph(architecture, workload, phase=phase)
+    session = _session(graph.SerializeToString(), _options(threads))
+    return _pass(session, example_input(architecture, workload, phase=phase))
 
 
-class KernelProfile:
+def _pass(session: ort.InferenceSession, inputs: dict[str, NDArray[np.generic]]) -> Callable[[], object]:
+    """One pass; keys and values stay with the runtime, as in a generation."""
+    import onnxruntime
+
+    names = [output.name for output in session.get_outputs()]
+    if len(names) == 1:
+        return lambda: session.run(None, inputs)
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
+    return lambda: session.run_with_ort_values(names, values)
+
+
+class PartProfile:
     """One architecture that tells what each of its parts takes, by ONNX Runtime's own profiler.
 
     The graph is optimised once, its nodes are named after their parts, and it is run as it is. That costs some
@@ -48,7 +71,7 @@ class KernelProfile:
         when: the clock at the end of every pass that counts.
     """
 
-    def __init__(self, architecture: Architecture, workload: Workload, threads: int) -> None:
+    def __init__(self, architecture: Architecture, workload: Workload, threads: int, phase: Phase = "prefill") -> None:
         import onnx
         import onnxruntime
 
@@ -56,7 +79,7 @@ class KernelProfile:
         optimised = str(Path(self._folder.name) / "optimised.onnx")
         options = _options(threads)
         options.optimized_model_filepath = optimised
-        _session(build_graph(architecture, workload).SerializeToString(), options)
+        _session(build_graph(architecture, workload, phase=phase).SerializeToString(), options)
         model = onnx.load(optimised)
         Path(optimised).unlink()
         self.parts = parts_of(model.graph)
@@ -67,16 +90,16 @@ class KernelProfile:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self._folder.name) / "profile")
         self._profiled: ort.InferenceSession = _session(model.SerializeToString(), options)
-        self._inputs = example_input(architecture, workload)
+        self._pass = _pass(self._profiled, example_input(architecture, workload, phase=phase))
         self._warm: list[bool] = []
         self.when: list[float] = []
 
-    def run(self, passes: int) -> None:
-        """One pass to warm up and `passes` more that count."""
-        for count in range(passes + 1):
-            self._profiled.run(None, self._inputs)
-            self._warm.append(count > 0)
-            if count:
+    def run(self, warm: bool, passes: int) -> None:
+        """A pass to warm up where it is wanted, and `passes` more that count."""
+        for count in range(-int(warm), passes):
+            self._pass()
+            self._warm.append(count >= 0)
+            if count >= 0:
                 self.when.append(time.perf_counter())
 
     def finish(self) -> Floats:

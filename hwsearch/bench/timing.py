@@ -123,7 +123,7 @@ def take_turns(
     cpu_clock: Callable[[], float] = time.process_time,
     reference: Reference | None = None,
     enough: int = turns.ENOUGH,
-    beside: Mapping[str, Callable[[int], object]] | None = None,
+    beside: Mapping[str, Callable[[bool, int], object]] | None = None,
 ) -> dict[str, Samples]:
     """Time all of `runs` in turn for about `seconds` in all, each at least three times: `board.turns` on this machine.
 
@@ -134,8 +134,8 @@ def take_turns(
         clock, cpu_clock: in seconds.
         reference: sampled at the beginning of every turn.
         enough: rounds at most.
-        beside: called after a thing's turn with a number of passes, to look at it in ways that would disturb the
-            timing.
+        beside: called after a thing's turn to look at it in ways that would disturb the timing, with whether to warm
+            up and a number of passes.
     """
     things = {}
     for name, run in runs.items():

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
 HOST = "host"
 
 
-def find(device: str, threads: int | None = None) -> DeviceProfile:
-    """The profile of a device by name, alias or path; this machine's for "host"."""
+def find(
+    device: str, threads: int | None = None, runtime: str | None = None, new_tokens: int | None = None
+) -> DeviceProfile:
+    """The profile of a device by name, alias or path; this machine's for "host", with what is asked about measured."""
     from hwsearch.profiles import find_profile
 
     if device.lower() != HOST:
@@ -21,4 +23,4 @@ def find(device: str, threads: int | None = None) -> DeviceProfile:
 
     with Progress() as progress:
         progress.stage("measuring this machine", 1.0)
-        return host_profile(threads, progress.say, progress.at)
+        return host_profile(threads, progress.say, progress.at, runtime, bool(new_tokens))

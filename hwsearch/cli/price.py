@@ -70,7 +70,7 @@ def latency(
     from hwsearch.units import format_ms
     from hwsearch.workload import Workload
 
-    profile = find(device, threads)
+    profile = find(device, threads, runtime, options["new_tokens"])
     target = profile.target(runtime, power_mode, threads)
     workload = Workload(options["batch"], options["sequence"], options["new_tokens"], options["repeat"])
     architecture = _read(file) if file else _build(profile.runtimes[target.runtime], **options)

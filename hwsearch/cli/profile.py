@@ -14,6 +14,8 @@ from hwsearch.errors import HwsearchError, ProfileError
 if TYPE_CHECKING:
     from hwsearch.device import DeviceProfile
 
+WITH_A_KIT = ("onnxruntime-cuda", "tensorrt")  # runtimes that are measured by a kit, here as on a board
+
 
 class RangeType(click.ParamType):  # type: ignore[type-arg]
     """A smallest and a largest number: "64-512", or one number for both."""
@@ -33,7 +35,14 @@ class RangeType(click.ParamType):  # type: ignore[type-arg]
 
 @click.command()
 @click.option("--device", default=HOST, show_default=True, help="Name of a device; a new one for a board of your own.")
-@click.option("--runtime", help="Runtime to measure or to fit alone.")
+@click.option("--runtime", help="Measured: onnxruntime, pytorch, onnxruntime-cuda or tensorrt. Or fitted alone.")
+@click.option(
+    "--phase",
+    type=click.Choice(["prefill", "decode-token"]),
+    default="prefill",
+    show_default=True,
+    help="What to measure on this machine: the first pass, or a new token of a generation.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Of the runtime; all cores by default.")
 @click.option("--points", type=click.IntRange(8), default=100, show_default=True, help="Models to measure.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="At most.")
@@ -63,12 +72,15 @@ def profile(
     ssh: str | None,
     to: Path | None,
     as_json: bool,
+    phase: str,
     **options: Any,
 ) -> None:
     """Measure this machine or a board, or fit a device's profile on measured latencies of whole models."""
     ways = {"--from-cases": cases, "--kit": kit, "--import": back, "--ssh": ssh}
     if len(given := [way for way, value in ways.items() if value is not None]) > 1:
         raise click.UsageError(f"{' and '.join(given)} exclude each other")
+    if phase != "prefill" and (given or runtime in WITH_A_KIT):
+        raise click.UsageError(f"--phase {phase} is measured on this machine, with onnxruntime or pytorch alone")
     if kit is not None:
         manifest = _write_kit(device, runtime, kit, **options)
         if as_json:
@@ -81,9 +93,13 @@ def profile(
     elif back is not None:
         fitted, written = _take_back(back, to)
     elif ssh is not None:
-        fitted, written = _take_back(_run_there(device, runtime, ssh, **options), to)
+        fitted, written = _take_back(_run_kit(device, runtime, ssh, **options), to)
+    elif runtime in WITH_A_KIT:
+        if device.lower() == HOST:
+            raise click.UsageError(f"{runtime} is measured under a name of its own; give this machine one: --device")
+        fitted, written = _take_back(_run_kit(device, runtime, None, **options), to)
     else:
-        fitted, written = _measure(device, runtime, to, **options)
+        fitted, written = _measure(device, runtime, to, phase, **options)
     if as_json:
         fits = {name: r.fit for name, r in fitted.runtimes.items() if r.fit}
         print_json({"profile": str(written), "device": fitted.name, "fits": fits})
@@ -126,7 +142,14 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
 
 
 def _measure(
-    device: str, runtime: str | None, to: Path | None, threads: int | None, points: int, minutes: float, **ranges: Any
+    device: str,
+    runtime: str | None,
+    to: Path | None,
+    phase: str,
+    threads: int | None,
+    points: int,
+    minutes: float,
+    **ranges: Any,
 ) -> tuple[DeviceProfile, Path]:
     """This machine's profile from a measured table, and the folder that the table is in."""
     from msgspec.structs import replace
@@ -134,20 +157,19 @@ def _measure(
     from hwsearch.bench import host
     from hwsearch.cli.progress import Progress
 
-    if runtime not in (None, "onnxruntime"):
-        raise ProfileError(
-            f"this machine is measured with onnxruntime; got {runtime!r}. For another runtime time a few models with "
-            "its own tools and fit them: hwsearch profile --device D --runtime R --from-cases CASES.csv"
-        )
-    machine = host.this_machine(threads)
+    name = runtime or host.FIRST
+    machine = host.this_machine(threads, name)
     wanted = replace(host.RANGES, **{name: ends for name, ends in ranges.items() if ends})
     with Progress() as progress:
         progress.say(
-            f"{device}: {machine.processor}, {machine.threads} threads, ONNX Runtime {machine.runtime}; "
+            f"{device}: {machine.processor}, {machine.threads} threads, {name} {machine.runtime}; "
             f"{points} points in {minutes:g} minutes at most"
         )
         progress.stage("measuring", points)
-        return host.measure_device(machine, device, wanted, points, minutes * 60, to, progress.at)
+        return host.measure_device(
+            machine, device, wanted, points, minutes * 60, to, progress.at, name,
+            "decode_token" if phase == "decode-token" else "prefill",
+        )  # fmt: skip
 
 
 def _write_kit(
@@ -168,21 +190,26 @@ def _write_kit(
     return len(write_kit(folder, facts, device, name, wanted, points, seconds=60 * minutes / points / 2).points)
 
 
-def _run_there(device: str, runtime: str | None, host: str, **options: Any) -> Path:
-    """Run a kit on a board over ssh; the folder of the kit, with its results. A call that was cut off goes on."""
+def _run_kit(device: str, runtime: str | None, host: str | None, **options: Any) -> Path:
+    """Run a kit, on a board over ssh or here; the folder of the kit, with its results. A call that was cut off goes
+    on."""
     import platformdirs
 
     from hwsearch.bench import adopt
-    from hwsearch.bench.ssh import check_host, run_over_ssh
+    from hwsearch.bench.carry import check_host, run_here, run_over_ssh
     from hwsearch.cli.progress import Progress
 
-    check_host(host)
+    if host is not None:
+        check_host(host)
     name = adopt.kit_name(device, runtime or "onnxruntime", options)
     folder = platformdirs.user_cache_path("hwsearch") / "kits" / name
     if not (folder / "manifest.json").is_file():
         _write_kit(device, runtime, folder, **options)
     with Progress() as progress:
-        run_over_ssh(host, folder, progress.say)
+        if host is None:
+            run_here(folder, progress.say)
+        else:
+            run_over_ssh(host, folder, progress.say)
     return folder
 
 

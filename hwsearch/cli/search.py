@@ -108,14 +108,14 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @json_option
 def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: Budget, **options: Any) -> None:
     """Find the student that loses least inside a latency budget on a device."""
-    from hwsearch.bench.host import measurer_of
+    from hwsearch.bench.measurer import measurer_of
     from hwsearch.cli.device import find
     from hwsearch.distill.job import Recipe, TaskSpec
     from hwsearch.distill.workers import Workers
     from hwsearch.search.main_job import run_search
 
     wishes = _wishes(budget, options)
-    profile = find(device, options["threads"])
+    profile = find(device, options["threads"], options["runtime"], options["new_tokens"])
     target = profile.target(options["runtime"], options["power_mode"], options["threads"])
     spec = TaskSpec(
         teacher=str(Path(options["teacher"]).resolve()) if options["teacher"] else "",

@@ -10,7 +10,6 @@ or a batch.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ from hwsearch.latency.prior import Belief, prior_of
 from hwsearch.latency.table import LatencyTable
 from hwsearch.precision import PRECISIONS
 from hwsearch.profiles import find_profile
-from hwsearch.workload import KIND, OpTable, concatenate, lower
+from hwsearch.workload import KIND, OpTable, concatenate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,14 +68,7 @@ def matches(case: Case, profile: DeviceProfile) -> bool:
 
 def table_of(profile: DeviceProfile, cases: Sequence[Case]) -> OpTable:
     """The kernels of what each case measured, one architecture a case, of one runtime."""
-    tables = []
-    for case in cases:
-        table = lower([case.architecture(profile.runtimes[case.runtime])], case.workload)
-        passes = {"total": table.passes, "prefill": np.array([[1.0, 0.0]]), "decode_token": np.array([[0.0, 1.0]])}[
-            case.phase
-        ]
-        tables.append(dataclasses.replace(table, passes=passes))
-    return concatenate(tables)
+    return concatenate([case.ops(profile.runtimes[case.runtime]) for case in cases])
 
 
 def estimate_cases(

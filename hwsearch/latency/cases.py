@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from hwsearch.architecture import Architecture, Block, Head, parse_precisions, uniform_layers
 from hwsearch.device import Runtime
 from hwsearch.errors import ArchitectureError, CasesError
 from hwsearch.precision import Precision
-from hwsearch.workload import Workload
+from hwsearch.workload import PHASES, OpTable, Phase, Workload, lower
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +35,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int = 0
     power_mode: str = ""
     io: Literal["", "compute", "copies", "server"] = ""
-    phase: Literal["total", "prefill", "decode_token"] = "total"
+    phase: Literal["total"] | Phase = "total"
     block: Block = "encoder"
     model: str = ""
     kv_heads: int = 0
@@ -97,6 +99,13 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             embedding_precision=beside if "embedding" in runtime.scheme.keeps_float else first,
             kv_precision=beside,
         )
+
+    def ops(self, runtime: Runtime) -> OpTable:
+        """The kernels of what was measured, of one architecture: of its phase alone where it has one."""
+        table = lower([self.architecture(runtime)], self.workload)
+        if self.phase == "total":
+            return table
+        return replace(table, passes=np.array([[float(self.phase == phase) for phase in PHASES]]))
 
     @property
     def workload(self) -> Workload:

@@ -90,7 +90,7 @@ def suspects(residuals: ArrayLike, sd: ArrayLike | None = None) -> Bools:
     return found
 
 
-def suspect_points(points: Sequence[Point], tables: Sequence[OpTable]) -> Bools:
+def suspect_points(points: Sequence[Point], tables: Sequence[OpTable], fused: bool = False) -> Bools:
     """Which points of a measured table do not agree with the rest.
 
     The time of a whole model alone tells little: on its others a table is a few percent off, by tens of percent where
@@ -101,6 +101,7 @@ def suspect_points(points: Sequence[Point], tables: Sequence[OpTable]) -> Bools:
     Args:
         points: in the order of measuring.
         tables: the op table of each, of one architecture.
+        fused: whether the runtime fuses attention.
 
     Returns:
         Which to measure again or to leave out, [points].
@@ -108,8 +109,8 @@ def suspect_points(points: Sequence[Point], tables: Sequence[OpTable]) -> Bools:
     found = np.zeros(len(points), bool)
     for _ in range(ROUNDS if len(points) >= FEWEST else 0):
         kept = np.flatnonzero(~found).tolist()
-        clean = LatencyTable([points[i] for i in kept], [tables[i] for i in kept])
-        table = LatencyTable(points, tables, clean.hypers) if found.any() else clean
+        clean = LatencyTable([points[i] for i in kept], [tables[i] for i in kept], fused)
+        table = LatencyTable(points, tables, fused, clean.hypers) if found.any() else clean
         before, found = found, suspects(*_factors(table, tables, found))
         if (found == before).all():
             break
@@ -126,7 +127,7 @@ def _factors(table: LatencyTable, tables: Sequence[OpTable], out: Bools) -> tupl
     witnesses: list[list[tuple[float, float, float]]] = [[] for _ in tables]  # error, sd, share of what is added
     members: dict[str, list[int]] = {}
     for owner, (point, ops) in enumerate(zip(table.points, tables, strict=True)):
-        for kernel in kernels_of(ops):
+        for kernel in kernels_of(ops, table.fused):
             if kernel.name in point.kernels:
                 members.setdefault(kernel.name, []).append(owner)
     for name, owners in members.items():

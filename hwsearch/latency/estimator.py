@@ -132,28 +132,34 @@ class Estimator:
 
     def __init__(self, profile: DeviceProfile, target: Target, workload: Workload) -> None:
         self.profile, self.target, self.workload = profile, target, workload
-        self._ratios: list[float] = []
+        self._ratios: dict[Architecture, float] = {}
 
     def __call__(self, architectures: Sequence[Architecture]) -> Estimates:
         """Latencies of `architectures` on the target."""
+        found = self.uncorrected(architectures)
+        return found.times(self.correction) if self._ratios else found
+
+    def uncorrected(self, architectures: Sequence[Architecture]) -> Estimates:
+        """Latencies as the profile and the table have them, whatever was learned since."""
         # A few thousand at a time stay in cache; all at once would spend most of the time on fresh memory.
         parts = [architectures[i : i + AT_ONCE] for i in range(0, max(1, len(architectures)), AT_ONCE)]
-        found = join([estimate(lower(part, self.workload), self.profile, self.target) for part in parts])
-        return found.times(self.correction) if self._ratios else found
+        return join([estimate(lower(part, self.workload), self.profile, self.target) for part in parts])
 
     def one(self, architecture: Architecture) -> Latency:
         """The latency of one architecture."""
         return self([architecture])[0]
 
-    def learn(self, predicted: Sequence[Latency], measured: Sequence[Latency]) -> None:
+    def learn(self, architectures: Sequence[Architecture], measured: Sequence[Latency]) -> None:
         """Put all later estimates right by what was measured of some: their mean ratio, drawn towards one as by one
         more measurement that agreed."""
-        self._ratios += [float(np.log(m.median_ms / p.median_ms)) for p, m in zip(predicted, measured, strict=True)]
+        predicted = self.uncorrected(architectures).median_ms.tolist()
+        for architecture, before, now in zip(architectures, predicted, measured, strict=True):
+            self._ratios[architecture] = float(np.log(now.median_ms / before))
 
     @property
     def correction(self) -> float:
         """The factor that measurements have put on every estimate; 1 without any."""
-        return float(np.exp(sum(self._ratios) / (len(self._ratios) + 1)))
+        return float(np.exp(sum(self._ratios.values()) / (len(self._ratios) + 1)))
 
 
 def estimate(table: OpTable, profile: DeviceProfile, target: Target) -> Estimates:

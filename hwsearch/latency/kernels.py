@@ -1,9 +1,9 @@
-"""The rows of an op table as the kernels that a runtime without fused attention is seen to run, each with what its time
-depends on.
+"""The rows of an op table as the kernels that a runtime is seen to run, each with what its time depends on.
 
 A row of the table is a kernel here, but for attention, which is four: `layout` (heads split, rotated, transposed and
-joined again), `scores`, `softmax` and `values`. Kernels of one name, precision and variant share a surface; a name is
-as "up/int8", "softmax+" (a decoder's) or "up+/int8" (a gated one).
+joined again, and put behind those that are cached), `scores`, `softmax` and `values`; or two where the runtime fuses
+it: `layout` and `attention`. Kernels of one name, precision, variant and phase share a surface; a name is as "up/int8",
+"softmax+" (a decoder's), "up+/int8" (a gated one) or "layout+/decode" (of a new token).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from hwsearch.architecture import Architecture
 from hwsearch.precision import PRECISIONS
-from hwsearch.workload import DECODE_TOKEN, KIND, OpTable
+from hwsearch.workload import DECODE_TOKEN, KIND, PREFILL, OpTable, Phase
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 PRODUCTS = ("qkv", "projection", "up", "down", "head")
-ATTENTION = ("layout", "scores", "softmax", "values")
+ATTENTION = ("layout", "scores", "softmax", "values", "attention")
+DECODE = "/decode"  # behind the name of a kernel of a new token's pass
 FLOAT = 4.0  # bytes of an activation between kernels
 # ONNX Runtime's CPU kernels work on 16 floats at a time, on x86 and on ARM alike, and take another path for what is
 # left over: measured, 113 keys take a quarter longer than 112 in the softmax, and 15 % in the scores.
@@ -50,9 +51,9 @@ class Kernel:
     moved: Floats
 
 
-def kernels_of(table: OpTable) -> Iterator[Kernel]:
+def kernels_of(table: OpTable, fused: bool) -> Iterator[Kernel]:
     """Every kernel of `table`, rows of equal name together; changes of precision, which are part of the products that
-    quantise, are left out."""
+    quantise, are left out. `fused`: whether the runtime fuses attention."""
     surroundings = _surroundings(table)
     codes = (table.phase * 2 + table.variant) * len(PRECISIONS) + table.precision
     for kind, code in KIND.items():
@@ -64,22 +65,27 @@ def kernels_of(table: OpTable) -> Iterator[Kernel]:
             rows = here[grouped == group]
             variant, phase = group // len(PRECISIONS) % 2, group // len(PRECISIONS) // 2
             suffix = "+" * variant + (f"/{PRECISIONS[group % len(PRECISIONS)]}" if kind in PRODUCTS else "")
-            suffix += "/decode" if phase == DECODE_TOKEN else ""
+            suffix += DECODE if phase == DECODE_TOKEN else ""
             if kind == "attention":
-                yield from _attention(table, rows, suffix, surroundings)
+                yield from _attention(table, rows, suffix, surroundings, fused)
             else:
                 yield _plain(table, rows, kind, suffix, surroundings)
+
+
+def weights_mib(table: OpTable) -> Floats:
+    """Mebibytes of each architecture's weights, [architectures]."""
+    first = table.phase == PREFILL
+    return np.bincount(table.architecture, table.weight_bytes * table.count * first, table.size) / 2**20
 
 
 def _surroundings(table: OpTable) -> tuple[Floats, Floats]:
     """What a kernel finds around it, by row: 1 + the mebibytes of the whole model's weights, which pass through the
     cache between two runs of it, and whether its layer is the only one (1 or 0). Measured: a product of a model that
     outgrows the cache takes a seventh longer, and with a second layer tensors are moved a third slower."""
-    first = table.phase == 0
-    weights = np.bincount(table.architecture, table.weight_bytes * table.count * first, table.size) / 2**20
-    layers = np.bincount(table.architecture, table.count * (first & (table.kind == KIND["qkv"])), table.size)
+    products = (table.phase == PREFILL) & (table.kind == KIND["qkv"])
+    layers = np.bincount(table.architecture, table.count * products, table.size)
     lone = np.asarray(layers < 1.5, np.float64)
-    return 1 + weights[table.architecture], lone[table.architecture]
+    return 1 + weights_mib(table)[table.architecture], lone[table.architecture]
 
 
 def _plain(table: OpTable, rows: Ints, kind: str, suffix: str, surroundings: tuple[Floats, Floats]) -> Kernel:
@@ -89,17 +95,19 @@ def _plain(table: OpTable, rows: Ints, kind: str, suffix: str, surroundings: tup
     return Kernel(kind + suffix, rows, np.log2(np.column_stack(sizes)), table.flops[rows] * _padded(n) / n, moved)
 
 
-def _attention(table: OpTable, rows: Ints, suffix: str, surroundings: tuple[Floats, Floats]) -> Iterator[Kernel]:
-    """Its four kernels; batch and heads follow from the columns of the row."""
+def _attention(
+    table: OpTable, rows: Ints, suffix: str, surroundings: tuple[Floats, Floats], fused: bool
+) -> Iterator[Kernel]:
+    """Its kernels; batch and heads follow from the columns of the row."""
+    decode = suffix.endswith(DECODE)
     tokens, queries, context, scores = table.m[rows], table.k[rows], table.n[rows], table.scores[rows]
     heads = scores / (tokens * context)
     keys = table.elements[rows] / tokens / 2 - queries
-    each = tokens if suffix.endswith("decode") else tokens / context  # sequences in the batch
+    each = tokens if decode else tokens / context  # sequences in the batch
     length = tokens / each
     stacked, channels = each * heads, queries / heads
     product = table.flops[rows] / 2
     moved = FLOAT * (scores + tokens * queries + each * context * keys)
-    decode = suffix.endswith("decode")
     padded = _padded(context)
     tail = padded - context
     ragged = 2.0 * (tail > 0)
@@ -108,14 +116,22 @@ def _attention(table: OpTable, rows: Ints, suffix: str, surroundings: tuple[Floa
     )
     # One head needs no transposition, and as many keys as queries no repetition.
     lone, grouped, single = 2.0 * (heads < 1.5), 2.0 * (keys < queries), 2.0 * surroundings[1][rows]
-    layout = np.column_stack([np.log2(np.column_stack([tokens, queries, keys, channels])), lone, grouped, single])
+    sizes = [tokens, queries, keys, channels, *([context] if decode else [])]
+    layout = np.column_stack([np.log2(np.column_stack(sizes)), lone, grouped, single])
     shares = np.column_stack([np.log2(stacked * length), np.log2(padded), ragged, ragged * (1 - tail / TILE)])
     left_over = np.where(tail > 0, TILE - tail, 0.0) * stacked * length
     # Short rows cost as rows, long ones as bytes; keys that are repeated for a group of queries are moved once more.
     again = np.where(keys < queries, queries, 0.0)
     moved_rows = tokens * (queries + keys + again) / channels
     moved_bytes = FLOAT * 2 * tokens * (queries + keys + again)
+    if decode:  # what is cached is copied to where one more has room
+        moved_bytes += FLOAT * 2 * each * context * (2 * keys + again)
     yield Kernel("layout" + suffix, rows, layout, moved_rows, moved_bytes)
+    if fused:
+        about = np.column_stack([np.log2(np.column_stack([stacked, length, context, channels])), grouped])
+        reads = FLOAT * (2 * tokens * queries + 2 * each * context * keys)
+        yield Kernel("attention" + suffix, rows, about, 2 * product, reads)
+        return
     yield Kernel("scores" + suffix, rows, by_head, product * padded / context, moved)
     yield Kernel("softmax" + suffix, rows, shares, left_over, FLOAT * scores * padded / context)
     yield Kernel("values" + suffix, rows, by_head, product, moved)
@@ -126,8 +142,8 @@ def _padded(size: Floats) -> Floats:
     return np.asarray(np.ceil(size / TILE) * TILE)
 
 
-def kernel_name(architecture: Architecture, part: str) -> str:
-    """The kernel that a part of a network's first pass ("3.up", "head") belongs to, named as `kernels_of` does."""
+def kernel_name(architecture: Architecture, part: str, phase: Phase = "prefill") -> str:
+    """The kernel that a part of a network ("3.up", "head") belongs to, named as `kernels_of` does."""
     layer, _, kind = part.rpartition(".")
     decoder = architecture.block == "decoder"
     gated = architecture.gated_ffn
@@ -139,9 +155,9 @@ def kernel_name(architecture: Architecture, part: str) -> str:
         "head": architecture.head == "classify",
     }
     name = kind + "+" * variant.get(kind, decoder and kind in ATTENTION)
-    if kind not in PRODUCTS:
-        return name
     if kind == "head":
-        return f"{name}/{architecture.head_precision}"
-    found = architecture.layers[int(layer)]
-    return f"{name}/{found.attention if kind in ('qkv', 'projection') else found.feed_forward}"
+        name += f"/{architecture.head_precision}"
+    elif kind in PRODUCTS:
+        found = architecture.layers[int(layer)]
+        name += f"/{found.attention if kind in ('qkv', 'projection') else found.feed_forward}"
+    return name + DECODE * (phase == "decode_token")

@@ -14,9 +14,8 @@ from hwsearch.device import DeviceProfile, Runtime, Target
 from hwsearch.errors import CasesError
 from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.interpolate import Hyper
-from hwsearch.latency.table import LatencyTable, read_points
+from hwsearch.latency.table import LatencyTable, read_points, reconciled
 from hwsearch.profiles import data_folder, own_tables
-from hwsearch.workload import lower
 
 
 def roots() -> tuple[Path, Path]:
@@ -73,11 +72,12 @@ def _read(folder: Path, _changed: int, runtime: bytes) -> LatencyTable:
     points = [point for point in read_points(folder) if point.kernels]
     if len(points) < 2:
         raise CasesError(f"the latency table {folder} has {len(points)} points with kernels; it needs 2 at least")
-    tables = [lower([point.case.architecture(found)], point.case.workload) for point in points]
+    tables = [point.case.ops(found) for point in points]
+    points = reconciled(points, tables, found.fused_attention)
     plain = LatencyTable.digest_of(points)
     kept = platformdirs.user_cache_path("hwsearch") / "surfaces" / f"{plain}-{__version__}.json"
     hypers = read_or_drop(kept, lambda path: msgspec.json.decode(path.read_bytes(), type=dict[str, Hyper]))
-    table = LatencyTable(points, tables, hypers)
+    table = LatencyTable(points, tables, found.fused_attention, hypers)
     if hypers is None:
         write_text(kept, msgspec.json.encode(table.hypers).decode())
     return table

@@ -25,7 +25,7 @@ from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
 from hwsearch.search.result import Result
 from hwsearch.search.run import Run
-from hwsearch.search.sampler import Proposer
+from hwsearch.search.sampler import Given, Proposer
 from hwsearch.search.trainer import Trainer, result_of
 from hwsearch.units import format_ms
 
@@ -112,7 +112,10 @@ class Engine:
 
         Raises:
             RunError: no trial could be trained.
+            NothingFits: what was measured has shown it.
         """
+        if self.measurer:
+            self._correct_prices()
         records, asked = self._trials()
         complete = [record.result for record in records if record.result is not None]
         if not complete:
@@ -144,6 +147,16 @@ class Engine:
             overshot=overshot,
             asked=asked,
         )
+
+    def _correct_prices(self) -> None:
+        """Measure a few students as full as they may be before any is trained, so that what is trained fits.
+
+        Raises:
+            NothingFits: at the corrected prices.
+        """
+        full = [self.proposer(Given(settings), ()) for settings in self.proposer.corners()[:FINALISTS]]
+        self._measured([self.plan.priced(proposal) for proposal in dict.fromkeys(full) if proposal is not None])
+        self.plan.check()
 
     def _trials(self) -> tuple[list[Record], int]:
         """Every trial's record, and how many were begun."""
@@ -246,11 +259,13 @@ class Engine:
             found = self.measurer.measure([r.architecture for r in fresh], self.progress.at)
             known |= {r.architecture.digest: latency for r, latency in zip(fresh, found, strict=True)}
             write_text(self.run.path("measured.json"), pretty(known))
-        measured = [known[r.architecture.digest] for r in results]
-        self.plan.price.learn([r.latency for r in results], measured)
+        architectures = [r.architecture for r in results]
+        measured = [known[architecture.digest] for architecture in architectures]
+        self.plan.price.learn(architectures, measured)
+        predicted = self.plan.price.uncorrected(architectures)
         return [
-            replace(result, latency=_shared_out(latency, result.latency), predicted=result.latency)
-            for result, latency in zip(results, measured, strict=True)
+            replace(result, latency=_shared_out(latency, predicted[i]), predicted=predicted[i])
+            for i, (result, latency) in enumerate(zip(results, measured, strict=True))
         ]
 
     def _repriced(self, result: Result, measured: Sequence[Result]) -> Result:

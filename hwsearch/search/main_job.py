@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from hwsearch.device import DeviceProfile, Target
-from hwsearch.distill.job import TaskSpec
+from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.errors import NothingFits
 from hwsearch.files import pretty, write_text
 from hwsearch.search.engine import Engine, Measurer, Outcome, Progress
@@ -58,7 +58,7 @@ def run_search(
     """
     started = time.monotonic()
     facts = result_of(trainer.open())
-    plan = Plan(wishes, profile, target, facts.architecture)
+    plan = Plan(wishes, profile, target, facts.architecture, measures=measurer is not None)
     _introduce(plan, facts.teacher, facts.corpus, progress)
     if plan.teacher_fits:
         progress.say(
@@ -68,15 +68,31 @@ def run_search(
         return None, summarise("", plan, None, time.monotonic() - started)
     try:
         plan.check()
+        if dry_run:
+            return None, summarise("", plan, None, time.monotonic() - started)
+        return _search(plan, facts, spec, trainer, progress, deliver, out, budget_text, measurer, started)
     except NothingFits as miss:
         raise NothingFits(
             str(miss), summarise("", plan, None, time.monotonic() - started, nearest=miss.details)
         ) from None
-    if dry_run:
-        return None, summarise("", plan, None, time.monotonic() - started)
 
+
+def _search(
+    plan: Plan,
+    facts: Facts,
+    spec: TaskSpec,
+    trainer: Trainer,
+    progress: Progress,
+    deliver: Deliver,
+    out: Path | None,
+    budget_text: str,
+    measurer: Measurer | None,
+    started: float,
+) -> tuple[Path, dict[str, Any]]:
+    """The search itself, in the folder of its run."""
+    wishes = plan.wishes
     identity = _identity(plan, facts.digest, spec)
-    run = Run(out or default_folder(profile.name, budget_text, facts.teacher, identity), identity)
+    run = Run(out or default_folder(plan.profile.name, budget_text, facts.teacher, identity), identity)
     try:
         stored = run.read("summary.json")
         if stored is not None and stored["asked_trials"] >= wishes.trials:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
+OPEN = 1.04  # what measuring a student leaves open: upper end of its interval over the median
 SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
 
 
@@ -74,6 +75,8 @@ class Plan:
         profile: of the device.
         target: on it.
         teacher: its architecture.
+        measures: whether finalists are measured: then an estimate need not be sure, and only what measuring itself
+            leaves open is kept free of the budget.
 
     Attributes:
         teacher_latency: in the fastest uniform float precision that the runtime runs, `teacher_precision`.
@@ -83,8 +86,11 @@ class Plan:
         space: of students.
     """
 
-    def __init__(self, wishes: Wishes, profile: DeviceProfile, target: Target, teacher: Architecture) -> None:
+    def __init__(
+        self, wishes: Wishes, profile: DeviceProfile, target: Target, teacher: Architecture, measures: bool = False
+    ) -> None:
         self.wishes, self.profile, self.target, self.teacher = wishes, profile, target, teacher
+        self.measures = measures
         self.price = Estimator(profile, target, wishes.workload)
         self.runtime: Runtime = profile.runtimes[target.runtime]
         floats = [p for p in self.runtime.precisions if p.is_float]
@@ -108,12 +114,18 @@ class Plan:
         return self.holds(self.teacher_latency) and self.admits(teacher)
 
     def strain(self, architectures: Sequence[Architecture]) -> Floats:
-        """The share of the tightest budget that the upper end of each latency's interval takes, [architectures]."""
+        """The share of the tightest budget that each latency takes at most, [architectures]: the upper end of its
+        interval, or where finalists are measured the median and what measuring leaves open."""
         found = self.price(architectures)
-        wide = found.high_ms / found.median_ms
+        wide = np.full_like(found.median_ms, OPEN) if self.measures else found.high_ms / found.median_ms
         medians = {"prefill": found.prefill_ms, "decode_token": found.decode_token_ms}
-        shares = [found.high_ms / self.budget_ms, *(medians[p] * wide / ms for p, ms in self.phases_ms.items())]
+        whole = found.median_ms * wide / self.budget_ms
+        shares = [whole, *(medians[p] * wide / ms for p, ms in self.phases_ms.items())]
         return np.asarray(np.max(shares, axis=0))
+
+    def _wide(self, latency: Latency) -> float:
+        """How far above the median a student may turn out to be, as `strain` has it."""
+        return OPEN if self.measures else latency.high_ms / latency.median_ms
 
     def holds(self, latency: Latency) -> bool:
         """Whether a latency lies inside every budget, by the upper end of its interval."""
@@ -146,10 +158,11 @@ class Plan:
         """
         smallest = self.space.smallest
         # The fastest precision by time: int8 is sometimes slower than float.
-        nearest = self.priced(smallest[int(self.strain(smallest).argmin())])
+        strain = self.strain(smallest)
+        nearest = self.priced(smallest[int(strain.argmin())])
         for phase, option in (("prefill", "--budget-ttft"), ("decode_token", "--budget-tpot")):
             latency = nearest.latency
-            at_most = latency.phases.get(phase, 0.0) * latency.high_ms / latency.median_ms
+            at_most = latency.phases.get(phase, 0.0) * self._wide(latency)
             if at_most > self.phases_ms.get(phase, np.inf):
                 raise NothingFits(
                     f"nothing fits {format_ms(self.phases_ms[phase])} for one {phase.replace('_', ' ')} on "
@@ -157,12 +170,12 @@ class Plan:
                     f"{format_ms(at_most)}. Raise {option} to that",
                     nearest,
                 )
-        if nearest.latency.high_ms > self.budget_ms:
+        if (at_most := nearest.latency.median_ms * self._wide(nearest.latency)) > self.budget_ms:
             low, high = format_ms(nearest.latency.low_ms), format_ms(nearest.latency.high_ms)
             raise NothingFits(
                 f"nothing fits {format_ms(self.budget_ms)} on {self.target}: the smallest student, "
                 f"{nearest.architecture.id}, takes {format_ms(nearest.latency.median_ms)} "
-                f"(90 % interval {low} to {high}). Raise --budget to {high}",
+                f"(90 % interval {low} to {high}). Raise --budget to {format_ms(at_most)}",
                 nearest,
             )
         if not self.admits(nearest.architecture):

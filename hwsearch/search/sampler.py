@@ -8,7 +8,7 @@ in five dimensions after a few trials; in the 20 and more raw ones nothing does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 RATIOS = (0.5, 2.0)  # of the teacher's proportions
-FILL = (0.4, 1.0)  # of the budget, by the upper end of the interval
+FILL = (0.4, 1.0)  # of the budget, by the strain on it
 CORNER_DEPTHS = 6
 FFN_SLACK = 1.35  # factor either way within which the feed-forward size may help to meet the fill
 
@@ -35,6 +35,21 @@ class Suggest(Protocol):
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
 
 
+class Given:
+    """Settings that are given, in an Optuna trial's place."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:  # noqa: ARG002
+        """The setting."""
+        return int(self._settings[name])
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:  # noqa: ARG002
+        """The setting."""
+        return float(self._settings[name])
+
+
 class Proposer:
     """Turns an Optuna trial into an architecture inside the budget.
 
@@ -43,8 +58,7 @@ class Proposer:
 
     Args:
         space: what may be answered.
-        strain: of architectures, the share of the tightest budget that the upper end of a latency's interval takes; 1
-            at most.
+        strain: of architectures, the share of the tightest budget that each takes at most; 1 at most.
         sensitivities: what int8 costs each part of the teacher's layers, [layers, 2].
         layers: the teacher's layers that a student of a depth keeps.
         admit: whether an architecture meets the other constraints.

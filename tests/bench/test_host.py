@@ -11,14 +11,16 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.bench import host
 from hwsearch.bench.graph import PARTS, build_graph, example_input
-from hwsearch.bench.onnxruntime import KernelProfile, prepare
+from hwsearch.bench.local import LOCAL, local
+from hwsearch.bench.measurer import measurer_of
+from hwsearch.bench.onnxruntime import PartProfile, prepare
 from hwsearch.bench.points import Ranges
 from hwsearch.errors import ArchitectureError, CasesError, ProfileError
 from hwsearch.latency.estimator import Estimator
-from hwsearch.latency.kernels import kernel_name, kernels_of
+from hwsearch.latency.kernels import DECODE, kernel_name, kernels_of
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile, load_profile
-from hwsearch.workload import Workload, lower
+from hwsearch.workload import Phase, Workload, lower
 
 
 def model(block: str, plan: str, head: str = "lm", vocab: int = 50) -> Architecture:
@@ -77,18 +79,75 @@ def test_a_precision_without_operators_is_refused() -> None:
 def test_every_node_of_the_fused_graph_has_its_part(block: str, plan: str) -> None:
     """What ONNX Runtime makes of the graph adds up to the kernels that the op table has, layer by layer."""
     architecture, workload = model(block, plan), Workload(2, 20)
-    profile = KernelProfile(architecture, workload, threads=1)
-    profile.run(3)
+    profile = PartProfile(architecture, workload, threads=1)
+    profile.run(True, 3)
     times = profile.finish()
     assert times.shape == (3, len(profile.parts))
     assert len(profile.when) == 3
     assert (times >= 0).all()
     assert times.sum() > 0
     named = {kernel_name(architecture, part) for part in profile.parts}
-    assert named == {kernel.name for kernel in kernels_of(lower([architecture], workload))}
+    assert named == {kernel.name for kernel in kernels_of(lower([architecture], workload), fused=False)}
     for layer in range(architecture.depth):
         inside = [part for part in profile.parts if part.startswith(f"{layer}.")]
         assert {part.partition(".")[2] for part in inside} == PARTS - {"embedding", "last_norm", "head"}
+
+
+@pytest.mark.parametrize("bench", list(LOCAL))
+@pytest.mark.parametrize(
+    ("block", "phase"), [("encoder", "prefill"), ("decoder", "prefill"), ("decoder", "decode_token")]
+)
+def test_the_parts_of_a_pass_are_the_kernels_of_the_op_table(bench: str, block: str, phase: Phase) -> None:
+    architecture, workload = model(block, "fp32"), Workload(2, 20, new_tokens=3 if block == "decoder" else 0)
+    runtime = local(bench)
+    profile = runtime.PartProfile(architecture, workload, 1, phase)
+    profile.run(False, 2)
+    assert profile.finish().shape == (2, len(profile.parts))
+    kernels = kernels_of(lower([architecture], workload), runtime.FACTS.fused_attention)
+    wanted = {kernel.name for kernel in kernels if kernel.name.endswith(DECODE) == (phase == "decode_token")}
+    assert {kernel_name(architecture, part, phase) for part in profile.parts} == wanted
+
+
+@pytest.mark.parametrize("bench", list(LOCAL))
+def test_a_new_token_sees_what_was_cached(bench: str) -> None:
+    """The logits of a token after its prompt are those of the same tokens read at once."""
+    architecture, prompt = model("decoder", "fp32"), Workload(2, 6, new_tokens=1)
+    tokens = example_input(architecture, Workload(2, 7))["input"]
+
+    if bench == "onnxruntime":
+        import onnxruntime
+
+        def run(phase: Phase, workload: Workload, inputs: dict[str, object]) -> list[np.ndarray]:
+            graph = build_graph(architecture, workload, phase=phase).SerializeToString()
+            session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+            return session.run(None, inputs)  # type: ignore[no-any-return]
+
+        _, *kept = run("prefill", prompt, {"input": tokens[:, :6]})
+        cached = {f"cached.{i // 2}.{'kv'[i % 2]}": value for i, value in enumerate(kept)}
+        newest, *_ = run("decode_token", prompt, {"input": tokens[:, 6:], **cached})
+        (whole,) = run("prefill", Workload(2, 7), {"input": tokens})
+    else:
+        import torch
+
+        from hwsearch.bench.torch import Network
+
+        def network(phase: Phase, workload: Workload, inputs: np.ndarray, kept: list[torch.Tensor]) -> object:
+            found = Network(architecture, workload, phase)
+            found._input = torch.from_numpy(inputs)
+            found._caches = {f"{i // 2}.{'kv'[i % 2]}": value for i, value in enumerate(kept)}
+            return found(1, lambda part: None)
+
+        _, kept = network("prefill", prompt, tokens[:, :6], [])  # type: ignore[misc,assignment]
+        newest, _ = network("decode_token", prompt, tokens[:, 6:], kept)  # type: ignore[misc]
+        whole, _ = network("prefill", Workload(2, 7), tokens, [])  # type: ignore[misc]
+    assert newest.shape == (2, 1, 50)
+    assert np.allclose(newest[:, 0], whole[:, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("bench", list(LOCAL))
+def test_an_encoder_does_not_generate(bench: str) -> None:
+    with pytest.raises(ArchitectureError, match="generates nothing"):
+        local(bench).prepare(model("encoder", "fp32"), Workload(1, 4, new_tokens=2), 1)
 
 
 RANGES = Ranges(depth=(1, 2), width=(64, 96), sequence=(16, 32), batch=(1, 2), vocab=(100, 200))
@@ -157,23 +216,58 @@ def test_a_device_of_ones_own_is_measured_under_its_name(measured: Path, tmp_pat
 
 def test_students_are_measured_where_the_table_was(measured: Path) -> None:
     profile = host.host_profile(threads=1)
-    ruler = host.measurer_of(profile, profile.target(), Workload(2, 20, repeat=3))
+    ruler = measurer_of(profile, profile.target(), Workload(2, 20, repeat=3))
     assert ruler is not None
     small, large = ruler.measure([model("decoder", "fp32"), replace(model("decoder", "fp32"), width=96, head_dim=24)])
     assert small.source == large.source == "measured"
     assert small.low_ms < small.median_ms < small.high_ms
     assert small.median_ms == pytest.approx(3 * small.phases["prefill"])
-    # Another machine's table, another runtime or a generation cannot be measured here.
-    assert host.measurer_of(profile, profile.target(), Workload(2, 20, new_tokens=4)) is None
+    # Another machine's table and another runtime cannot be measured here.
     t4 = find_profile("t4")
-    assert host.measurer_of(t4, t4.target(), Workload(2, 20)) is None
+    assert measurer_of(t4, t4.target(), Workload(2, 20)) is None
     facts = measured / "measured.toml"
     whole = facts.read_text()
     facts.write_text(whole.replace('processor = "', 'processor = "another '))
     try:
-        assert host.measurer_of(profile, profile.target(), Workload(2, 20)) is None
+        assert measurer_of(profile, profile.target(), Workload(2, 20)) is None
     finally:
         facts.write_text(whole)
+
+
+def test_new_tokens_are_measured_when_they_are_asked_about(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generation, architecture = Workload(2, 20, new_tokens=4), model("decoder", "int8")
+    before = host.host_profile(threads=1)
+    partly = Estimator(before, before.target(), generation).one(architecture)
+    monkeypatch.setattr(host, "DECODE_POINTS", 8)
+    monkeypatch.setattr(host, "DECODE_SECONDS", 1.0)
+    profile = host.host_profile(threads=1, generates=True)
+    table = (measured / "cases.csv").read_text()
+    assert table.count("decode_token") == 8
+    assert len(table.splitlines()) == 1 + 10 + 8
+    found = Estimator(profile, profile.target(), generation).one(architecture)
+    assert (partly.source, found.source) == ("analytic", "table")
+    assert found.median_ms == pytest.approx(found.phases["prefill"] + 4 * found.phases["decode_token"])
+    ruler = measurer_of(profile, profile.target(), generation)
+    assert ruler is not None
+    (here,) = ruler.measure([architecture])
+    assert here.median_ms == pytest.approx(here.phases["prefill"] + 4 * here.phases["decode_token"])
+    assert here.phases["decode_token"] < here.phases["prefill"]
+    assert host.host_profile(threads=1, generates=True) == profile
+
+
+def test_torch_is_a_runtime_of_this_machine(measured: Path) -> None:
+    profile = host.host_profile(threads=1, runtime="pytorch")
+    assert list(profile.runtimes) == ["onnxruntime", "pytorch"]
+    target = profile.target("pytorch")
+    found = Estimator(profile, target, Workload(2, 20)).one(model("encoder", "fp32"))
+    assert found.source == "table"
+    ruler = measurer_of(profile, target, Workload(2, 20))
+    assert ruler is not None
+    (here,) = ruler.measure([model("encoder", "fp32")])
+    assert here.source == "measured"
+    assert host.host_profile(threads=1).runtimes == profile.runtimes
+    with pytest.raises(ProfileError, match="measured with onnxruntime or pytorch"):
+        host.host_profile(threads=1, runtime="tflite")
 
 
 @pytest.mark.parametrize("name", ["cases.csv", "kernels.csv", "samples.json"])

@@ -18,13 +18,14 @@ import onnxruntime
 import pytest
 from msgspec.structs import replace
 
-from hwsearch.bench import board, ssh
+from hwsearch.bench import board, carry
 from hwsearch.bench.answers import import_kit, kit_facts, kit_readings
 from hwsearch.bench.board import run as board_run
 from hwsearch.bench.board import tensorrt as board_tensorrt
 from hwsearch.bench.host import runtime_of, this_machine
 from hwsearch.bench.kit import read_manifest, write_kit
-from hwsearch.bench.points import Measuring, Ranges
+from hwsearch.bench.measuring import Measuring
+from hwsearch.bench.points import Ranges
 from hwsearch.bench.tensorrt import build_typed_graph
 from hwsearch.bench.timing import Reference
 from hwsearch.device import Runtime
@@ -134,7 +135,7 @@ def test_tensors_of_one_graph_share_no_place_in_the_weights(kit: Path) -> None:
 def test_a_kit_asks_for_the_points_that_measuring_begins_with(kit: Path, runtime: Runtime, tmp_path: Path) -> None:
     measuring = Measuring(tmp_path, runtime, "board", "onnxruntime", RANGES, {})
     assert [point.model for point in read_manifest(kit)[0].points] == [
-        f"{architecture.id} {workload}" for architecture, workload in measuring._choose(POINTS)
+        f"{architecture.id} {workload}" for architecture, workload in measuring._choose(POINTS, "prefill")
     ]
 
 
@@ -463,7 +464,19 @@ def test_a_board_without_tensorrt_says_so(
     assert "there is no trtexec on PATH" in capsys.readouterr().err
 
 
-# ssh
+# here and there
+
+
+def test_a_kit_runs_here(runtime: Runtime, tmp_path: Path) -> None:
+    kit = tmp_path / "kit"
+    write_kit(kit, runtime, "board", "onnxruntime", RANGES, 2, seconds=0.02, batch=2)
+    said: list[str] = []
+    assert len(import_kit(kit, carry.run_here(kit, said.append))[0]) == 2
+    assert any("2 of 2 models" in line for line in said)
+    (kit / "manifest.json").write_text("{}")
+    with pytest.raises(CasesError, match="format"):
+        carry.run_here(kit)
+
 
 SSH = """#!/bin/sh
 # What sshd does: the rest of the command line, joined, goes to the user's shell in the home folder.
@@ -496,7 +509,7 @@ def test_ssh_copies_runs_and_fetches(runtime: Runtime, libraries: Path, home: Pa
     python.write_text(f'#!/bin/sh\nPYTHONPATH="{libraries}" exec "{sys.executable}" -S "$@"\n')
     python.chmod(0o755)
     said: list[str] = []
-    results = ssh.run_over_ssh("user@board", kit, said.append, python=str(python))
+    results = carry.run_over_ssh("user@board", kit, said.append, python=str(python))
     assert len(import_kit(kit, results)[0]) == 2
     assert any("2 of 2 models" in line for line in said)
     digest = read_manifest(kit)[1]
@@ -511,7 +524,7 @@ def test_a_board_that_fails_leaves_what_it_has(runtime: Runtime, home: Path, tmp
     kit = tmp_path / "kit"
     write_kit(kit, runtime, "board", "onnxruntime", RANGES, 1, seconds=0.02)
     with pytest.raises(CasesError, match=r"status 127 on board: .*not found"):
-        ssh.run_over_ssh("board", kit, python="no-such-python")
+        carry.run_over_ssh("board", kit, python="no-such-python")
 
 
 def test_what_a_board_sends_is_taken_by_name(tmp_path: Path) -> None:
@@ -527,10 +540,10 @@ def test_what_a_board_sends_is_taken_by_name(tmp_path: Path) -> None:
         link = tarfile.TarInfo("results/0002.json")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    assert ssh._unpack(buffer.getvalue(), tmp_path / "kit" / "results")
+    assert carry._unpack(buffer.getvalue(), tmp_path / "kit" / "results")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["0001.json"]
     with pytest.raises(CasesError, match="no archive"):
-        ssh._unpack(b"x" * 2000, tmp_path / "kit" / "results")
+        carry._unpack(b"x" * 2000, tmp_path / "kit" / "results")
 
 
 @pytest.mark.parametrize(
@@ -538,9 +551,9 @@ def test_what_a_board_sends_is_taken_by_name(tmp_path: Path) -> None:
 )
 def test_a_host_that_is_none_is_refused(kit: Path, host: str) -> None:
     with pytest.raises(CasesError, match="a host is given as user@board"):
-        ssh.run_over_ssh(host, kit)
+        carry.run_over_ssh(host, kit)
 
 
 @pytest.mark.parametrize("host", ["board", "user@192.168.1.7", "pi@raspberrypi.local", "u_1@[fe80::1%eth0]", "a@b:22"])
 def test_hosts_of_every_kind_are_taken(host: str) -> None:
-    ssh.check_host(host)
+    carry.check_host(host)

@@ -95,14 +95,14 @@ def test_what_was_never_seen_at_usual_speed_is_to_be_measured_again() -> None:
 
 
 def test_what_runs_beside_is_told_how_often(runtime: NullRuntime) -> None:
-    told: list[int] = []
+    told: list[tuple[bool, int]] = []
     samples = take_turns(
         {"one": runtime.prepare(BERT, Workload())},
         1e9,
         clock=runtime.clock,
         cpu_clock=runtime.clock,
         enough=4,
-        beside={"one": told.append},
+        beside={"one": lambda *turn: told.append(turn)},
     )
-    assert told == [2] * 4
+    assert told == [(True, 2)] * 4
     assert samples["one"].reference == ()

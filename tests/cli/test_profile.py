@@ -46,10 +46,13 @@ def test_a_kit_goes_to_a_board_and_its_table_prices_students(tmp_path: Path) -> 
         (["--kit", "k", "--import", "k"], "exclude each other"),
         (["--kit", "k"], "give the board a name"),
         (["--device", "x y", "--kit", "k"], "small letters"),
-        (["--device", "new-board", "--runtime", "tensorrt", "--kit", "k"], "no profile with runtime 'tensorrt'"),
+        (["--device", "new-board", "--runtime", "tflite", "--kit", "k"], "no profile with runtime 'tflite'"),
+        (["--device", "new-board", "--runtime", "tflite"], "measured with onnxruntime or pytorch"),
+        (["--device", "new-board", "--kit", "k", "--phase", "decode-token"], "measured on this machine"),
+        (["--device", "b", "--runtime", "onnxruntime-cuda", "--points", "8", *SMALL], "no CUDAExecutionProvider"),
         (["--device", "b", "--ssh", "-oProxyCommand=x"], "user@board"),
         (["--import", "nowhere"], "manifest"),
-        (["--runtime", "tensorrt"], "this machine is measured with onnxruntime"),
+        (["--runtime", "tensorrt"], "under a name of its own"),
     ],
 )
 def test_wrong_wishes_are_one_line(

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile
 from hwsearch.distill.job import Job, ProxyScore, TaskSpec
 from hwsearch.errors import NothingFits, RunError, TrainingError
-from hwsearch.latency.estimator import Estimator
+from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.profiles import find_profile
 from hwsearch.search.engine import Outcome
 from hwsearch.search.main_job import run_search
@@ -369,7 +371,22 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
 
 
 def test_nothing_is_chosen_when_nothing_holds_the_budget_on_the_target(tmp_path: Path) -> None:
-    document, outcome = search(tmp_path / "run", measurer=measurer(50.0))
+    with pytest.raises(NothingFits, match="nothing fits"):
+        search(tmp_path / "other", measurer=measurer(50.0))
+
+    class Slowing(NullMeasurer):
+        """After what is measured before the trials everything is slower still."""
+
+        def measure(
+            self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
+        ) -> list[Latency]:
+            found = super().measure(architectures, progress)
+            self.ratio = 50.0
+            return found
+
+    profile = find_profile("jetson-orin")
+    ruler = Slowing(Estimator(profile, profile.target(), BULK), 1.5)
+    document, outcome = search(tmp_path / "run", measurer=ruler)
     assert outcome is not None
     assert document["chosen"] is None
     assert not outcome.finalists

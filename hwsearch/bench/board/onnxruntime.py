@@ -18,7 +18,6 @@ from .turns import Passes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PASSES = 2  # that count after every turn, beside one that warms up
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 
 
@@ -95,20 +94,17 @@ class Model(Passes):
     def __init__(
         self, runtime: OnnxRuntime, session: Any, inputs: dict[str, np.ndarray[Any, Any]], optimised: Path | None
     ) -> None:
-        super().__init__(lambda: session.run(None, inputs))
+        super().__init__(lambda: session.run(None, inputs), look=self._look_at_nodes if optimised else None)
         self._inputs, self._optimised = inputs, optimised
-        self._profiled = runtime.profiled(optimised) if optimised else None
+        self._profiled: Any = runtime.profiled(optimised) if optimised else None
         self._warm: list[bool] = []
         self.when: list[float] = []
 
-    def beside(self) -> None:
-        """One pass to warm up and `PASSES` more that count."""
-        if self._profiled is None:
-            return
-        for count in range(PASSES + 1):
+    def _look_at_nodes(self, warm: bool, passes: int) -> None:
+        for count in range(-int(warm), passes):
             self._profiled.run(None, self._inputs)
-            self._warm.append(count > 0)
-            if count:
+            self._warm.append(count >= 0)
+            if count >= 0:
                 self.when.append(time.perf_counter())
 
     def finish(self) -> dict[str, Any]:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 ENOUGH = 30  # rounds after which a low tenth is known well enough
 NEAR = 3  # samples of the reference on either side of a moment whose median says how fast the board was
 QUICK_MS = 20.0  # what is quicker runs once untimed before a turn, and several times in it
-LOOKS = 2  # passes after a turn in which a model is looked at in ways that would disturb the timing
 TURN_MS = 4.0  # what a turn of a quick one takes at least
 
 
@@ -33,7 +32,8 @@ class Passes:
     Args:
         run: one pass, done when it returns.
         clock, cpu_clock: in seconds.
-        look: runs as many passes as it is told in a way that would disturb the timing.
+        look: runs passes in a way that would disturb the timing: one to warm up, if it is told so, and as many more
+            as it is told.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Passes:
         run: Callable[[], object],
         clock: Callable[[], float] = time.perf_counter,
         cpu_clock: Callable[[], float] = time.process_time,
-        look: Callable[[int], object] | None = None,
+        look: Callable[[bool, int], object] | None = None,
     ) -> None:
         self.run, self._clock, self._cpu_clock, self._look = run, clock, cpu_clock, look
         self._quickest = float("inf")
@@ -60,10 +60,9 @@ class Passes:
 
     def turn(self) -> list[Pass]:
         """The passes of one turn."""
-        quick = self._quickest < QUICK_MS
+        quick, times = self._plan()
         if quick:
             self.run()
-        times = int(np.clip(TURN_MS / max(self._quickest, 1e-6), 2 if quick else 1, 8))
         found = [self.one() for _ in range(times)]
         self._quickest = min(self._quickest, found[-1].wall)
         return found
@@ -76,7 +75,12 @@ class Passes:
     def beside(self) -> None:
         """What comes after every turn."""
         if self._look:
-            self._look(LOOKS)
+            self._look(*self._plan())
+
+    def _plan(self) -> tuple[bool, int]:
+        """Whether a turn begins with a pass to warm up, and how many passes count."""
+        quick = self._quickest < QUICK_MS
+        return quick, int(np.clip(TURN_MS / max(self._quickest, 1e-6), 2 if quick else 1, 8))
 
 
 class Reference:

@@ -1,4 +1,4 @@
-"""A kit to a board and back by ssh, with nothing on either side but an OpenSSH client, tar and Python."""
+"""A kit is run: here, or on a board and back by ssh, with nothing there but an OpenSSH server, tar and Python."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import re
 import shlex
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,13 +38,31 @@ def run_over_ssh(host: str, folder: Path, say: Callable[[str], None] = lambda _:
     name = shlex.quote(f"hwsearch-kit-{digest[:12]}")
     say(f"copying the kit to {host}")
     _ssh(host, f"mkdir -p {name}/results && tar -xf - -C {name}", _pack(folder))
-    status, last = _ssh_lines(host, f"cd {name} && exec {shlex.quote(python)} run.py", say)
+    status, last = _lines(_command(host, f"cd {name} && exec {shlex.quote(python)} run.py"), say)
     results = folder / "results"
     fetched = status != 255 and _unpack(_ssh(host, f"tar -cf - -C {name} results", b""), results)
     if status:
         kept = f"what it measured is in {results}" if fetched else "what it measured is kept there"
         raise CasesError(f"the kit ended with status {status} on {host}: {last}; {kept}, and the same command goes on")
     return results
+
+
+def run_here(folder: Path, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Run a kit on this machine. Cut off, the same call goes on.
+
+    Args:
+        folder: of the kit.
+        say: told what it says, line by line.
+
+    Returns: the folder of the results, in the kit.
+
+    Raises:
+        CasesError: the kit's runtime is not there, or it failed.
+    """
+    status, last = _lines([sys.executable, str(folder / "run.py")], say)
+    if status:
+        raise CasesError(last.removeprefix("error: "))
+    return folder / "results"
 
 
 def check_host(host: str) -> None:
@@ -75,11 +94,11 @@ def _ssh(host: str, command: str, data: bytes) -> bytes:
     return done.stdout
 
 
-def _ssh_lines(host: str, command: str, say: Callable[[str], None]) -> tuple[int, str]:
+def _lines(command: list[str], say: Callable[[str], None]) -> tuple[int, str]:
     """The command's status and its last line; every line is said as it comes."""
     last = ""
     with subprocess.Popen(  # noqa: S603
-        _command(host, command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -1,0 +1,88 @@
+"""Measuring students on this machine: what a search's finalists are chosen on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+
+from hwsearch.architecture import Architecture
+from hwsearch.bench.host import this_machine
+from hwsearch.bench.local import LOCAL, local
+from hwsearch.bench.measuring import reference_run
+from hwsearch.bench.timing import Reference, Samples, take_turns
+from hwsearch.device import DeviceProfile, Target
+from hwsearch.latency.estimator import Latency
+from hwsearch.latency.table import SESSIONS, Z90
+from hwsearch.latency.tables import folder_of, measured_facts
+from hwsearch.workload import PHASES, Phase, Workload
+
+SECONDS = 3.0  # for a pass of a student
+
+
+class HostMeasurer:
+    """Measures whole models on this machine.
+
+    Args:
+        profile, target: that stand for this machine.
+        workload: what a latency is the time of.
+
+    Raises:
+        CasesError: the target has no table of this machine.
+    """
+
+    def __init__(self, profile: DeviceProfile, target: Target, workload: Workload) -> None:
+        self._name, self._threads, self._workload = target.runtime, target.threads, workload
+        runtime = profile.runtimes[target.runtime]
+        self._usual = float(measured_facts(folder_of(runtime.table))["reference_ms"])
+        self._reference = Reference(reference_run(replace(runtime, threads=target.threads), target.runtime))
+        self._phases: tuple[Phase, ...] = PHASES if workload.new_tokens else ("prefill",)
+
+    def measure(
+        self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
+    ) -> list[Latency]:
+        """Latencies of a pass of each phase, in turn, as often as the workload has it; the 90 % interval is how far
+        sessions disagree."""
+        runs = {
+            f"{i} {phase}": local(self._name).prepare(architecture, self._workload, self._threads, phase)
+            for i, architecture in enumerate(architectures)
+            for phase in self._phases
+        }
+        found = take_turns(runs, SECONDS * len(runs), progress, reference=self._reference, enough=12)
+        return [
+            self._latency({phase: found[f"{i} {phase}"] for phase in self._phases}) for i in range(len(architectures))
+        ]
+
+    def _latency(self, samples: dict[Phase, Samples]) -> Latency:
+        phases = {phase: found.low_ms(self._usual) for phase, found in samples.items()}
+        counts = {"prefill": 1, "decode_token": self._workload.new_tokens}
+        ms = self._workload.repeat * sum(counts[phase] * one for phase, one in phases.items())
+        apart = max(
+            abs(float(np.log(found.part(0).low_ms(self._usual) / found.part(1).low_ms(self._usual))))
+            for found in samples.values()
+        )
+        wide = float(np.exp(Z90 * np.hypot(SESSIONS, apart / 2)))
+        return Latency(
+            median_ms=ms,
+            low_ms=ms / wide,
+            high_ms=ms * wide,
+            source="measured",
+            extrapolated=False,
+            covered=1.0,
+            phases={str(phase): one for phase, one in phases.items()},
+        )
+
+
+def measurer_of(profile: DeviceProfile, target: Target, workload: Workload) -> HostMeasurer | None:
+    """Who measures students on a target: None unless its table was measured on this very machine, with the runtime that
+    is installed."""
+    runtime = profile.runtimes[target.runtime]
+    if not runtime.table or target.runtime not in LOCAL:
+        return None
+    there = measured_facts(folder_of(runtime.table))
+    here = msgspec.structs.asdict(this_machine(target.threads, target.runtime))
+    if any(there.get(name) != value for name, value in here.items()):
+        return None
+    return HostMeasurer(profile, target, workload)
