@@ -19,7 +19,7 @@ import platformdirs
 from msgspec.structs import replace
 
 from hwsearch import __version__
-from hwsearch.bench.board import run as board
+from hwsearch.bench.board import machine as board
 from hwsearch.bench.local import LOCAL, local
 from hwsearch.bench.measuring import Measuring
 from hwsearch.bench.points import Ranges
@@ -33,8 +33,8 @@ from hwsearch.workload import Phase
 FORM = 2  # of the tables in the cache
 POINTS = 32  # of a table that is measured on first use
 SECONDS = 50.0  # that they may take
-DECODE_POINTS = 24  # of new tokens, when they are first asked about
-DECODE_SECONDS = 30.0
+DECODE_POINTS = 40  # of new tokens, when they are first asked about
+DECODE_SECONDS = 60.0
 FIRST = "onnxruntime"  # of the runtimes, where none is named
 RANGES = Ranges(batch=(1, 64))  # the embedded teacher's job has 64 sequences at once
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from hwsearch import __version__
 from hwsearch.bench import board
-from hwsearch.bench.board import run as board_run
+from hwsearch.bench.board import manifest as board_manifest
 from hwsearch.bench.graph import build_graph
 from hwsearch.bench.points import GFLOPS, Ranges, case_of, first_points, reference_model
 from hwsearch.bench.tensorrt import PRECISIONS, build_typed_graph
@@ -30,7 +30,7 @@ from hwsearch.files import pretty
 from hwsearch.latency.cases import Case
 from hwsearch.precision import Precision
 
-FORMAT = board_run.FORMAT
+FORMAT = board_manifest.FORMAT
 BATCH = 10  # models that take turns on the board, all in its memory at once
 SECONDS = 3.0  # of timing for a model
 GPU_GFLOPS = 2000.0  # to guess a pass on a graphics processor by

@@ -20,6 +20,10 @@ class PartTimes(Protocol):
     """One architecture that tells what each of its parts takes."""
 
     @property
+    def whole(self) -> Callable[[], object]:
+        """Runs a pass without looking into it."""
+
+    @property
     def parts(self) -> Sequence[str]:
         """Of each piece of it that is timed, as "3.qkv" or "head"."""
 

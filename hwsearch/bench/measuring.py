@@ -28,7 +28,7 @@ from hwsearch.latency.cases import Case
 from hwsearch.latency.drift import suspect_points
 from hwsearch.latency.kernels import kernel_name, kernels_of
 from hwsearch.latency.table import LatencyTable, Point, read_points, reconciled, write_table
-from hwsearch.workload import OpTable, Phase, Workload, concatenate, lower
+from hwsearch.workload import OpTable, Phase, Workload, concatenate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -170,7 +170,8 @@ class Measuring:
         runs, profiles = dict[str, Callable[[], object]](), dict[str, PartTimes]()
         for case in cases:
             what = case.architecture(self.runtime), case.workload, threads, _phase(case)
-            runs[case.model], profiles[case.model] = bench.prepare(*what), bench.PartProfile(*what)
+            profiles[case.model] = bench.PartProfile(*what)
+            runs[case.model] = profiles[case.model].whole
             progress(0.3 * len(runs) / len(cases))
         begun = time.monotonic()
         looks = {name: profile.run for name, profile in profiles.items()}
@@ -219,12 +220,13 @@ class Measuring:
             return first_points(self.ranges, self.runtime.precisions, size, self.seed, gflops, phase)
         rng = np.random.default_rng((self.seed, len(self.cases)))
         candidates = candidates_of(rng, self.ranges, self.runtime.precisions, gflops, phase)
-        ops = concatenate([lower([architecture], workload) for architecture, workload in candidates])
+        target = self.device, self.name, self.runtime
+        ops = concatenate([case_of(*target, *candidate, "", phase).ops(self.runtime) for candidate in candidates])
         sds = self.table().price(ops, np.zeros(len(ops.m))).sd
         picked: list[int] = []
         encoders = 0 if phase == "decode_token" else size // 2
         for block, count in (("encoder", encoders), ("decoder", size - encoders)):
-            here = np.array([i for i, (architecture, _) in enumerate(candidates) if architecture.block == block])
+            here = np.array([i for i, (a, _) in enumerate(candidates) if a.block == block], np.int64)
             weight = sds[here] / max(sds[here].sum(), 1e-12)
             picked += rng.choice(here, count, replace=False, p=weight).tolist() if count else []
         return [candidates[i] for i in picked]

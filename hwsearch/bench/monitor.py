@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from hwsearch.bench.board import monitor
+from hwsearch.bench.board import monitor, sensors
 
 WATCH_SECONDS = 1.0
 
@@ -53,7 +53,7 @@ def watch(
         first: clocks of the first that was watched, to tell throttling by.
         root: under which `sys` and `proc` are.
     """
-    sources = monitor.sources(root)
+    sources = sensors.sources(root)
     try:
         found = monitor.watch(monitor.Monitor(sources), monitor.repeat(run), seconds, first or {})
     finally:
@@ -67,9 +67,9 @@ def facts_of(readings: Sequence[Readings]) -> dict[str, Any]:
     [smallest, middle, largest], and "throttled", how many models were."""
     facts: dict[str, Any] = {}
     for label, prefix in (
-        ("clocks_mhz", monitor.CLOCK),
-        ("power_w", monitor.POWER),
-        ("temperature_c", monitor.TEMPERATURE),
+        ("clocks_mhz", sensors.CLOCK),
+        ("power_w", sensors.POWER),
+        ("temperature_c", sensors.TEMPERATURE),
     ):
         names = sorted({name for one in readings for name in one.values if name.startswith(prefix)})
         table = {}

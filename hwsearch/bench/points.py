@@ -12,8 +12,10 @@ from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.device import Runtime
 from hwsearch.latency.cases import Case
 from hwsearch.precision import Precision
-from hwsearch.workload import Phase, Workload, lower
+from hwsearch.workload import DECODE_TOKEN, PREFILL, Phase, Workload, lower
 
+ENDS = 0.15  # of the points in each dimension lie at an end of its range
+GROUPED = 0.5  # of the decoders may have fewer key-value heads than heads
 CANDIDATES = 256  # that a batch is drawn from
 PASS_MS = 60.0  # a point's pass is made as long as this by its depth, at most
 LONGEST_MS = 250.0  # of a pass of one layer
@@ -41,7 +43,8 @@ def draw(
     head_dim = int(rng.choice(ranges.head_dims))
     heads = max(1, round(width * rng.uniform(0.5, 1.0) / head_dim))
     decoder = bool(rng.integers(2)) or phase == "decode_token"
-    kv_heads = int(rng.choice([n for n in range(1, heads + 1) if heads % n == 0])) if decoder else heads
+    grouped = decoder and rng.uniform() < GROUPED
+    kv_heads = int(rng.choice([n for n in range(1, heads + 1) if heads % n == 0])) if grouped else heads
     ffn = max(32, round(width * rng.uniform(1.0, 4.0) / 32) * 32)
     share = rng.choice([rng.uniform(), 0.0, 1.0], p=[0.6, 0.2, 0.2])
 
@@ -99,7 +102,8 @@ def affordable(architecture: Architecture, workload: Workload, gflops: float) ->
 
     def guess(workload: Workload) -> float:
         table = lower([replace(architecture, layers=architecture.layers[:1])], workload)
-        return float((table.flops * table.runs).sum() / 1e6 / gflops)
+        timed = table.phase == (DECODE_TOKEN if workload.new_tokens else PREFILL)
+        return float((table.flops * table.count * timed).sum() / 1e6 / gflops)
 
     each = guess(workload)
     while each > LONGEST_MS and workload.batch > 1:
@@ -111,8 +115,11 @@ def affordable(architecture: Architecture, workload: Workload, gflops: float) ->
 
 
 def _between(rng: np.random.Generator, ends: tuple[int, int], step: int, log: bool = False) -> int:
-    """A multiple of `step` (or an end) between the two, uniform, or uniform in the logarithm."""
+    """A multiple of `step` (or an end) between the two, uniform, or uniform in the logarithm; the ends themselves more
+    often, since what lies between points is known better than what lies beside them."""
     low, high = ends
+    if rng.uniform() < ENDS:
+        return int(rng.choice(ends))
     value = 2 ** rng.uniform(np.log2(low), np.log2(high + 0.999)) if log else rng.uniform(low, high + step)
     return int(np.clip(int(value) // step * step, low, high))
 

@@ -28,10 +28,10 @@ Mark = Callable[[str], None]
 
 
 def version() -> str:
-    """Of the torch that is installed."""
-    import torch
+    """Of the torch that is installed; to know it torch is not loaded."""
+    from importlib.metadata import version as version_of
 
-    return str(torch.__version__)
+    return version_of("torch")
 
 
 def prepare(
@@ -39,19 +39,25 @@ def prepare(
 ) -> Callable[[], object]:
     """A function that runs one pass of a phase, with weights of its own."""
     network = Network(architecture, workload, phase)
-    return lambda: network(threads, lambda part: None)  # noqa: ARG005
+    return lambda: network(threads, _unmarked)
+
+
+def _unmarked(part: str) -> None:
+    """A part begins, and nobody wants to know."""
 
 
 class PartProfile:
     """One architecture that tells what each of its parts takes, by the clock between them.
 
     Attributes:
+        whole: runs a pass without looking into it, as `prepare`.
         parts: of each piece that is timed, in the order they run.
         when: the clock at the end of every pass that counts.
     """
 
     def __init__(self, architecture: Architecture, workload: Workload, threads: int, phase: Phase) -> None:
         self._network, self._threads = Network(architecture, workload, phase), threads
+        self.whole: Callable[[], object] = lambda: self._network(threads, _unmarked)
         self.parts, _ = self._pass()
         self.when: list[float] = []
         self._times: list[NDArray[np.float64]] = []

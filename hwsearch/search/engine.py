@@ -8,9 +8,9 @@ beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -18,36 +18,20 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
 from hwsearch.errors import RunError, TrainingError
-from hwsearch.files import pretty, write_text
-from hwsearch.latency.estimator import Latency
 from hwsearch.search.baselines import HandMade, hand_made
+from hwsearch.search.measured import Measurements, Measurer
 from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
 from hwsearch.search.result import Result
 from hwsearch.search.run import Run
-from hwsearch.search.sampler import Given, Proposer
-from hwsearch.search.trainer import Trainer, result_of
-from hwsearch.units import format_ms
+from hwsearch.search.sampler import Proposer
+from hwsearch.search.trainer import Progress, Trainer, result_of
 
 if TYPE_CHECKING:
     from hwsearch.search.study import Record
 
 FINALISTS = 3
 COOL_DOWN = 0.7  # share of a long run's steps at its end over which the rate falls to zero
-
-
-class Progress(Protocol):
-    """Who is told how far it is."""
-
-    def say(self, text: str) -> None: ...
-    def stage(self, name: str, total: float) -> None: ...
-    def at(self, done: float, total: float | None = None, note: str = "") -> None: ...
-
-
-class Measurer(Protocol):
-    """Who can run a student on the target: its runtime is at hand."""
-
-    def measure(self, architectures: Sequence[Architecture], progress: Callable[[float], None]) -> list[Latency]: ...
 
 
 class Outcome(msgspec.Struct):
@@ -102,7 +86,7 @@ class Engine:
         measurer: Measurer | None = None,
     ) -> None:
         self.plan, self.facts, self.trainer, self.run, self.progress = plan, facts, trainer, run, progress
-        self.measurer = measurer
+        self.measured = Measurements(plan, run, measurer, progress) if measurer else None
         self.proposer = Proposer(plan.space, plan.strain, facts.sensitivities, facts.layers, plan.admits)
         self.started = time.monotonic()
         self._begun, self._steps, self._works = 0.0, 0, list[float]()  # of training, for the progress
@@ -114,8 +98,8 @@ class Engine:
             RunError: no trial could be trained.
             NothingFits: what was measured has shown it.
         """
-        if self.measurer:
-            self._correct_prices()
+        if self.measured:
+            self.measured.correct_prices(self.proposer, FINALISTS)
         records, asked = self._trials()
         complete = [record.result for record in records if record.result is not None]
         if not complete:
@@ -123,10 +107,10 @@ class Engine:
             raise RunError(f"every trial failed in training: {reasons}")
         ranked, overshot = self._ranked(complete), list[Result]()
         picked = ranked[:FINALISTS]
-        if self.measurer:
-            picked = self._holding(ranked, overshot)
+        if self.measured:
+            picked, overshot = self.measured.holding(ranked, FINALISTS)
             # What was measured has changed the prices of all that was not.
-            complete = [self._repriced(result, picked + overshot) for result in complete]
+            complete = [self.measured.repriced(result, picked + overshot) for result in complete]
         finalists = self._finalists(picked)
         chosen = self._choose(finalists)
         baselines, missing, quality = dict[str, Result](), dict[str, str](), self.facts.quality
@@ -147,16 +131,6 @@ class Engine:
             overshot=overshot,
             asked=asked,
         )
-
-    def _correct_prices(self) -> None:
-        """Measure a few students as full as they may be before any is trained, so that what is trained fits.
-
-        Raises:
-            NothingFits: at the corrected prices.
-        """
-        full = [self.proposer(Given(settings), ()) for settings in self.proposer.corners()[:FINALISTS]]
-        self._measured([self.plan.priced(proposal) for proposal in dict.fromkeys(full) if proposal is not None])
-        self.plan.check()
 
     def _trials(self) -> tuple[list[Record], int]:
         """Every trial's record, and how many were begun."""
@@ -229,52 +203,6 @@ class Engine:
         first = spread(best, FINALISTS)
         return first + [r for r in reversed(edge) if r not in first] + others
 
-    def _holding(self, ranked: Sequence[Result], overshot: list[Result]) -> list[Result]:
-        """The first of `ranked` that hold the budget when they are measured, with what was measured; `overshot` is told
-        of those before them that do not."""
-        holding, waiting = list[Result](), list(ranked)
-        while waiting and len(holding) < FINALISTS:
-            count = FINALISTS - len(holding)
-            batch, waiting = waiting[:count], waiting[count:]
-            for result in self._measured(batch):
-                inside = self.plan.holds(result.latency)
-                (holding if inside else overshot).append(result)
-                if not inside:
-                    self.progress.say(
-                        f"trial {result.trial} takes {format_ms(result.latency.median_ms)} (90 % interval to "
-                        f"{format_ms(result.latency.high_ms)}), over the budget of {format_ms(self.plan.budget_ms)}; "
-                        f"it was estimated at {format_ms(result.predicted.median_ms if result.predicted else 0.0)}"
-                    )
-        return holding
-
-    def _measured(self, results: Sequence[Result]) -> list[Result]:
-        """The same with measured latencies; what was measured before, in this run or the one that it takes up, is not
-        measured again."""
-        assert self.measurer is not None
-        kept = self.run.read("measured.json") or {}
-        known = {digest: msgspec.convert(latency, Latency) for digest, latency in kept.items()}
-        fresh = [r for r in results if r.architecture.digest not in known]
-        if fresh:
-            self.progress.stage("measuring finalists", 1.0)
-            found = self.measurer.measure([r.architecture for r in fresh], self.progress.at)
-            known |= {r.architecture.digest: latency for r, latency in zip(fresh, found, strict=True)}
-            write_text(self.run.path("measured.json"), pretty(known))
-        architectures = [r.architecture for r in results]
-        measured = [known[architecture.digest] for architecture in architectures]
-        self.plan.price.learn(architectures, measured)
-        predicted = self.plan.price.uncorrected(architectures)
-        return [
-            replace(result, latency=_shared_out(latency, predicted[i]), predicted=predicted[i])
-            for i, (result, latency) in enumerate(zip(results, measured, strict=True))
-        ]
-
-    def _repriced(self, result: Result, measured: Sequence[Result]) -> Result:
-        """A trial with its latency as it is known now."""
-        now = next((m.latency for m in measured if m.trial == result.trial), None)
-        if now is None:
-            return replace(result, latency=self.plan.price.one(result.architecture))
-        return replace(result, latency=now, predicted=result.latency)
-
     def _finalists(self, picked: Sequence[Result]) -> list[Result]:
         """Trained long and judged on *select*."""
         jobs = [
@@ -336,8 +264,8 @@ class Engine:
             for made in students
         ]
         priced = [self.plan.priced(made.architecture) for made in students]
-        if self.measurer and priced:
-            priced = self._measured(priced)
+        if self.measured and priced:
+            priced = self.measured(priced)
         judged = {}
         for made, result, score in zip(students, priced, self._train("hand-made students", jobs), strict=True):
             if isinstance(score, TrainingError):
@@ -368,12 +296,6 @@ class Engine:
             except TrainingError as error:
                 found.append(error)
         return found
-
-
-def _shared_out(measured: Latency, predicted: Latency) -> Latency:
-    """A measured latency with its time shared out over kinds of kernel as the estimate had it."""
-    scale = measured.median_ms / predicted.median_ms
-    return replace(measured, ops={kind: ms * scale for kind, ms in predicted.ops.items()})
 
 
 def scored(result: Result, score: ProxyScore) -> Result:

@@ -14,11 +14,12 @@ from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.errors import NothingFits
 from hwsearch.files import pretty, write_text
-from hwsearch.search.engine import Engine, Measurer, Outcome, Progress
+from hwsearch.search.engine import Engine, Outcome
+from hwsearch.search.measured import Measurer
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run, default_folder
 from hwsearch.search.summary import summarise, versions
-from hwsearch.search.trainer import Trainer, result_of
+from hwsearch.search.trainer import Progress, Trainer, result_of
 from hwsearch.units import format_ms
 
 Deliver = Callable[[Run, Outcome, dict[str, Any]], None]

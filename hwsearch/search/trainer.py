@@ -12,6 +12,14 @@ from hwsearch.errors import RunError
 T = TypeVar("T")
 
 
+class Progress(Protocol):
+    """Who is told how far it is."""
+
+    def say(self, text: str) -> None: ...
+    def stage(self, name: str, total: float) -> None: ...
+    def at(self, done: float, total: float | None = None, note: str = "") -> None: ...
+
+
 class Trainer(Protocol):
     """`distill.workers.Workers`, or a stand-in that invents scores."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hwsearch.bench.board import monitor
+from hwsearch.bench.board import monitor, sensors
 from hwsearch.bench.monitor import Readings, facts_of, watch
 
 
@@ -107,13 +107,13 @@ LINES = {
 @pytest.mark.parametrize("line", LINES, ids=["orin", "orin-nx", "nano", "thor", "nothing"])
 def test_tegrastats_is_read_in_every_form(line: str) -> None:
     reading, watts = LINES[line]
-    found = monitor.parse_tegrastats(line)
+    found = sensors.parse_tegrastats(line)
     assert found == reading
-    assert monitor.whole_power(found) == (None if watts is None else pytest.approx(watts))
+    assert sensors.whole_power(found) == (None if watts is None else pytest.approx(watts))
 
 
 def test_the_kernels_files_are_read(tmp_path: Path) -> None:
-    found = monitor.Sysfs(tree(tmp_path, ORIN)).read()
+    found = sensors.Sysfs(tree(tmp_path, ORIN)).read()
     assert found == {
         "clock_mhz.cpu": 2201.6,
         "clock_mhz.17000000.gpu": 1300.5,
@@ -122,11 +122,11 @@ def test_the_kernels_files_are_read(tmp_path: Path) -> None:
         "power_w.VDD_CPU_CV": pytest.approx(1.9),
         "power_w.VIN_SYS_5V0": pytest.approx(5.0),
     }
-    assert monitor.whole_power(found) == pytest.approx(10.7)
+    assert sensors.whole_power(found) == pytest.approx(10.7)
 
 
 def test_a_machine_without_sensors_says_nothing(tmp_path: Path) -> None:
-    source = monitor.Sysfs(tmp_path)
+    source = sensors.Sysfs(tmp_path)
     assert source.read() == {}
     tree(tmp_path, {"proc/cpuinfo": "processor : 0\ncpu MHz\t\t: 2300.000\nprocessor : 1\ncpu MHz\t\t: 3100.5\n"})
     assert source.read() == {"clock_mhz.cpu": 3100.5}
@@ -194,7 +194,7 @@ def pynvml() -> Any:
 def test_nvml_is_read_and_what_a_card_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = pynvml()
     monkeypatch.setitem(sys.modules, "pynvml", fake)
-    card = monitor.Nvml()
+    card = sensors.Nvml()
     assert card.read() == {"clock_mhz.gpu": 1590.0, "clock_mhz.gpu-memory": 5000.0, "power_w.gpu": 69.5}
     assert card.throttled() == ["software power cap", "hardware thermal slowdown"]
     assert card.name() == "Tesla T4, driver 560.35.03"
@@ -214,9 +214,9 @@ def test_tegrastats_runs_as_a_process(tmp_path: Path, monkeypatch: pytest.Monkey
     program.write_text(f"#!/bin/sh\n[ \"$1\" = --interval ] || exit 2\necho '{line}'\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    sources = monitor.sources(tree(tmp_path / "root", ORIN))
+    sources = sensors.sources(tree(tmp_path / "root", ORIN))
     try:
-        assert isinstance(sources[0], monitor.Tegrastats)
+        assert isinstance(sources[0], sensors.Tegrastats)
         for _ in range(100):
             if sources[0].read():
                 break

@@ -79,7 +79,8 @@ def test_leaving_a_point_out_is_as_wrong_as_on_new_ones(table: LatencyTable) -> 
     held_out = table.held_out()
     inside = np.mean([low <= case.latency_ms <= high for case, (_, low, high) in held_out])
     error = np.mean([abs(median / case.latency_ms - 1) for case, (median, _, _) in held_out])
-    assert 0.85 <= inside <= 0.98  # with room for another session
+    assert inside >= 0.85
+    assert np.mean([high / low for _, (_, low, high) in held_out]) < 1.2
     assert error < 0.03
 
 
@@ -118,9 +119,8 @@ def test_a_kernel_that_was_never_measured_is_a_counted_fallback(table: LatencyTa
     assert 0 < priced.known[0] < 1
     assert priced.covered[0] <= priced.known[0] + 1e-9
     assert priced.total_us[0] > 1000 * architecture.depth
-    seen = LatencyTable(*measured(20, seed=3))
     inside = lower([draw(rng, Ranges(), PRECISIONS)[0]], workload)
-    assert priced.sd[0] > seen.price(inside, np.zeros(len(inside.m))).sd[0]
+    assert priced.sd[0] > table.price(inside, np.zeros(len(inside.m))).sd[0]
 
 
 def test_outside_the_measured_shapes_it_says_so_and_widens(table: LatencyTable) -> None:

@@ -2,29 +2,23 @@
 
 Every model's result is a file, written whole, so that a run that was cut off goes on with the models that are missing.
 Models take turns in batches (`turns`), then each runs back to back for a moment while the board is watched (`monitor`).
-The weights that the graphs share are made here, since they need only be numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import gzip
 import json
-import os
-import platform
-import re
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from . import monitor, trtexec
-from .files import sha256, write_json, write_whole
+from . import monitor, sensors, trtexec
+from .files import write_json, write_whole
+from .machine import cores, describe_board
+from .manifest import FORMAT, KitError, make_weights, read_manifest
 from .onnxruntime import PROVIDERS, OnnxRuntime
 from .tensorrt import TensorRT
 from .turns import Reference, take_turns
@@ -32,7 +26,6 @@ from .turns import Reference, take_turns
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FORMAT = 1
 WATCH_SECONDS = 2.0  # that a model runs back to back, at most: NVML's power is a mean over up to a second
 # What two runs have in common whose results go together.
 SAME = (
@@ -44,12 +37,6 @@ SAME = (
     "threads",
     "power_mode",
 )
-CHUNK = 2**20  # numbers of the weights made at once
-SPREAD = 0.05  # standard deviation of float weights
-
-
-class KitError(Exception):
-    """What went wrong, and the way out, on one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +72,7 @@ def measure(kit: Path) -> int:
     points = manifest["points"]
     todo = [point for point in points if not (results / f"{point['id']}.json").is_file()]
     if todo:
-        sources = monitor.sources()
+        sources = sensors.sources()
         try:
             failed = Session(kit, manifest, sources).measure(todo)
         finally:
@@ -120,7 +107,7 @@ class Session:
         self._kit, self._results, self._manifest, self._sources = kit, kit / "results", manifest, sources
         threads = manifest["threads"] or cores()
         self._runtime, interface = open_runtime(manifest, kit / "work", threads)
-        cards = [source.name() for source in sources if isinstance(source, monitor.Nvml)]
+        cards = [source.name() for source in sources if isinstance(source, sensors.Nvml)]
         self._facts = {
             "format": FORMAT,
             "manifest": manifest["sha256"],
@@ -222,27 +209,6 @@ def _short(times: list[float]) -> list[float]:
     return [float(f"{ms:.6g}") for ms in times]
 
 
-def read_manifest(kit: Path) -> dict[str, Any]:
-    """The manifest, its files checked; its own hash as "sha256".
-
-    Raises:
-        KitError: something is missing or damaged.
-    """
-    path = kit / "manifest.json"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise KitError(f"{path} cannot be read: {error}; copy the kit again") from error
-    if manifest.get("format") != FORMAT:
-        raise KitError(f"this kit has format {manifest.get('format')!r}, run.py reads {FORMAT}; write the kit again")
-    files = [manifest["reference"], *manifest["points"], manifest["weights"]["constants"]]
-    for one in files:
-        file = kit / one["file"]
-        if not file.is_file() or sha256(file) != one["sha256"]:
-            raise KitError(f"{file} is missing or damaged; copy the kit again")
-    return {**manifest, "sha256": sha256(path)}
-
-
 def open_runtime(manifest: dict[str, Any], work: Path, threads: int) -> tuple[Any, str]:
     """The board's runtime, and by what it is reached.
 
@@ -265,58 +231,6 @@ def open_runtime(manifest: dict[str, Any], work: Path, threads: int) -> tuple[An
         return trtexec.Trtexec(binary, work), "trtexec"
 
 
-def make_weights(kit: Path, manifest: dict[str, Any]) -> None:
-    """The file of weights that the graphs share: constants that came with the kit, then random numbers of each kind.
-
-    Raises:
-        KitError: the disk is too small.
-    """
-    asked = manifest["weights"]
-    path = kit / "graphs" / asked["file"]
-    if path.is_file() and path.stat().st_size == asked["bytes"]:
-        return
-    if shutil.disk_usage(kit).free < asked["bytes"] + 2**26:
-        raise KitError(f"the weights take {asked['bytes'] / 2**20:.0f} MiB and {kit} has less; move the kit")
-    rng = np.random.default_rng(0)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        with gzip.open(kit / asked["constants"]["file"], "rb") as constants:
-            shutil.copyfileobj(constants, file)
-        for region in asked["regions"]:
-            file.seek(region["offset"])
-            left = region["bytes"] // np.dtype(region["kind"]).itemsize
-            while left:
-                count = min(left, CHUNK)
-                if region["kind"] == "int8":
-                    numbers = rng.integers(-127, 128, count, dtype=np.int8)
-                else:
-                    numbers = (rng.standard_normal(count, dtype=np.float32) * SPREAD).astype(region["kind"])
-                file.write(numbers.tobytes())
-                left -= count
-        file.truncate(asked["bytes"])
-    part.replace(path)
-
-
-def describe_board() -> dict[str, Any]:
-    """What the board is, and how it is set."""
-    tree, release = Path("/proc/device-tree/model"), Path("/etc/nv_tegra_release")
-    return {
-        "board": tree.read_text(encoding="utf-8").strip("\0 \n") if tree.is_file() else processor(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "release": release.read_text(encoding="utf-8").splitlines()[0] if release.is_file() else "",
-        "power_mode": power_mode(),
-        "cores": cores(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
 def check_session(path: Path, session: dict[str, Any]) -> None:
     """Go on with the session that `path` tells of.
 
@@ -337,24 +251,6 @@ def check_session(path: Path, session: dict[str, Any]) -> None:
             f"{path.parent} was measured with {other[0]} {before[other[0]]!r}, now it is {session[other[0]]!r}; "
             "delete that folder to begin again"
         )
-
-
-def power_mode() -> str:
-    """A Jetson's power mode, as "MAXN"; empty elsewhere."""
-    binary = shutil.which("nvpmodel")
-    if not binary:
-        return ""
-    done = subprocess.run([binary, "-q"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
-    found = re.search(r"NV Power Mode:\s*(\S+)", done.stdout.decode(errors="replace"))
-    return found.group(1) if found else ""
-
-
-def processor() -> str:
-    """The processor's model."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def say(text: str) -> None:

@@ -1,0 +1,52 @@
+"""What the board is, and how it is set."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def describe_board() -> dict[str, Any]:
+    """What the board is, and how it is set."""
+    tree, release = Path("/proc/device-tree/model"), Path("/etc/nv_tegra_release")
+    return {
+        "board": tree.read_text(encoding="utf-8").strip("\0 \n") if tree.is_file() else processor(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "release": release.read_text(encoding="utf-8").splitlines()[0] if release.is_file() else "",
+        "power_mode": power_mode(),
+        "cores": cores(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def power_mode() -> str:
+    """A Jetson's power mode, as "MAXN"; empty elsewhere."""
+    binary = shutil.which("nvpmodel")
+    if not binary:
+        return ""
+    done = subprocess.run([binary, "-q"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
+    found = re.search(r"NV Power Mode:\s*(\S+)", done.stdout.decode(errors="replace"))
+    return found.group(1) if found else ""
+
+
+def processor() -> str:
+    """The processor's model."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
+    return named[0] if named else platform.processor() or platform.machine()

@@ -1,0 +1,101 @@
+"""Students that are run on the target: what was estimated is put right by what they take, and finalists that overshoot
+are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from hwsearch.architecture import Architecture
+from hwsearch.files import pretty, write_text
+from hwsearch.latency.estimator import Latency
+from hwsearch.search.plan import Plan
+from hwsearch.search.result import Result
+from hwsearch.search.run import Run
+from hwsearch.search.sampler import Given, Proposer
+from hwsearch.search.trainer import Progress
+from hwsearch.units import format_ms
+
+
+class Measurer(Protocol):
+    """Who can run a student on the target: its runtime is at hand."""
+
+    def measure(self, architectures: Sequence[Architecture], progress: Callable[[float], None]) -> list[Latency]: ...
+
+
+class Measurements:
+    """What was measured in a run; kept in its `measured.json`, so that nothing is measured twice.
+
+    Args:
+        plan: whose prices are put right.
+        run: where it is kept.
+        measurer: of the target.
+        progress: who is told.
+    """
+
+    def __init__(self, plan: Plan, run: Run, measurer: Measurer, progress: Progress) -> None:
+        self.plan, self.run, self.measurer, self.progress = plan, run, measurer, progress
+
+    def __call__(self, results: Sequence[Result]) -> list[Result]:
+        """The same with measured latencies; what was measured before, in this run or the one that it takes up, is not
+        measured again."""
+        kept = self.run.read("measured.json") or {}
+        known = {digest: msgspec.convert(latency, Latency) for digest, latency in kept.items()}
+        fresh = [r for r in results if r.architecture.digest not in known]
+        if fresh:
+            self.progress.stage("measuring students", 1.0)
+            found = self.measurer.measure([r.architecture for r in fresh], self.progress.at)
+            known |= {r.architecture.digest: latency for r, latency in zip(fresh, found, strict=True)}
+            write_text(self.run.path("measured.json"), pretty(known))
+        architectures = [r.architecture for r in results]
+        measured = [known[architecture.digest] for architecture in architectures]
+        self.plan.price.learn(architectures, measured)
+        predicted = self.plan.price.uncorrected(architectures)
+        return [
+            replace(result, latency=_shared_out(latency, predicted[i]), predicted=predicted[i])
+            for i, (result, latency) in enumerate(zip(results, measured, strict=True))
+        ]
+
+    def correct_prices(self, proposer: Proposer, count: int) -> None:
+        """Measure `count` students as full as they may be before any is trained, so that what is trained fits.
+
+        Raises:
+            NothingFits: at the corrected prices.
+        """
+        full = [proposer(Given(settings), ()) for settings in proposer.corners()[:count]]
+        self([self.plan.priced(proposal) for proposal in dict.fromkeys(full) if proposal is not None])
+        self.plan.check()
+
+    def holding(self, ranked: Sequence[Result], count: int) -> tuple[list[Result], list[Result]]:
+        """The first `count` of `ranked` that hold the budget when they are measured, and those before them that do
+        not."""
+        holding, overshot, waiting = list[Result](), list[Result](), list(ranked)
+        while waiting and len(holding) < count:
+            size = count - len(holding)
+            batch, waiting = waiting[:size], waiting[size:]
+            for result in self(batch):
+                inside = self.plan.holds(result.latency)
+                (holding if inside else overshot).append(result)
+                if not inside:
+                    self.progress.say(
+                        f"trial {result.trial} takes {format_ms(result.latency.median_ms)} (90 % interval to "
+                        f"{format_ms(result.latency.high_ms)}), over the budget of {format_ms(self.plan.budget_ms)}; "
+                        f"it was estimated at {format_ms(result.predicted.median_ms if result.predicted else 0.0)}"
+                    )
+        return holding, overshot
+
+    def repriced(self, result: Result, measured: Sequence[Result]) -> Result:
+        """A trial with its latency as it is known now."""
+        found = next((m for m in measured if m.trial == result.trial), None)
+        if found is None:
+            return replace(result, latency=self.plan.price.one(result.architecture))
+        return replace(result, latency=found.latency, predicted=found.predicted)
+
+
+def _shared_out(measured: Latency, predicted: Latency) -> Latency:
+    """A measured latency with its time shared out over kinds of kernel as the estimate had it."""
+    scale = measured.median_ms / predicted.median_ms
+    return replace(measured, ops={kind: ms * scale for kind, ms in predicted.ops.items()})
