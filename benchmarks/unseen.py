@@ -2,10 +2,10 @@
 
 A table of `--points` points is measured in at most `--minutes`, as `hwsearch profile --device host` does. Then random
 encoders and decoders are drawn by another sampler, priced, and timed whole, in turn and beside the same reference
-model; those that take a millisecond at least are judged. They are timed twice: how far the two disagree is the noise
-floor.
+model; those that take a millisecond at least are judged (of new tokens, a tenth of one). They are timed twice: how far
+the two disagree is the noise floor.
 
-python benchmarks/unseen.py [--seed 1] [--threads 1] [--points 100] [--minutes 5] [--models 60]
+python benchmarks/unseen.py [--seed 1] [--threads 1] [--points 100] [--minutes 5] [--models 60] [--phase decode_token]
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from hwsearch.bench.points import Ranges
 from hwsearch.bench.timing import take_turns
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.precision import Precision
-from hwsearch.workload import Workload
+from hwsearch.workload import PHASES, Phase, Workload
 
 AT_ONCE = 15
+LEAST_MS = {"prefill": 1.0, "decode_token": 0.1}
 SECONDS = 25.0  # that a turn of `AT_ONCE` models is timed for
 
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--models", type=int, default=60)
+    parser.add_argument("--phase", choices=PHASES, default="prefill")
     parser.add_argument("--table", type=Path, help="keep the table here, or go on with the one that is there")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
@@ -47,7 +49,7 @@ def main() -> None:
     folder = options.table or Path(tempfile.mkdtemp())
     measuring = host.host_measuring(machine, Ranges(), folder)
     started = time.monotonic()
-    measuring.measure(options.points, options.minutes * 60)
+    measuring.measure(options.points, options.minutes * 60, phase=options.phase)
     profiling = time.monotonic() - started
     say(f"{len(measuring.cases)} points in {profiling:.0f} s")
 
@@ -56,16 +58,16 @@ def main() -> None:
     profile = host.fitted(replace(facts, runtimes={"onnxruntime": runtime}), measuring)
     rows: list[tuple[Latency, float, float]] = []
     while len(rows) < options.models:
-        drawn = [draw(rng) for _ in range(AT_ONCE)]
-        runs = {str(i): onnxruntime.prepare(a, w, options.threads) for i, (a, w) in enumerate(drawn)}
+        drawn = [draw(rng, options.phase) for _ in range(AT_ONCE)]
+        runs = {str(i): onnxruntime.prepare(a, w, options.threads, options.phase) for i, (a, w) in enumerate(drawn)}
         first, second = (take_turns(runs, SECONDS, reference=measuring.reference, enough=10) for _ in range(2))
         usual = measuring.reference.usual
         for i, (architecture, workload) in enumerate(drawn):
             one, two = first[str(i)], second[str(i)]
             measured = (one + two).low_ms(usual)
-            if measured < 1.0 or len(rows) == options.models:
+            if measured < LEAST_MS[options.phase] or len(rows) == options.models:
                 continue
-            found = Estimator(profile, profile.target(), workload).one(architecture)
+            found = one_pass(Estimator(profile, profile.target(), workload).one(architecture), options.phase)
             floor = one.low_ms(usual) / two.low_ms(usual)
             rows.append((found, measured, floor))
             say(
@@ -79,9 +81,15 @@ def main() -> None:
     )
 
 
-def draw(rng: np.random.Generator) -> tuple[Architecture, Workload]:
-    """Depth 1 to 12, width 64 to 512, mixed precision, sequence 16 to 256, batch 1 to 8."""
-    decoder = bool(rng.integers(2))
+def one_pass(found: Latency, phase: Phase) -> Latency:
+    """Of a phase alone."""
+    scale = found.phases[phase] / found.median_ms
+    return replace(found, median_ms=found.median_ms * scale, low_ms=found.low_ms * scale, high_ms=found.high_ms * scale)
+
+
+def draw(rng: np.random.Generator, phase: Phase = "prefill") -> tuple[Architecture, Workload]:
+    """Depth 1 to 12, width 64 to 512, mixed precision, sequence 16 to 256, batch 1 to 8; up to 64 new tokens."""
+    decoder = bool(rng.integers(2)) or phase == "decode_token"
     head_dim = int(rng.choice([32, 64]))
     heads = int(rng.integers(1, 513 // head_dim))
     width = max(64, heads * head_dim)
@@ -103,7 +111,8 @@ def draw(rng: np.random.Generator) -> tuple[Architecture, Workload]:
         embedding_precision=Precision.FP32,
         kv_precision=Precision.FP32,
     )
-    return architecture, Workload(int(rng.integers(1, 9)), int(rng.integers(16, 257)))
+    workload = Workload(int(rng.integers(1, 9)), int(rng.integers(16, 257)))
+    return architecture, replace(workload, new_tokens=int(rng.integers(1, 65))) if phase == "decode_token" else workload
 
 
 def judge(rows: list[tuple[Latency, float, float]]) -> dict[str, object]:

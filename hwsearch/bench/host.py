@@ -142,8 +142,9 @@ def measure_device(
     progress: Callable[[float], None] = lambda _: None,
     name: str = FIRST,
     phase: Phase = "prefill",
+    fresh: bool = False,
 ) -> tuple[DeviceProfile, Path]:
-    """Measure this machine as a device of some name, or go on with what is there.
+    """Measure this machine as a device of some name, or go on with what is there unless it is to be `fresh`.
 
     A device that has a profile keeps its facts; a new one gets this machine's.
 
@@ -165,12 +166,12 @@ def measure_device(
     """
     check_name(device)
     if device == "host" and to is None:
-        measuring = host_measuring(machine, ranges, name=name)
+        measuring = host_measuring(machine, ranges, name=name, fresh=fresh)
         measuring.measure(points, seconds, progress, phase)
         return host_profile(machine.threads, runtime=name), measuring.folder
     table = f"{device}/{name}"
     folder = (to.resolve() if to else own_tables()) / table
-    measuring = host_measuring(machine, ranges, folder, device, name)
+    measuring = host_measuring(machine, ranges, folder, device, name, fresh)
     measuring.measure(points, seconds, progress, phase)
     known = facts(machine, device, name)
     if device != "host" and (shipped := next((path for path in profile_files() if path.stem == device), None)):
@@ -195,16 +196,22 @@ def host_folder(machine: Machine, name: str = FIRST) -> Path:
 
 
 def host_measuring(
-    machine: Machine, ranges: Ranges, folder: Path | None = None, device: str = "host", name: str = FIRST
+    machine: Machine,
+    ranges: Ranges,
+    folder: Path | None = None,
+    device: str = "host",
+    name: str = FIRST,
+    fresh: bool = False,
 ) -> Measuring:
-    """The table of this machine in the making.
+    """The table of this machine in the making; `fresh` to begin anew.
 
     Raises:
         CasesError: what is there is damaged.
     """
     date = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"kind": "measured", "date": date, **msgspec.structs.asdict(machine)}
-    return Measuring(folder or host_folder(machine, name), runtime_of(machine, name), device, name, ranges, about)
+    place = folder or host_folder(machine, name)
+    return Measuring(place, runtime_of(machine, name), device, name, ranges, about, fresh=fresh)
 
 
 def facts(machine: Machine, device: str = "host", name: str = FIRST) -> DeviceProfile:

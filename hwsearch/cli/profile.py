@@ -50,6 +50,7 @@ class RangeType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--width", type=RangeType(), help="Widths, as 64-512.")
 @click.option("--sequence", type=RangeType(), help="Tokens of one input, as 16-256.")
 @click.option("--batch", type=RangeType(), help="Sequences at once, as 1-64.")
+@click.option("--fresh", is_flag=True, help="Measure this machine anew; without it what is there is gone on with.")
 @click.option(
     "--from-cases",
     "cases",
@@ -73,14 +74,16 @@ def profile(
     to: Path | None,
     as_json: bool,
     phase: str,
+    fresh: bool,
     **options: Any,
 ) -> None:
     """Measure this machine or a board, or fit a device's profile on measured latencies of whole models."""
     ways = {"--from-cases": cases, "--kit": kit, "--import": back, "--ssh": ssh}
     if len(given := [way for way, value in ways.items() if value is not None]) > 1:
         raise click.UsageError(f"{' and '.join(given)} exclude each other")
-    if phase != "prefill" and (given or runtime in WITH_A_KIT):
-        raise click.UsageError(f"--phase {phase} is measured on this machine, with onnxruntime or pytorch alone")
+    if (phase != "prefill" or fresh) and (given or runtime in WITH_A_KIT):
+        wish = "--fresh" if fresh else f"--phase {phase}"
+        raise click.UsageError(f"{wish} is for what is measured on this machine, with onnxruntime or pytorch alone")
     if kit is not None:
         manifest = _write_kit(device, runtime, kit, **options)
         if as_json:
@@ -99,7 +102,7 @@ def profile(
             raise click.UsageError(f"{runtime} is measured under a name of its own; give this machine one: --device")
         fitted, written = _take_back(_run_kit(device, runtime, None, **options), to)
     else:
-        fitted, written = _measure(device, runtime, to, phase, **options)
+        fitted, written = _measure(device, runtime, to, phase, fresh, **options)
     if as_json:
         fits = {name: r.fit for name, r in fitted.runtimes.items() if r.fit}
         print_json({"profile": str(written), "device": fitted.name, "fits": fits})
@@ -146,6 +149,7 @@ def _measure(
     runtime: str | None,
     to: Path | None,
     phase: str,
+    fresh: bool,
     threads: int | None,
     points: int,
     minutes: float,
@@ -168,7 +172,7 @@ def _measure(
         progress.stage("measuring", points)
         return host.measure_device(
             machine, device, wanted, points, minutes * 60, to, progress.at, name,
-            "decode_token" if phase == "decode-token" else "prefill",
+            "decode_token" if phase == "decode-token" else "prefill", fresh,
         )  # fmt: skip
 
 

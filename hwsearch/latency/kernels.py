@@ -31,9 +31,9 @@ FLOAT = 4.0  # bytes of an activation between kernels
 # ONNX Runtime's CPU kernels work on 16 floats at a time, on x86 and on ARM alike, and take another path for what is
 # left over: measured, 113 keys take a quarter longer than 112 in the softmax, and 15 % in the scores.
 TILE = 16
-# Half of what a pass works on comes from beyond a core's cache where it is as large as this; what that costs is fitted.
-# Measured on four tables with 60 unseen models each: 1 to 4 MiB are alike (mean error 2.8 % in place of 3.2 % without
-# it), 8 and 32 are worse.
+# Half of what a kernel moves comes from beyond a core's cache where that and what surrounds it are as large as this;
+# what it costs is fitted. Measured on four tables with 60 unseen models each: 1 to 4 MiB are alike (mean error 2.8 % in
+# place of 3.2 % without it), 8 and 32 are worse.
 FAR_MIB = 2.0
 
 
@@ -103,7 +103,8 @@ def _plain(table: OpTable, rows: Ints, kind: str, suffix: str, surroundings: tup
     sizes = [m, k, n, surroundings[0][rows]] if kind in PRODUCTS else [m, n]
     moved = table.weight_bytes[rows] + FLOAT * table.elements[rows]
     work = table.flops[rows] * _padded(n) / n
-    return Kernel(kind + suffix, rows, np.log2(np.column_stack(sizes)), work, moved, moved * _far(surroundings, rows))
+    far = _far(moved, surroundings, rows)
+    return Kernel(kind + suffix, rows, np.log2(np.column_stack(sizes)), work, moved, far)
 
 
 def _attention(
@@ -138,23 +139,25 @@ def _attention(
     moved_bytes = FLOAT * 2 * tokens * (queries + keys + again)
     if decode:  # what is cached is copied to where one more has room
         moved_bytes += FLOAT * 2 * each * context * (2 * keys + again)
-    far = _far(surroundings, rows)
-    yield Kernel("layout" + suffix, rows, layout, moved_rows, moved_bytes, moved_bytes * far)
+    far = _far(moved_bytes, surroundings, rows)
+    yield Kernel("layout" + suffix, rows, layout, moved_rows, moved_bytes, far)
     if fused:
         about = np.column_stack([np.log2(np.column_stack([stacked, length, context, channels])), grouped, *around])
         reads = FLOAT * (2 * tokens * queries + 2 * each * context * keys)
-        yield Kernel("attention" + suffix, rows, about, 2 * product, reads, reads * far)
+        yield Kernel("attention" + suffix, rows, about, 2 * product, reads, _far(reads, surroundings, rows))
         return
-    yield Kernel("scores" + suffix, rows, by_head, product * padded / context, moved, moved * far)
+    far = _far(moved, surroundings, rows)
+    yield Kernel("scores" + suffix, rows, by_head, product * padded / context, moved, far)
     passed = FLOAT * scores * padded / context
-    yield Kernel("softmax" + suffix, rows, shares, left_over, passed, passed * far)
-    yield Kernel("values" + suffix, rows, by_head, product, moved, moved * far)
+    yield Kernel("softmax" + suffix, rows, shares, left_over, passed, _far(passed, surroundings, rows))
+    yield Kernel("values" + suffix, rows, by_head, product, moved, far)
 
 
-def _far(surroundings: tuple[Floats, Floats], rows: Ints) -> Floats:
-    """The share of bytes that come from beyond the cache, by how much a pass works on, [rows]."""
-    around = surroundings[0][rows] - 1
-    return np.asarray(around / (around + FAR_MIB))
+def _far(moved: Floats, surroundings: tuple[Floats, Floats], rows: Ints) -> Floats:
+    """Those of the bytes that come from beyond the cache, [rows]: by how many there are, and how much else passes
+    through it between two runs."""
+    around = surroundings[0][rows] - 1 + moved / 2**20
+    return np.asarray(moved * around / (around + FAR_MIB))
 
 
 def _padded(size: Floats) -> Floats:

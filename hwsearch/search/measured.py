@@ -19,6 +19,8 @@ from hwsearch.search.sampler import Given, Proposer
 from hwsearch.search.trainer import Progress
 from hwsearch.units import format_ms
 
+FAR_OFF = 1.25  # factor either way by which estimates may be off before it is said
+
 
 class Measurer(Protocol):
     """Who can run a student on the target: its runtime is at hand."""
@@ -67,6 +69,12 @@ class Measurements:
         """
         full = [proposer(Given(settings), ()) for settings in proposer.corners()[:count]]
         self([self.plan.priced(proposal) for proposal in dict.fromkeys(full) if proposal is not None])
+        factor = self.plan.price.correction
+        if max(factor, 1 / factor) > FAR_OFF:
+            self.progress.say(
+                f"students take {factor:.2f} of what was estimated: this machine is not as it was when its table was "
+                f"measured. Measure it anew: hwsearch profile --device {self.plan.profile.name} --fresh"
+            )
         self.plan.check()
 
     def holding(self, ranked: Sequence[Result], count: int) -> tuple[list[Result], list[Result]]:

@@ -198,6 +198,8 @@ def test_measuring_goes_on_where_it_stopped(measured: Path, tmp_path: Path) -> N
     assert len(points) == 12
     assert told == sorted(told)
     assert told[0] > 10
+    anew = host.host_measuring(machine, RANGES, tmp_path / "table", fresh=True)
+    assert not anew.cases
     again = host.host_measuring(machine, RANGES, tmp_path / "table")
     assert [case.model for case in again.cases] == [point.case.model for point in points]
 

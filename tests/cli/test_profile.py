@@ -48,7 +48,7 @@ def test_a_kit_goes_to_a_board_and_its_table_prices_students(tmp_path: Path) -> 
         (["--device", "x y", "--kit", "k"], "small letters"),
         (["--device", "new-board", "--runtime", "tflite", "--kit", "k"], "no profile with runtime 'tflite'"),
         (["--device", "new-board", "--runtime", "tflite"], "measured with onnxruntime or pytorch"),
-        (["--device", "new-board", "--kit", "k", "--phase", "decode-token"], "measured on this machine"),
+        (["--device", "new-board", "--kit", "k", "--phase", "decode-token"], "for what is measured on this machine"),
         (["--device", "b", "--runtime", "onnxruntime-cuda", "--points", "8", *SMALL], "no CUDAExecutionProvider"),
         (["--device", "b", "--ssh", "-oProxyCommand=x"], "user@board"),
         (["--import", "nowhere"], "manifest"),

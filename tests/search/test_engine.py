@@ -348,6 +348,7 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
     assert outcome is not None
     assert outcome.overshot
     assert outcome.finalists
+    assert any("Measure it anew" in line for line in told.said)
     assert not {r.trial for r in outcome.overshot} & {r.trial for r in outcome.finalists}
     assert all(r.latency.high_ms > 500 for r in outcome.overshot)
     for finalist in (*document["finalists"], *document["overshot"]):
