@@ -1,9 +1,10 @@
 """Measuring a latency table on this machine: timing points, and keeping what was timed.
 
-Points are whole models in batches that take turns, half encoders and half decoders. The first batch is spread at
-random; of the later ones each point is drawn from many candidates in proportion to the doubt that the table so far has
-about them, so that it is measured where the estimate is least sure. Points that do not agree with the rest are measured
-again at the end. The table is written after every batch, so that a session that ends early goes on from there.
+Points are whole models in batches that take turns. The first batch is spread at random, half encoders and half
+decoders; the later ones have more of the kind that the table so far is more wrong on, each point drawn from many
+candidates in proportion to the doubt about them, so that it is measured where the estimate is least sure. Points that
+do not agree with the rest are measured again at the end. The table is written after every batch, so that a session that
+ends early goes on from there.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ AGAIN = 0.5  # of its share of the time, for a point that is measured again
 ROUNDS_AGAIN = 6
 LAST_LOOK = 0.07  # share of the time that is kept for points that do not agree with the rest
 AGAIN_SECONDS = 3.0  # for each of them, at most
+SHARES = (0.25, 0.75)  # of the points after the first that are encoders, at least and at most
 LOWEST = 0.4  # share of a kernel's passes, the quickest ones, whose mean stands for it
 NODE_US = (0.0, 4.0)  # what ONNX Runtime's profiler can add to a node
 
@@ -222,9 +224,10 @@ class Measuring:
         candidates = candidates_of(rng, self.ranges, self.runtime.precisions, gflops, phase)
         target = self.device, self.name, self.runtime
         ops = concatenate([case_of(*target, *candidate, "", phase).ops(self.runtime) for candidate in candidates])
-        sds = self.table().price(ops, np.zeros(len(ops.m))).sd
+        table = self.table()
+        sds = table.price(ops, np.zeros(len(ops.m))).sd
         picked: list[int] = []
-        encoders = 0 if phase == "decode_token" else size // 2
+        encoders = 0 if phase == "decode_token" else round(size * _share_of_encoders(table))
         for block, count in (("encoder", encoders), ("decoder", size - encoders)):
             here = np.array([i for i, (a, _) in enumerate(candidates) if a.block == block], np.int64)
             weight = sds[here] / max(sds[here].sum(), 1e-12)
@@ -275,6 +278,16 @@ def _kernel_sums(raw: Raw, usual: float) -> dict[str, float]:
     quiet = quiet_of(drift)
     keep = max(2, round(LOWEST * quiet.sum()))
     return {name: float(np.sort((np.array(times) / drift)[quiet])[:keep].mean()) for name, times in raw.kernels.items()}
+
+
+def _share_of_encoders(table: LatencyTable) -> float:
+    """Of the next points: by how wrong the table is on either kind of model when one is left out."""
+    wrong: dict[str, list[float]] = {"encoder": [], "decoder": []}
+    for case, (median, _, _) in table.held_out():
+        if case.phase != "decode_token":
+            wrong[case.block].append(abs(float(np.log(median / case.latency_ms))))
+    one, other = (float(np.mean(errors)) if errors else 0.0 for errors in wrong.values())
+    return float(np.clip(one / (one + other), *SHARES)) if one + other else 0.5
 
 
 def _phase(case: Case) -> Phase:
