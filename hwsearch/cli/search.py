@@ -218,7 +218,7 @@ def report(folder: Path, device: str | None, runtime: str | None, as_json: bool)
 
     document, trials, name = stored_summary(folder), stored_trials(folder), "report.html"
     if device or runtime:
-        profile = find(device or document["device"])
+        profile = find(device or document["device"], None, runtime, document["workload"]["new_tokens"])
         target = profile.target(runtime)
         document, trials = reprice(document, trials, profile, target)
         name = f"report-{profile.name}-{target.runtime}.html"

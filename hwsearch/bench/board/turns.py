@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 ENOUGH = 30  # rounds after which a low tenth is known well enough
 NEAR = 3  # samples of the reference on either side of a moment whose median says how fast the board was
-QUICK_MS = 20.0  # what is quicker runs once untimed before a turn, and several times in it
+WARM_MS = 100.0  # what is quicker runs once untimed before a turn: what lay in the cache before it was another's
+QUICK_MS = 20.0  # what is quicker runs twice in a turn at least
 TURN_MS = 4.0  # what a turn of a quick one takes at least
 
 
@@ -60,8 +61,8 @@ class Passes:
 
     def turn(self) -> list[Pass]:
         """The passes of one turn."""
-        quick, times = self._plan()
-        if quick:
+        warm, times = self._plan()
+        if warm:
             self.run()
         found = [self.one() for _ in range(times)]
         self._quickest = min(self._quickest, found[-1].wall)
@@ -79,8 +80,8 @@ class Passes:
 
     def _plan(self) -> tuple[bool, int]:
         """Whether a turn begins with a pass to warm up, and how many passes count."""
-        quick = self._quickest < QUICK_MS
-        return quick, int(np.clip(TURN_MS / max(self._quickest, 1e-6), 2 if quick else 1, 8))
+        least = 2 if self._quickest < QUICK_MS else 1
+        return self._quickest < WARM_MS, int(np.clip(TURN_MS / max(self._quickest, 1e-6), least, 8))
 
 
 class Reference:
