@@ -17,7 +17,7 @@ from hwsearch.workload import DECODE_TOKEN, PREFILL, Phase, Workload, lower
 ENDS = 0.15  # of the points in each dimension lie at an end of its range
 GROUPED = 0.5  # of the decoders may have fewer key-value heads than heads
 CANDIDATES = 256  # that a batch is drawn from
-PASS_MS = 60.0  # a point's pass is made as long as this by its depth, at most
+PASS_MS = 120.0  # a point's pass is made as long as this by its depth, at most
 LONGEST_MS = 250.0  # of a pass of one layer
 GFLOPS = 40.0  # of a thread, to guess a pass by before anything was measured
 
