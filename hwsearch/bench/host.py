@@ -157,6 +157,7 @@ def measure_device(
         progress: told how many points are done.
         name: of the runtime.
         phase: that the points are of.
+        fresh: leave what is there alone until it is written over.
 
     Returns: the profile and the folder of its table.
 

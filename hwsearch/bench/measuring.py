@@ -119,7 +119,7 @@ class Measuring:
 
     def count(self, phase: Phase = "prefill") -> int:
         """Points of a phase that are measured."""
-        return sum((case.phase == "decode_token") == (phase == "decode_token") for case in self.cases)
+        return sum(case.measured_phase == phase for case in self.cases)
 
     def measure(
         self,
@@ -171,7 +171,7 @@ class Measuring:
         bench, threads, names = local(self.name), self.runtime.threads, [case.model for case in cases]
         runs, profiles = dict[str, Callable[[], object]](), dict[str, PartTimes]()
         for case in cases:
-            what = case.architecture(self.runtime), case.workload, threads, _phase(case)
+            what = case.architecture(self.runtime), case.workload, threads, case.measured_phase
             profiles[case.model] = bench.PartProfile(*what)
             runs[case.model] = profiles[case.model].whole
             progress(0.3 * len(runs) / len(cases))
@@ -190,7 +190,7 @@ class Measuring:
         return [self._raw(case, samples[name], profiles[name]) for case, name in zip(cases, names, strict=True)], timed
 
     def _raw(self, case: Case, samples: Samples, profile: PartTimes) -> Raw:
-        times, architecture, phase = profile.finish(), case.architecture(self.runtime), _phase(case)
+        times, architecture, phase = profile.finish(), case.architecture(self.runtime), case.measured_phase
         kernels: dict[str, list[int]] = defaultdict(list)
         for index, part in enumerate(profile.parts):
             kernels[kernel_name(architecture, part, phase)].append(index)
@@ -284,14 +284,10 @@ def _share_of_encoders(table: LatencyTable) -> float:
     """Of the next points: by how wrong the table is on either kind of model when one is left out."""
     wrong: dict[str, list[float]] = {"encoder": [], "decoder": []}
     for case, (median, _, _) in table.held_out():
-        if case.phase != "decode_token":
+        if case.measured_phase == "prefill":
             wrong[case.block].append(abs(float(np.log(median / case.latency_ms))))
     one, other = (float(np.mean(errors)) if errors else 0.0 for errors in wrong.values())
     return float(np.clip(one / (one + other), *SHARES)) if one + other else 0.5
-
-
-def _phase(case: Case) -> Phase:
-    return "decode_token" if case.phase == "decode_token" else "prefill"
 
 
 def reference_run(runtime: Runtime, name: str) -> Callable[[], object]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from hwsearch.architecture import Architecture
+from hwsearch.bench.board.onnxruntime import NodeTimes, keeping, options_of, profiling
 from hwsearch.bench.graph import build_graph, example_input, parts_of
 from hwsearch.device import Runtime
 from hwsearch.precision import Precision, Scheme
@@ -45,7 +43,7 @@ def prepare(
 ) -> Callable[[], object]:
     """A function that runs one pass of a phase, with weights of its own."""
     graph = build_graph(architecture, workload, phase=phase)
-    session = _session(graph.SerializeToString(), _options(threads))
+    session = _session(graph.SerializeToString(), options_of(threads))
     return _pass(session, example_input(architecture, workload, phase=phase))
 
 
@@ -74,69 +72,32 @@ class PartProfile:
     Attributes:
         whole: runs a pass without looking into it, as `prepare`.
         parts: of each node.
-        when: the clock at the end of every pass that counts.
+        run, when: as `NodeTimes` has them.
     """
 
     def __init__(self, architecture: Architecture, workload: Workload, threads: int, phase: Phase = "prefill") -> None:
         import onnx
-        import onnxruntime
 
         self._folder = tempfile.TemporaryDirectory(prefix="hwsearch-")
         optimised = Path(self._folder.name) / "optimised.onnx"
-        options = _options(threads)
-        options.optimized_model_filepath = str(optimised)
-        beside = "session.optimized_model_external_initializers_"
-        options.add_session_config_entry(f"{beside}file_name", "optimised.bin")
-        options.add_session_config_entry(f"{beside}min_size_in_bytes", "1024")
         inputs = example_input(architecture, workload, phase=phase)
         graph = build_graph(architecture, workload, phase=phase).SerializeToString()
-        # A session that keeps what it made of its graph runs some percent faster than others: it is not the one timed.
-        self.whole = _pass(_session(graph, _options(threads)), inputs)
-        _session(graph, options)
+        self.whole = _pass(_session(graph, keeping(options_of(threads), optimised)), inputs)
         self.parts = parts_of(onnx.load(optimised, load_external_data=False).graph)
-        options = _options(threads)
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(self._folder.name) / "profile")
-        self._profiled = _session(str(optimised), options)
+        session = _session(str(optimised), profiling(options_of(threads), optimised))
         for path in optimised.parent.glob("optimised.*"):
             path.unlink()
-        self._pass = _pass(self._profiled, inputs)
-        self._warm: list[bool] = []
-        self.when: list[float] = []
-
-    def run(self, warm: bool, passes: int) -> None:
-        """A pass to warm up where it is wanted, and `passes` more that count."""
-        for count in range(-int(warm), passes):
-            self._pass()
-            self._warm.append(count >= 0)
-            if count >= 0:
-                self.when.append(time.perf_counter())
+        self._nodes = NodeTimes(session, _pass(session, inputs))
+        self.run, self.when = self._nodes.run, self._nodes.when
 
     def finish(self) -> Floats:
         """Microseconds of every node in every pass that counts, [passes, nodes], nodes as in `parts`; once, at the
         end."""
-        path = Path(self._profiled.end_profiling())
-        events: list[dict[str, Any]] = msgspec.json.decode(path.read_bytes())
-        by_node: dict[int, list[float]] = defaultdict(list)
-        for event in events:
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                by_node[int(event["args"]["node_index"])].append(float(event["dur"]))
+        _, times = self._nodes.finish()
         self._folder.cleanup()
-        times = np.array([by_node.get(node, [0.0] * len(self._warm)) for node in range(len(self.parts))]).T
-        return np.asarray(times[np.array(self._warm)])
-
-
-def _options(threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Many sessions take turns: one whose threads go on spinning after its run would slow the next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
+        found = np.zeros((len(times), len(self.parts)))
+        found[:, : times.shape[1]] = times  # the last nodes may be ones without a kernel
+        return found
 
 
 def _session(model: bytes | str, options: Any) -> ort.InferenceSession:

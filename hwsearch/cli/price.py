@@ -252,7 +252,7 @@ def _better(profile: DeviceProfile, name: str) -> str:
     """The command that would make a runtime's latencies surer."""
     start = f"hwsearch profile --device {profile.name}"
     if profile.name == HOST:
-        return f"{start} --points 100 --minutes 5"
+        return f"{start} --runtime {name} --points 100 --minutes 5"
     if name in ("onnxruntime", "tensorrt"):
         return f"{start} --runtime {name} --ssh USER@HOST"
     return f"{start} --runtime {name} --from-cases YOUR-TIMINGS.csv"

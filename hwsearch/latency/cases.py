@@ -71,6 +71,11 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(str(error)) from None
 
     @property
+    def measured_phase(self) -> Phase:
+        """The phase that a pass of it runs: a whole that generates nothing is its first pass."""
+        return "decode_token" if self.phase == "decode_token" else "prefill"
+
+    @property
     def label(self) -> str:
         """Its precision in one word: "mixed" where parts differ."""
         parts = {part for pair in self._plan() for part in pair}

@@ -170,11 +170,12 @@ class LatencyTable:
             # Errors of one surface go together: they are added up before they are squared.
             summed = np.bincount(table.architecture[rows], doubt * (factor * runs)[rows], table.size)
             variance += np.square(summed)
+        known_share = 1 - unknown / total
         return Priced(
             total_us=total,
             sd=self._whole_sd(variance / np.square(total)),
-            known=1 - unknown / total,
-            covered=by_architecture(inside * factor) / total,
+            known=known_share,
+            covered=np.minimum(by_architecture(inside * factor) / total, known_share),
             rows_us=rows_us,
         )
 

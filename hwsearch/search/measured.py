@@ -71,9 +71,11 @@ class Measurements:
         self([self.plan.priced(proposal) for proposal in dict.fromkeys(full) if proposal is not None])
         factor = self.plan.price.correction
         if max(factor, 1 / factor) > FAR_OFF:
+            target = self.plan.target
             self.progress.say(
                 f"students take {factor:.2f} of what was estimated: this machine is not as it was when its table was "
-                f"measured. Measure it anew: hwsearch profile --device {self.plan.profile.name} --fresh"
+                f"measured. Measure it anew: hwsearch profile --device {target.device} --runtime {target.runtime} "
+                f"--threads {target.threads} --fresh"
             )
         self.plan.check()
 

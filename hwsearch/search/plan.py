@@ -158,8 +158,7 @@ class Plan:
         """
         smallest = self.space.smallest
         # The fastest precision by time: int8 is sometimes slower than float.
-        strain = self.strain(smallest)
-        nearest = self.priced(smallest[int(strain.argmin())])
+        nearest = self.priced(smallest[int(self.strain(smallest).argmin())])
         for phase, option in (("prefill", "--budget-ttft"), ("decode_token", "--budget-tpot")):
             latency = nearest.latency
             at_most = latency.phases.get(phase, 0.0) * self._wide(latency)

@@ -331,14 +331,19 @@ def test_a_typed_graph_mixes_precisions_and_refuses_what_it_has_no_operators_for
         build_typed_graph(replace(case, precision="int4").architecture(facts), case.workload)
 
 
+def install(monkeypatch: pytest.MonkeyPatch, module: Any, driver: Driver | None = None) -> None:
+    """A TensorRT that can be imported, and the driver beneath it."""
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(board_tensorrt.ctypes, "CDLL", lambda name: driver or Driver())
+
+
 @pytest.mark.parametrize("version", ["10.3.0", "11.4.1"])
 def test_tensorrt_builds_and_runs_with_names_that_every_version_has(
     typed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     kit, module, driver = tmp_path / "kit", tensorrt(version), Driver()
     shutil.copytree(typed, kit)
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(board_tensorrt.ctypes, "CDLL", lambda name: driver)
+    install(monkeypatch, module, driver)
     assert board_run.main(["--kit", str(kit)]) == 0
     assert set(module.asked["networks"]) == ({2} if version.startswith("10.") else {0})
     assert len(module.asked["builds"]) == 5
@@ -357,14 +362,12 @@ def test_a_second_run_builds_no_engine_again(
 ) -> None:
     kit, module = tmp_path / "kit", tensorrt("10.3.0")
     shutil.copytree(typed, kit)
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(board_tensorrt.ctypes, "CDLL", lambda name: Driver())
+    install(monkeypatch, module)
     monkeypatch.setattr(board_run, "write_json", interrupted_after(3, board_run.write_json))
     assert board_run.main(["--kit", str(kit)]) == 130
     assert "run again to go on" in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(board_tensorrt.ctypes, "CDLL", lambda name: Driver())
+    install(monkeypatch, module)
     assert board_run.main(["--kit", str(kit)]) == 0
     assert len(module.asked["builds"]) == len(set(module.asked["builds"])) == 5
 
@@ -387,8 +390,7 @@ def test_a_graph_that_the_runtime_refuses_is_named_and_the_others_are_measured(
 ) -> None:
     kit, module = tmp_path / "kit", tensorrt("10.3.0")
     shutil.copytree(typed, kit)
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(board_tensorrt.ctypes, "CDLL", lambda name: Driver())
+    install(monkeypatch, module)
     read = module.OnnxParser.parse_from_file
 
     def refuse(parser: Any, path: str) -> bool:

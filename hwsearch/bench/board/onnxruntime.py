@@ -16,7 +16,7 @@ import numpy as np
 from .turns import Passes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 
@@ -48,70 +48,87 @@ class OnnxRuntime:
             )
         self.version = str(onnxruntime.__version__)
 
-    def prepare(self, graph: Path, point: Mapping[str, Any], beside: bool = True) -> Model:
+    def prepare(self, graph: Path, point: Mapping[str, Any], beside: bool = True) -> Passes:
         """A graph that is ready to run; with its nodes' times when `beside` and the provider tells them."""
-        options = self.options()
-        profiled = beside and self._provider == "CPUExecutionProvider"
+        inputs = example_input(point)
+        if not beside or self._provider != "CPUExecutionProvider":
+            session = self._session(graph, options_of(self._threads))
+            return Passes(lambda: session.run(None, inputs))
         optimised = self._work / f"{graph.stem}.onnx"
-        if profiled:
-            options.optimized_model_filepath = str(optimised)
-            options.add_session_config_entry(
-                "session.optimized_model_external_initializers_file_name", f"{graph.stem}.bin"
-            )
-            options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        session = self.session(graph, options)
-        return Model(self, session, example_input(point), optimised if profiled else None)
+        session = self._session(graph, keeping(options_of(self._threads), optimised))
+        profiled = self._session(optimised, profiling(options_of(self._threads), optimised))
+        return Model(
+            lambda: session.run(None, inputs), NodeTimes(profiled, lambda: profiled.run(None, inputs)), optimised
+        )
 
-    def options(self) -> Any:
-        """As `hwsearch/bench/onnxruntime.py` has them."""
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        return options
-
-    def session(self, graph: Path, options: Any) -> Any:
-        """A session of this provider."""
+    def _session(self, graph: Path, options: Any) -> Any:
         return self._ort.InferenceSession(str(graph), options, providers=[self._provider])
 
-    def profiled(self, optimised: Path) -> Any:
-        """A session of a graph that is optimised already, with the profiler on."""
-        options = self.options()
-        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_profiling = True
-        options.profile_file_prefix = str(optimised.with_suffix(""))
-        return self.session(optimised, options)
+
+def options_of(threads: int) -> Any:
+    """Of a session with so many threads, 0 for the runtime's choice."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Many sessions take turns: one whose threads go on spinning after its run would slow the next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
-class Model(Passes):
-    """A graph in ONNX Runtime.
+def keeping(options: Any, optimised: Path) -> Any:
+    """`options` of a session that writes the graph that it made, its weights beside it."""
+    options.optimized_model_filepath = str(optimised)
+    beside = "session.optimized_model_external_initializers_"
+    options.add_session_config_entry(f"{beside}file_name", f"{optimised.stem}.bin")
+    options.add_session_config_entry(f"{beside}min_size_in_bytes", "1024")
+    return options
+
+
+def profiling(options: Any, optimised: Path) -> Any:
+    """`options` of a session that runs an optimised graph as it is, with the profiler on."""
+    import onnxruntime
+
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_profiling = True
+    options.profile_file_prefix = str(optimised.with_suffix(""))
+    return options
+
+
+class NodeTimes:
+    """What the nodes of a graph take, by ONNX Runtime's profiler.
 
     Args:
-        optimised: the graph that the runtime made of it, to be profiled; None for whole passes alone.
+        session: that profiles.
+        one_pass: of it.
+
+    Attributes:
+        when: the clock at the end of every pass that counts.
     """
 
-    def __init__(
-        self, runtime: OnnxRuntime, session: Any, inputs: dict[str, np.ndarray[Any, Any]], optimised: Path | None
-    ) -> None:
-        super().__init__(lambda: session.run(None, inputs), look=self._look_at_nodes if optimised else None)
-        self._inputs, self._optimised = inputs, optimised
-        self._profiled: Any = runtime.profiled(optimised) if optimised else None
+    def __init__(self, session: Any, one_pass: Callable[[], object]) -> None:
+        self._session, self._pass = session, one_pass
         self._warm: list[bool] = []
         self.when: list[float] = []
 
-    def _look_at_nodes(self, warm: bool, passes: int) -> None:
+    def run(self, warm: bool, passes: int) -> None:
+        """A pass to warm up where it is wanted, and `passes` more that count."""
         for count in range(-int(warm), passes):
-            self._profiled.run(None, self._inputs)
+            self._pass()
             self._warm.append(count >= 0)
             if count >= 0:
                 self.when.append(time.perf_counter())
 
-    def finish(self) -> dict[str, Any]:
-        """What the nodes took, and the optimised graph in the bytes that it has without its weights."""
-        if self._profiled is None or self._optimised is None:
-            return {}
-        path = Path(self._profiled.end_profiling())
+    def finish(self) -> tuple[dict[int, str], np.ndarray[Any, Any]]:
+        """The operator of every node that runs a kernel, by its place in the graph, and the microseconds of all places
+        in every pass that counts, [passes, places]; once, at the end.
+
+        Raises:
+            RuntimeError: the profiler left out runs of a node.
+        """
+        path = Path(self._session.end_profiling())
         events = json.loads(path.read_text(encoding="utf-8"))
         path.unlink()
         operators: dict[int, str] = {}
@@ -123,14 +140,35 @@ class Model(Passes):
                 times.setdefault(node, []).append(float(event["dur"]))
         if any(len(found) != len(self._warm) for found in times.values()):
             raise RuntimeError("ONNX Runtime's profiler left out runs of a node")
-        count = max(times) + 1
-        passes = [
-            [times[node][i] if node in times else 0.0 for node in range(count)]
-            for i, warm in enumerate(self._warm)
-            if warm
-        ]
-        graph = self._optimised.read_bytes()
-        return {"operators": [operators.get(node, "") for node in range(count)], "passes": passes, "graph": graph}
+        table = np.zeros((len(self._warm), max(times) + 1))
+        for node, found in times.items():
+            table[:, node] = found
+        return operators, table[np.array(self._warm, bool)]
+
+
+class Model(Passes):
+    """A graph in ONNX Runtime whose nodes are timed beside its passes.
+
+    Args:
+        run: one pass.
+        nodes: of the graph.
+        optimised: what the runtime made of it.
+    """
+
+    def __init__(self, run: Callable[[], object], nodes: NodeTimes, optimised: Path) -> None:
+        super().__init__(run, look=nodes.run)
+        self._nodes, self._optimised = nodes, optimised
+
+    @property
+    def when(self) -> list[float]:
+        """The clock at the end of every pass whose nodes were timed."""
+        return self._nodes.when
+
+    def finish(self) -> dict[str, Any]:
+        """What the nodes took, and the optimised graph in the bytes that it has without its weights."""
+        operators, times = self._nodes.finish()
+        names = [operators.get(node, "") for node in range(times.shape[1])]
+        return {"operators": names, "passes": times.tolist(), "graph": self._optimised.read_bytes()}
 
 
 def example_input(point: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
