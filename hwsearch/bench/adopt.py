@@ -100,9 +100,9 @@ def _facts(device: str, title: str, runtime: Runtime, points: list[Point]) -> De
         ops = point.case.ops(runtime)
         for kernel in kernels_of(ops, runtime.fused_attention):
             if kernel.name in point.kernels:
-                time = point.kernels[kernel.name]
-                rates.append(float(kernel.work[0]) / time / 1e6)
-                flows.append(float(kernel.moved[0]) / time / 1e3)
+                per_us = kernel.terms[0] / point.kernels[kernel.name]
+                rates.append(float(per_us[0]) / 1e6)
+                flows.append(float(per_us[1]) / 1e3)
         if not point.kernels:
             time = point.case.latency_ms * 1e3
             rates.append(float((ops.flops * ops.runs).sum()) / time / 1e6 / REACHED)

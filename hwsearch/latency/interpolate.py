@@ -1,6 +1,6 @@
 """A time as a function of shapes, from measured points: a roofline of its own and a Gaussian process on what is left.
 
-    log time = log(a + b x work + c x bytes + d x bytes from afar) + g(features)
+    log time = log(a + b . terms) + g(features)
 
 The roofline's constants are the non-negative ones with the least relative error (`scipy.optimize.nnls`); g has a
 Matern-5/2 kernel with a length for each feature (Rasmussen & Williams 2006, chapters 4 and 5), so that inside the
@@ -44,7 +44,7 @@ class Surface:
 
     Args:
         features: log2 of sizes, [points, features].
-        work, moved, far: operations, bytes and bytes from beyond the cache of one run, [points].
+        terms: what the roofline adds up, as operations and bytes of one run, [points, terms].
         time: microseconds of one run, [points].
         doubt: sd of the logarithm that a point is known with, [points].
         hyper: of an earlier fit on the same points; fitted now unless given.
@@ -57,17 +57,15 @@ class Surface:
     def __init__(
         self,
         features: Floats,
-        work: Floats,
-        moved: Floats,
-        far: Floats,
+        terms: Floats,
         time: Floats,
         doubt: Floats,
         hyper: Hyper | None = None,
     ) -> None:
         self.features, self.doubt = features, doubt
         self.low, self.high = features.min(axis=0), features.max(axis=0)
-        self._roofline = _roofline(work, moved, far, time)
-        residual = np.log(time / self.floor(work, moved, far))
+        self._roofline = _roofline(terms, time)
+        residual = np.log(time / self.floor(terms))
         self._offset = float(np.median(residual))
         self._residual = residual - self._offset
         self.hyper = hyper or (_fit(features, self._residual, doubt) if len(time) >= FEWEST else None)
@@ -80,16 +78,15 @@ class Surface:
         self._inverse = np.linalg.inv(covariance)
         self._weights = self._inverse @ self._residual
 
-    def floor(self, work: Floats, moved: Floats, far: Floats) -> Floats:
+    def floor(self, terms: Floats) -> Floats:
         """The roofline, microseconds."""
-        a, b, c, d = self._roofline
-        return np.asarray(a + b * work + c * moved + d * far)
+        return np.asarray(self._roofline[0] + terms @ self._roofline[1:])
 
-    def __call__(self, features: Floats, work: Floats, moved: Floats, far: Floats) -> tuple[Floats, Floats]:
+    def __call__(self, features: Floats, terms: Floats) -> tuple[Floats, Floats]:
         """Median in microseconds and sd of the logarithm, each of shape [rows]."""
-        floor = self.floor(work, moved, far) * np.exp(self._offset)
+        floor = self.floor(terms) * np.exp(self._offset)
         if self.hyper is None:
-            return floor, np.full(len(work), self._spread)
+            return floor, np.full(len(features), self._spread)
         across = _covariance(features, self.features, self.hyper)
         variance = self.hyper.spread**2 - np.einsum("ij,jk,ik->i", across, self._inverse, across, optimize=True)
         return floor * np.exp(across @ self._weights), np.sqrt(np.maximum(variance, 0.0))
@@ -117,14 +114,14 @@ class Surface:
         return np.asarray(outside.sum(axis=1))
 
 
-def _roofline(work: Floats, moved: Floats, far: Floats, time: Floats) -> tuple[float, float, float, float]:
+def _roofline(terms: Floats, time: Floats) -> Floats:
+    """The constant and the factor of each term, [1 + terms]."""
     from scipy.optimize import nnls
 
-    columns = np.column_stack([np.ones_like(time), work, moved, far]) / time[:, None]
+    columns = np.column_stack([np.ones_like(time), terms]) / time[:, None]
     scale = np.maximum(columns.max(axis=0), 1e-300)
     found, _ = nnls(columns / scale, np.ones_like(time))
-    a, b, c, d = (found / scale).tolist()
-    return a, b, c, d
+    return np.asarray(found / scale)
 
 
 def _covariance(first: Floats, second: Floats, hyper: Hyper) -> Floats:

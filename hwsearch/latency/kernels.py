@@ -45,15 +45,14 @@ class Kernel:
         name: as above.
         rows: indices into the table.
         features: log2 of what the time depends on, [rows, features].
-        work, moved, far: operations of one run, bytes, and those of them that come from beyond the cache, [rows].
+        terms: operations of one run, bytes, those of them that come from beyond the cache, and those that are written
+            there across the ends of its lines, [rows, 4].
     """
 
     name: str
     rows: Ints
     features: Floats
-    work: Floats
-    moved: Floats
-    far: Floats
+    terms: Floats
 
 
 def kernels_of(table: OpTable, fused: bool) -> Iterator[Kernel]:
@@ -85,26 +84,30 @@ def weights_mib(table: OpTable) -> Floats:
 
 def _surroundings(table: OpTable) -> tuple[Floats, Floats]:
     """What a kernel finds around it, by row: 1 + the mebibytes of the whole model's weights, and in the pass of a new
-    token of its cached keys and values, which pass through the cache between two runs of it; and whether its layer is
-    the only one (1 or 0). Measured: a product of a model that outgrows the cache takes a seventh longer, and with a
-    second layer tensors are moved a third slower."""
+    token of its cached keys and values, which pass through the cache between two runs of it; and how many layers there
+    are. Measured: a product of a model that outgrows the cache takes a seventh longer, with a second layer tensors are
+    moved a third slower, and with a language model's head in few layers up to a fifth."""
     products = (table.phase == PREFILL) & (table.kind == KIND["qkv"])
-    layers = np.bincount(table.architecture, table.count * products, table.size)
-    lone = np.asarray(layers < 1.5, np.float64)
+    layers = np.bincount(table.architecture, table.count * products, table.size).astype(np.float64)
     decode = table.phase == DECODE_TOKEN
     kept = table.weight_bytes * table.count * (decode & (table.kind == KIND["attention"])) / 2**20
     cached = np.bincount(table.architecture, kept, table.size)
     around = weights_mib(table)[table.architecture] + np.where(decode, cached[table.architecture], 0.0)
-    return 1 + around, lone[table.architecture]
+    return 1 + around, layers[table.architecture]
 
 
 def _plain(table: OpTable, rows: Ints, kind: str, suffix: str, surroundings: tuple[Floats, Floats]) -> Kernel:
     m, k, n = table.m[rows], table.k[rows], table.n[rows]
-    sizes = [m, k, n, surroundings[0][rows]] if kind in PRODUCTS else [m, n]
     moved = table.weight_bytes[rows] + FLOAT * table.elements[rows]
     work = table.flops[rows] * _padded(n) / n
-    far = _far(moved, surroundings, rows)
-    return Kernel(kind + suffix, rows, np.log2(np.column_stack(sizes)), work, moved, far)
+    if kind not in PRODUCTS:
+        return Kernel(kind + suffix, rows, np.log2(np.column_stack([m, n])), _terms(work, moved, surroundings, rows))
+    # Rows of an odd length begin anywhere in a line of the cache. Measured: 288 x 64 by 64 x 9663 takes six times as
+    # long as by 64 x 4000, and by 64 x 16000 a tenth longer than that.
+    apart = TILE / np.gcd(n.astype(np.int64), int(TILE))
+    split = np.where(apart > 1, FLOAT * m * n, 0.0)
+    sizes = np.column_stack([m, k, n, surroundings[0][rows], apart])
+    return Kernel(kind + suffix, rows, np.log2(sizes), _terms(work, moved, surroundings, rows, split))
 
 
 def _attention(
@@ -128,8 +131,8 @@ def _attention(
         [np.log2(stacked), np.log2((1 if decode else length) * padded), np.log2(channels), ragged, *around]
     )
     # One head needs no transposition, and as many keys as queries no repetition.
-    lone, grouped, single = 2.0 * (heads < 1.5), 2.0 * (keys < queries), 2.0 * surroundings[1][rows]
-    sizes = [tokens, queries, keys, channels, *([context] if decode else [])]
+    lone, grouped, single = 2.0 * (heads < 1.5), 2.0 * (keys < queries), 2.0 * (surroundings[1][rows] < 1.5)
+    sizes = [tokens, queries, keys, channels, surroundings[1][rows], *([context] if decode else [])]
     layout = np.column_stack([np.log2(np.column_stack(sizes)), lone, grouped, single, *around])
     shares = np.column_stack([np.log2(stacked * length), np.log2(padded), ragged, ragged * (1 - tail / TILE)])
     left_over = np.where(tail > 0, TILE - tail, 0.0) * stacked * length
@@ -139,25 +142,27 @@ def _attention(
     moved_bytes = FLOAT * 2 * tokens * (queries + keys + again)
     if decode:  # what is cached is copied to where one more has room
         moved_bytes += FLOAT * 2 * each * context * (2 * keys + again)
-    far = _far(moved_bytes, surroundings, rows)
-    yield Kernel("layout" + suffix, rows, layout, moved_rows, moved_bytes, far)
+    yield Kernel("layout" + suffix, rows, layout, _terms(moved_rows, moved_bytes, surroundings, rows))
     if fused:
         about = np.column_stack([np.log2(np.column_stack([stacked, length, context, channels])), grouped, *around])
         reads = FLOAT * (2 * tokens * queries + 2 * each * context * keys)
-        yield Kernel("attention" + suffix, rows, about, 2 * product, reads, _far(reads, surroundings, rows))
+        yield Kernel("attention" + suffix, rows, about, _terms(2 * product, reads, surroundings, rows))
         return
-    far = _far(moved, surroundings, rows)
-    yield Kernel("scores" + suffix, rows, by_head, product * padded / context, moved, far)
+    yield Kernel("scores" + suffix, rows, by_head, _terms(product * padded / context, moved, surroundings, rows))
     passed = FLOAT * scores * padded / context
-    yield Kernel("softmax" + suffix, rows, shares, left_over, passed, _far(passed, surroundings, rows))
-    yield Kernel("values" + suffix, rows, by_head, product, moved, far)
+    yield Kernel("softmax" + suffix, rows, shares, _terms(left_over, passed, surroundings, rows))
+    yield Kernel("values" + suffix, rows, by_head, _terms(product, moved, surroundings, rows))
 
 
-def _far(moved: Floats, surroundings: tuple[Floats, Floats], rows: Ints) -> Floats:
-    """Those of the bytes that come from beyond the cache, [rows]: by how many there are, and how much else passes
-    through it between two runs."""
+def _terms(
+    work: Floats, moved: Floats, surroundings: tuple[Floats, Floats], rows: Ints, split: Floats | float = 0.0
+) -> Floats:
+    """As `Kernel` has them. Bytes come from beyond the cache by how many there are, and how much else passes through it
+    between two runs; those that are written, `split`, go there by how many they are."""
     around = surroundings[0][rows] - 1 + moved / 2**20
-    return np.asarray(moved * around / (around + FAR_MIB))
+    far = moved * around / (around + FAR_MIB)
+    written = np.broadcast_to(split, moved.shape)
+    return np.column_stack([work, moved, far, written * written / (written + FAR_MIB * 2**20)])
 
 
 def _padded(size: Floats) -> Floats:

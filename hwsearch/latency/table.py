@@ -115,9 +115,7 @@ class LatencyTable:
             nodes = np.array([self.points[owner].nodes.get(name, 1.0) for owner, _ in members])
             self.surfaces[name] = Surface(
                 features=np.vstack([kernel.features[:1] for _, kernel in members]),
-                work=np.array([kernel.work[0] for _, kernel in members]),
-                moved=np.array([kernel.moved[0] for _, kernel in members]),
-                far=np.array([kernel.far[0] for _, kernel in members]),
+                terms=np.vstack([kernel.terms[:1] for _, kernel in members]),
                 time=time,
                 doubt=TICK_US * nodes / time,
                 hyper=(hypers or {}).get(name),
@@ -151,7 +149,7 @@ class LatencyTable:
             if surface is None:
                 known[kernel.rows] = False
                 continue
-            time, sd = surface(kernel.features, kernel.work, kernel.moved, kernel.far)
+            time, sd = surface(kernel.features, kernel.terms)
             rows_us[kernel.rows] += time
             inside[kernel.rows] += time * surface.inside(kernel.features)
             doubts.append((kernel.rows, time * np.hypot(sd, FORM * surface.away(kernel.features))))

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.bench.onnxruntime import FACTS as CPU
 from hwsearch.bench.points import Ranges, case_of, draw
 from hwsearch.device import DeviceProfile
 from hwsearch.errors import CasesError
-from hwsearch.latency.kernels import kernels_of
+from hwsearch.latency.kernels import Kernel, kernels_of
 from hwsearch.latency.table import LatencyTable, Point, read_points, reconciled, write_table
 from hwsearch.precision import Precision
 from hwsearch.workload import OpTable, Workload, lower
@@ -16,8 +17,9 @@ from hwsearch.workload import OpTable, Workload, lower
 PRECISIONS = (Precision.FP32, Precision.INT8)
 
 
-def kernel_us(kernel: str, work: np.ndarray, moved: np.ndarray) -> np.ndarray:
+def kernel_us(kernel: str, terms: np.ndarray) -> np.ndarray:
     """A made-up machine: int8 is twice as fast, whatever moves goes at 8 GB/s, a launch takes 5 us."""
+    work, moved, *_ = terms.T
     rate = 8e4 if "int8" in kernel else 4e4
     return 5 + np.hypot(work / rate, moved / 8e3)
 
@@ -25,7 +27,7 @@ def kernel_us(kernel: str, work: np.ndarray, moved: np.ndarray) -> np.ndarray:
 def whole_us(table: OpTable) -> float:
     """Its kernels, 4 % that no kernel shows, and a microsecond a launch."""
     total = sum(
-        (kernel_us(k.name, k.work, k.moved) * table.runs[k.rows]).sum() + table.runs[k.rows].sum()
+        (kernel_us(k.name, k.terms) * table.runs[k.rows]).sum() + table.runs[k.rows].sum()
         for k in kernels_of(table, fused=False)
     )
     return float(1.04 * total)
@@ -40,7 +42,7 @@ def measured(
         architecture, workload = draw(rng, ranges or Ranges(), PRECISIONS)
         table = lower([architecture], workload)
         kernels = {
-            k.name: float(kernel_us(k.name, k.work, k.moved)[0] * np.exp(noise * rng.standard_normal()))
+            k.name: float(kernel_us(k.name, k.terms)[0] * np.exp(noise * rng.standard_normal()))
             for k in kernels_of(table, fused=False)
         }
         ms = whole_us(table) / 1e3 * np.exp(noise * rng.standard_normal())
@@ -124,12 +126,29 @@ def test_a_kernel_that_was_never_measured_is_a_counted_fallback(table: LatencyTa
 
 
 def test_outside_the_measured_shapes_it_says_so_and_widens(table: LatencyTable) -> None:
-    architecture, _ = draw(np.random.default_rng(4), Ranges(width=(256, 256), depth=(4, 4)), PRECISIONS)
+    layers = uniform_layers(4, 4, 4, 640, ((Precision.FP32, Precision.INT8),) * 4)
+    architecture = Architecture("encoder", 256, 64, layers, False, "layernorm", kv_precision=Precision.FP32)
     near, far = (lower([architecture], workload) for workload in (Workload(4, 128), Workload(512, 1024)))
     one, other = (table.price(ops, np.zeros(len(ops.m))) for ops in (near, far))
     assert one.covered[0] > 0.9
     assert other.covered[0] < 0.5
     assert other.sd[0] > 1.5 * one.sd[0]
+
+
+def test_rows_of_an_odd_length_have_bytes_that_are_written_across_lines() -> None:
+    """The last term and the last feature of a product: none where rows are whole vectors."""
+    head = uniform_layers(1, 2, 2, 64, ((Precision.FP32, Precision.FP32),))
+
+    def product(vocab: int) -> Kernel:
+        architecture = Architecture("decoder", 64, 32, head, True, "rmsnorm", vocab=vocab, head="lm")
+        return next(k for k in kernels_of(lower([architecture], Workload(2, 144)), False) if k.name == "head/fp32")
+
+    even, odd = product(9664), product(9663)
+    assert (even.terms[0, 3], even.features[0, -1]) == (0.0, 0.0)
+    assert odd.features[0, -1] == 4.0  # every row begins somewhere else in a line
+    written = 4.0 * 288 * 9663
+    assert odd.terms[0, 3] == pytest.approx(written * written / (written + 2 * 2**20))
+    assert odd.terms[0, 0] == even.terms[0, 0]
 
 
 def test_a_table_survives_the_disk(tmp_path: Path, table: LatencyTable) -> None:
