@@ -37,7 +37,8 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "better": [name for name, r in baselines.items() if chosen and r["quality"] > chosen["quality"]],
             "measured": measured(document),
             "missing": document.get("missing_baselines", {}),
-            "margin": margin(document["front"]),
+            "margin_ms": step_ms(document["budget_ms"]),
+            "margin": margin(document["front"], step_ms(document["budget_ms"])),
             "duration": format_seconds(document["seconds"]),
             "figures": {
                 "pareto": _drawn(figures.pareto(document, trials), first=True),
@@ -55,8 +56,18 @@ def measured(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [finalist for finalist in finalists if finalist["measured_ms"] is not None]
 
 
-def margin(front: Sequence[dict[str, Any]]) -> float | None:
-    """Points of accuracy that another 10 ms buys: the slope of a line through the upper half of the front."""
+def step_ms(budget_ms: float) -> float:
+    """A round number of milliseconds that matters beside a budget: the 1, 2 or 5 of a decade next to 3 % of it."""
+    import numpy as np
+
+    around = np.log10(0.03 * budget_ms)
+    rounds = np.log10([1, 2, 5, 10])
+    decade = np.floor(around)
+    return float(10 ** (decade + rounds[np.abs(rounds - (around - decade)).argmin()]))
+
+
+def margin(front: Sequence[dict[str, Any]], ms: float) -> float | None:
+    """Points of accuracy that another `ms` buy: the slope of a line through the upper half of the front."""
     edge = front[len(front) // 2 :] if len(front) > 3 else front
     if len(edge) < 2:
         return None
@@ -64,7 +75,7 @@ def margin(front: Sequence[dict[str, Any]]) -> float | None:
 
     latency = [result["latency"]["median_ms"] for result in edge]
     slope = np.polyfit(latency, [result["quality"] for result in edge], 1)[0]
-    return float(100 * 10 * slope)
+    return float(100 * ms * slope)
 
 
 def _drawn(figure: Any, first: bool = False) -> Any:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from hwsearch.report.page import margin, page
+from hwsearch.report.page import margin, page, step_ms
 from hwsearch.report.tables import COLUMNS, print_summary, write_tables
 from hwsearch.search.elsewhere import reprice
 from hwsearch.search.engine import Outcome
@@ -100,8 +100,14 @@ def test_hand_made_winners_are_named(found: tuple[dict[str, Any], Outcome]) -> N
 
 def test_the_margin_is_the_slope_of_the_front() -> None:
     edge = [{"latency": {"median_ms": 100.0 + 10 * i}, "quality": 0.5 + 0.002 * i} for i in range(3)]
-    assert margin(edge) == pytest.approx(0.2)
-    assert margin(edge[:1]) is None
+    assert margin(edge, 10.0) == pytest.approx(0.2)
+    assert margin(edge, 50.0) == pytest.approx(1.0)
+    assert margin(edge[:1], 10.0) is None
+
+
+@pytest.mark.parametrize(("budget_ms", "step"), [(280.0, 10.0), (24_600.0, 1000.0), (0.5, 0.02), (150.0, 5.0)])
+def test_the_margin_is_told_of_a_step_that_suits_the_budget(budget_ms: float, step: float) -> None:
+    assert step_ms(budget_ms) == pytest.approx(step)
 
 
 def test_tables_hold_every_trial(found: tuple[dict[str, Any], Outcome], tmp_path: Path) -> None:
