@@ -90,6 +90,8 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         reach: the shapes that they and the lenders' span together: where the model's form has been seen to hold.
         stretch: factor that leaving models out put on the noise and on the fit's own doubt, 1 at least.
         leave_one_model_out: error by precision on each model when the fit had not seen it; empty for a single model.
+        row_digests: a hash of each row, so that none counts twice.
+        refined: whether the rows of the last call were added to an earlier fit.
     """
 
     cases: str
@@ -102,6 +104,8 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reach: Hull | None = None
     stretch: float = 1.0
     leave_one_model_out: dict[str, Error] = {}
+    row_digests: tuple[str, ...] = ()
+    refined: bool = False
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.order) for row in self.covariance) or len(self.covariance) != len(self.order):

@@ -119,8 +119,9 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
     A device without a row in it is refused, unless all its runtimes borrow: then what they borrow is written.
     """
     from hwsearch.bench.trtexec import names_trtexec, read_trtexec_cases
-    from hwsearch.latency.calibrate import fit_device, matches
+    from hwsearch.latency.calibrate import matches
     from hwsearch.latency.cases import read_cases
+    from hwsearch.latency.refine import fit_or_refine
     from hwsearch.profiles import find_file, load_profile, save_profile, user_folder
 
     if device.lower() == HOST:
@@ -138,7 +139,12 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
                 f"{file} has no row of {facts.name!r}{f' with runtime {runtime!r}' if runtime else ''}; nothing to fit"
             )
         note(f"{file} has no row of {facts.name!r}: its runtimes get what they borrow, and nothing else")
-    fitted = fit_device(facts, cases, file.name, only=runtime)
+    fitted, refined = fit_or_refine(facts, cases, file.name, only=runtime)
+    note(
+        "the rows are beside those that the profile rests on"
+        if refined
+        else "fitted from the facts alone: the rows are all there are"
+    )
     target = (to or user_folder()) / template.name
     save_profile(fitted, template, target)
     return fitted, target

@@ -97,23 +97,32 @@ def _fitted(
     belief, noise = believe(profile, name, cases)
     fresh = with_belief(profile, name, belief, noise, cases, origin)
     held_out = table.held_out() if table else leave_one_model_out(profile, cases, name)
-    stretch = 1.0 if table else _stretch(held_out)
     fit = fresh.runtimes[name].fit
     assert fit is not None
-    fit = replace(
+    return replace(fresh.runtimes[name], fit=judged(fit, held_out, 1.0 if table else stretch_of(held_out)))
+
+
+def judged(fit: Fit, held_out: Sequence[tuple[Case, tuple[float, float, float]]], stretch: float) -> Fit:
+    """The fit with what leaving models out says of it, its doubt stretched."""
+    return replace(
         fit,
-        noise=_round(noise * stretch),
+        noise=_round(fit.noise * stretch),
         covariance=tuple(tuple(_round(x * stretch**2) for x in row) for row in fit.covariance),
         stretch=_round(stretch),
         leave_one_model_out=_errors(held_out),
     )
-    return replace(fresh.runtimes[name], fit=fit)
 
 
 def with_belief(
-    profile: DeviceProfile, name: str, belief: Belief, noise: float, cases: Sequence[Case], origin: str
+    profile: DeviceProfile,
+    name: str,
+    belief: Belief,
+    noise: float,
+    cases: Sequence[Case],
+    origin: str,
+    prior: Belief | None = None,
 ) -> DeviceProfile:
-    """The profile with a runtime's parameters as `belief` has them."""
+    """The profile with a runtime's parameters as `belief` has them; `prior` is what was believed before its rows."""
     rows = [case for case in cases if case.runtime == name]
     own = _hulls(profile, rows) if rows else {}
     fit = Fit(
@@ -125,13 +134,16 @@ def with_belief(
         covariance=tuple(map(tuple, belief.covariance.tolist())),
         hulls=own,
         reach=_reach(profile, name, cases),
+        row_digests=tuple(digest([case])[:8] for case in rows),
     )
-    parameters = _parameters(belief, _identified(profile, name, cases, belief) if rows else {})
+    parameters = _parameters(
+        belief, _identified(belief, prior or _prior(profile, name, cases), len(rows)) if rows else {}
+    )
     runtime = replace(profile.runtimes[name], parameters=parameters, fit=fit)
     return replace(profile, runtimes={**profile.runtimes, name: runtime})
 
 
-def _stretch(held_out: Sequence[tuple[Case, tuple[float, float, float]]]) -> float:
+def stretch_of(held_out: Sequence[tuple[Case, tuple[float, float, float]]]) -> float:
     """The factor on the interval that would have put 90 % of the held-out rows inside it, 1 at least (split-conformal,
     Lei et al. 2018, doi:10.1080/01621459.2017.1307116, with rows for samples; below CONFORMAL_ROWS of them there is no
     such quantile).
@@ -171,9 +183,17 @@ def believe(
     `arithmetics` are precisions that a borrower wants to hear of although this runtime does not run them.
     """
     prior = _prior(profile, name, cases, arithmetics)
+    return update(profile, name, cases, prior, NOISE)
+
+
+def update(
+    profile: DeviceProfile, name: str, cases: Sequence[Case], prior: Belief, usual: float
+) -> tuple[Belief, float]:
+    """What the rows of a runtime and a prior say together, and the noise of the rows, which is `usual` by
+    default."""
     rows = [case for case in cases if case.runtime == name]
     if not rows:
-        return prior, NOISE
+        return prior, usual
     parts: list[tuple[Callable[[dict[str, float]], AnalyticModel], OpTable, Floats]] = []
     blank = replace(profile.runtimes[name], parameters=_parameters(prior.of(profile.runtimes[name]), {}), fit=None)
     stripped = replace(profile, runtimes={**profile.runtimes, name: blank})
@@ -183,12 +203,12 @@ def believe(
         target = stripped.target(*key)
         parts.append((lambda values, target=target: AnalyticModel(stripped, target, values), table, measured))  # type: ignore[misc]
 
-    noise = NOISE
+    noise = usual
     belief = prior
     for _ in range(3):
         belief, residuals = _maximise(prior, parts, noise, start=belief.mean)
         robust = np.abs(_soften(residuals / noise)) * noise
-        noise = float(np.sqrt((np.square(robust).sum() + NOISE_ROWS * NOISE**2) / (len(rows) + NOISE_ROWS)))
+        noise = float(np.sqrt((np.square(robust).sum() + NOISE_ROWS * usual**2) / (len(rows) + NOISE_ROWS)))
     return belief, noise
 
 
@@ -241,10 +261,8 @@ def _prior(profile: DeviceProfile, name: str, cases: Sequence[Case], arithmetics
     return prior_of(profile, name, lambda lender, wanted: believe(profile, lender, cases, wanted)[0], arithmetics)
 
 
-def _identified(profile: DeviceProfile, name: str, cases: Sequence[Case], belief: Belief) -> dict[str, str]:
+def _identified(belief: Belief, prior: Belief, rows: int) -> dict[str, str]:
     """The source of every parameter whose doubt the rows have halved at least: the fit."""
-    prior = _prior(profile, name, cases)
-    rows = sum(case.runtime == name for case in cases)
     narrowed = np.sqrt(np.diag(belief.covariance) / np.diag(prior.covariance)) < 0.5
     return {entry: f"fit: {rows} rows" for entry, yes in zip(belief.order, narrowed, strict=True) if yes}
 

@@ -148,7 +148,7 @@ def _borrow(
         belief = fit_lender(other, tuple(entry.partition(".")[2] for entry in order if entry.startswith("rate_tops.")))
     else:
         owner = find_profile(device)
-        belief = _stored(owner, other)
+        belief = stored(owner, other)
     shared = tuple(entry for entry in order if entry in belief.order)
     there = [belief.order.index(entry) for entry in shared]
     doubt = np.zeros(len(shared))
@@ -178,7 +178,7 @@ def _ratio(profile: DeviceProfile, lender: DeviceProfile, entry: str) -> float:
     return profile.peaks[group or parameter].value / lender.peaks[group or parameter].value
 
 
-def _stored(profile: DeviceProfile, name: str) -> Belief:
+def stored(profile: DeviceProfile, name: str) -> Belief:
     """What a profile on file says of a runtime."""
     if name not in profile.runtimes:
         raise ProfileError(f"nothing to borrow: the profile of {profile.name!r} has no runtime {name!r}")

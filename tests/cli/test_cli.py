@@ -165,7 +165,7 @@ def test_profile_fits_and_the_fit_is_found(tmp_path: Path, monkeypatch: pytest.M
     path = write(tmp_path / "cases.csv", *rows)
     before = document("latency", "--device", "t4", *ENCODER, "--precision", "int8", "--batch", "16")["median_ms"]
     made = document("profile", "--device", "t4", "--runtime", "tensorrt", "--from-cases", str(path))
-    assert made["fits"]["tensorrt"]["rows"] == 6
+    assert made["fits"]["tensorrt"]["rows"] == 40 + 6
     after = document("latency", "--device", "t4", *ENCODER, "--precision", "int8", "--batch", "16")["median_ms"]
     assert after > 3 * before
     assert after == pytest.approx(64.0, rel=0.2)

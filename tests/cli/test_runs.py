@@ -168,7 +168,7 @@ def test_a_killed_run_is_taken_up_by_the_same_command(
 ) -> None:
     folder = tmp_path / "run"
     arguments = [sys.executable, "-m", "hwsearch", *command(tiny_teacher, text_file, folder, "--json")]
-    arguments[arguments.index("4")] = "7"
+    arguments[arguments.index("4")] = "16"  # so many that the last is not done before the signal
     running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while len(before := finished_trials(folder)) < 2:
@@ -185,7 +185,7 @@ def test_a_killed_run_is_taken_up_by_the_same_command(
     assert done.returncode == 0, done.stderr
     after = finished_trials(folder)
     assert before.items() <= after.items()  # not lost, and not done again
-    assert len(after) == 7
+    assert len(after) == 16
     summary = json.loads(done.stdout)
-    assert summary["trials"]["complete"] == 7
+    assert summary["trials"]["complete"] == 16
     assert summary["chosen"] is not None
