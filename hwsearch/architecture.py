@@ -207,6 +207,8 @@ def parse_precisions(text: str, depth: int) -> tuple[tuple[Precision, Precision]
     Raises:
         ArchitectureError: an unknown name, or not `depth` layers.
     """
+    if depth > MOST_LAYERS:
+        raise ArchitectureError(f"an architecture has at most {MOST_LAYERS} layers; got {depth}")
     plan: list[tuple[Precision, Precision]] = []
     parts = text.split(",")
     for part in parts:

@@ -228,6 +228,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         cache_mib: last-level cache that the processors share.
         memory_mib: what a model and its activations can use at most.
         cores: that a runtime's threads run on; None for a device without threads to choose.
+        machine: the computer that it is or is soldered into, as `platform.machine()` has it; empty where that is open.
         peaks: datasheet rates in 1e12 operations/s by precision, and "bandwidth_gbs".
         power_modes: by name; the first is the default.
         runtimes: by name; the first is the default.
@@ -244,6 +245,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runtimes: dict[str, Runtime]
     aliases: tuple[str, ...] = ()
     cores: Figure | None = None
+    machine: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:

@@ -90,8 +90,18 @@ def find_file(device: str) -> Path:
         known += [profile.name, *profile.aliases]
     raise ProfileError(
         f"unknown device {device!r} (have: {', '.join(sorted(known))}, host). "
-        "Give one of these or the path of a profile"
+        "Give one of these or the path of a profile; a board of your own begins with hwsearch profile --kit or --ssh"
     )
+
+
+def full_name(device: str) -> str:
+    """A device's own name, where it was called by an alias; a device that nothing is known of is called as it is."""
+    if device.endswith(".toml") or "/" in device:
+        return device
+    try:
+        return find_file(device).stem
+    except ProfileError:
+        return device
 
 
 def save_profile(profile: DeviceProfile, template: Path, to: Path) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import msgspec
 import numpy as np
 
-from hwsearch.architecture import Architecture
+from hwsearch.architecture import LARGEST, Architecture
 from hwsearch.precision import PRECISIONS, Precision
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if min(self.batch, self.sequence, self.repeat) < 1 or self.new_tokens < 0:
             raise ValueError(f"batch, sequence and repeat are at least 1 and new_tokens at least 0; got {self}")
+        if max(self.batch, self.sequence, self.repeat, self.new_tokens) > LARGEST:
+            raise ValueError(f"batch, sequence, repeat and new_tokens are {LARGEST:,} at most; got {self}")
 
     @property
     def tokens(self) -> int:

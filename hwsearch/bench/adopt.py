@@ -11,18 +11,18 @@ from msgspec.structs import replace
 
 from hwsearch.bench import onnxruntime
 from hwsearch.bench.answers import import_kit, kit_facts
-from hwsearch.bench.host import fitted
+from hwsearch.bench.host import check_here, fitted
 from hwsearch.bench.kit import read_manifest
 from hwsearch.bench.measuring import Measuring
 from hwsearch.bench.points import Ranges
 from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
 from hwsearch.errors import CasesError
-from hwsearch.latency.calibrate import fit_device
 from hwsearch.latency.kernels import kernels_of
 from hwsearch.latency.prior import REACHED, REACHED_BANDWIDTH
+from hwsearch.latency.refine import fit_or_refine
 from hwsearch.latency.table import Point, write_table
 from hwsearch.precision import Precision, Scheme
-from hwsearch.profiles import check_name, find_profile, own_tables, profile_files, user_folder, write_profile
+from hwsearch.profiles import check_name, find_profile, full_name, own_tables, profile_files, user_folder, write_profile
 
 FACTS = {  # what holds for a runtime on any device that runs it
     "onnxruntime": onnxruntime.FACTS,
@@ -60,11 +60,12 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     manifest, _ = read_manifest(folder)
     cases, raw = import_kit(folder)
     about = kit_facts(folder)
-    device, name = manifest.device, manifest.runtime
+    device, name = full_name(manifest.device), manifest.runtime
     table = f"{device}/{name}"
     place = (to.resolve() if to else own_tables()) / table
+    known = find_profile(device) if _has_profile(device) else None
     runtime = replace(
-        manifest.facts,
+        known.runtimes.get(name, manifest.facts) if known else manifest.facts,
         version=cases[0].runtime_version,
         threads=cases[0].threads,
         table=(str(place) if to else table) if raw[0].kernels else "",
@@ -73,9 +74,7 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     measuring.cases, measuring.raw = cases, raw
     measuring.reference = measuring.reference_of(raw)
     points = measuring.points() if raw[0].kernels else [Point(case) for case in cases]
-    if _has_profile(device):
-        known = find_profile(device)
-    else:
+    if known is None:
         known = _facts(device, str(about.get("board", device)), runtime, points)
     known = replace(known, runtimes={**known.runtimes, name: runtime}, board_at_hand=True)
     if raw[0].kernels:
@@ -83,7 +82,7 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
         profile = fitted(known, measuring)
     else:
         write_table(place, points, about, {})
-        profile = fit_device(known, cases, f"kit on {about.get('board', device)}", name)
+        profile, _ = fit_or_refine(known, cases, f"kit on {about.get('board', device)}", name)
     write_profile(profile, (to or user_folder()) / f"{device}.toml")
     return profile, place, len(cases)
 
@@ -123,6 +122,21 @@ def _facts(device: str, title: str, runtime: Runtime, points: list[Point]) -> De
         runtimes={next(iter({point.case.runtime for point in points})): runtime},
         note="Measured with a kit.",
     )
+
+
+def check_kit_here(device: str) -> None:
+    """Raise unless a kit for the device may be run on this machine.
+
+    Raises:
+        ProfileError: it is another machine, as far as its profile tells.
+    """
+    if _has_profile(device):
+        check_here(find_profile(device), kit=True)
+
+
+def device_of(folder: Path) -> str:
+    """The device that a kit is for."""
+    return full_name(read_manifest(folder)[0].device)
 
 
 def asked_of(folder: Path) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from hwsearch.bench.local import LOCAL, local
 from hwsearch.bench.measuring import Measuring
 from hwsearch.bench.points import Ranges
 from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
-from hwsearch.errors import CasesError
+from hwsearch.errors import CasesError, ProfileError
 from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.calibrate import fit_device
 from hwsearch.profiles import check_name, load_profile, own_tables, profile_files, user_folder, write_profile
@@ -132,6 +133,31 @@ def _measured(
     return profile
 
 
+def check_here(profile: DeviceProfile, kit: bool = False) -> None:
+    """Raise unless this machine can be the device of a profile.
+
+    Args:
+        profile: of the device.
+        kit: whether a kit is run here, as for an accelerator; else it is this machine's processor that is timed.
+
+    Raises:
+        ProfileError: it is another machine, as far as the profile tells.
+    """
+    away = (
+        f"Measure it there: hwsearch profile --device {profile.name} --ssh USER@HOST, or --kit DIR; "
+        "or give this machine a name of its own"
+    )
+    here = platform.machine()
+    if profile.machine and profile.machine != here:
+        raise ProfileError(f"{profile.name} is {profile.machine}, and this machine {here}. {away}")
+    if kit:
+        return
+    if profile.cores is None:
+        raise ProfileError(f"the processor of this machine is not {profile.name}. {away}")
+    if (cores := board.cores()) != profile.cores.value:
+        raise ProfileError(f"{profile.name} has {profile.cores.value:.0f} cores, and this machine {cores}. {away}")
+
+
 def measure_device(
     machine: Machine,
     device: str,
@@ -163,9 +189,11 @@ def measure_device(
 
     Raises:
         CasesError: a table that is there is damaged.
-        ProfileError: the name cannot be a device's.
+        ProfileError: the name cannot be a device's, or is that of one which this machine is not.
     """
     check_name(device)
+    if known_file := next((path for path in profile_files() if path.stem == device), None):
+        check_here(load_profile(known_file))
     if device == "host" and to is None:
         measuring = host_measuring(machine, ranges, name=name, fresh=fresh)
         measuring.measure(points, seconds, progress, phase)
@@ -175,8 +203,8 @@ def measure_device(
     measuring = host_measuring(machine, ranges, folder, device, name, fresh)
     measuring.measure(points, seconds, progress, phase)
     known = facts(machine, device, name)
-    if device != "host" and (shipped := next((path for path in profile_files() if path.stem == device), None)):
-        old = load_profile(shipped)
+    if device != "host" and known_file:
+        old = load_profile(known_file)
         known = replace(old, runtimes={**old.runtimes, **known.runtimes}, board_at_hand=True)
     own = replace(known.runtimes[name], table=str(folder) if to else table)
     profile = fitted(replace(known, runtimes={**known.runtimes, name: own}), measuring)
@@ -236,6 +264,7 @@ def facts(machine: Machine, device: str = "host", name: str = FIRST) -> DevicePr
         power_modes={"default": mode},
         runtimes={name: runtime_of(machine, name)},
         cores=Figure(machine.cores, "what this process may use"),
+        machine=platform.machine(),
         note="Measured on the machine itself.",
     )
 

@@ -10,7 +10,8 @@ import click
 
 from hwsearch.cli.device import HOST, find
 from hwsearch.cli.output import console, json_option, note, print_json
-from hwsearch.errors import ArchitectureError
+from hwsearch.cli.types import COUNT, NONE_OR_MORE
+from hwsearch.errors import ArchitectureError, HwsearchError
 
 if TYPE_CHECKING:
     from hwsearch.architecture import Architecture
@@ -21,12 +22,10 @@ device_option = click.option(
 )
 runtime_option = click.option("--runtime", help="Runtime on the device; the profile's first by default.")
 workload_options = (
-    click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Sequences at once."),
-    click.option("--sequence", type=click.IntRange(1), default=128, show_default=True, help="Tokens of one input."),
-    click.option(
-        "--new-tokens", type=click.IntRange(0), default=0, show_default=True, help="Tokens generated after it."
-    ),
-    click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="How many in a row."),
+    click.option("--batch", type=COUNT, default=1, show_default=True, help="Sequences at once."),
+    click.option("--sequence", type=COUNT, default=128, show_default=True, help="Tokens of one input."),
+    click.option("--new-tokens", type=NONE_OR_MORE, default=0, show_default=True, help="Tokens generated after it."),
+    click.option("--repeat", type=COUNT, default=1, show_default=True, help="How many in a row."),
 )
 
 
@@ -118,7 +117,13 @@ def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
     from hwsearch.latency.cases import read_cases
     from hwsearch.latency.validate import validate as compare
 
-    result = compare(find(device), read_cases(file), unseen)
+    profile = find(device)
+    result = compare(profile, read_cases(file), unseen)
+    if not result.rows:
+        raise HwsearchError(
+            f"{file} has no row of {profile.name!r} and a runtime of its profile ({', '.join(profile.runtimes)}); "
+            "nothing to compare"
+        )
     if result.skipped:
         names = sorted({f"{case.device}/{case.runtime}" for case in result.skipped})
         note(f"skipped {len(result.skipped)} cases of other devices or unknown runtimes: {', '.join(names)}")
@@ -188,7 +193,7 @@ def devices(name: str | None, as_json: bool) -> None:
             runtimes,
             _known(found),
         )
-    table.add_row(HOST, "", "onnxruntime", "measured on first use, in under a minute")
+    table.add_row(HOST, "", "onnxruntime, pytorch", "measured on first use, in about a minute")
     console().print(table)
 
 

@@ -9,28 +9,13 @@ import click
 
 from hwsearch.cli.device import HOST
 from hwsearch.cli.output import console, json_option, note, print_json
+from hwsearch.cli.types import Positive, RangeType
 from hwsearch.errors import HwsearchError, ProfileError
 
 if TYPE_CHECKING:
     from hwsearch.device import DeviceProfile
 
 WITH_A_KIT = ("onnxruntime-cuda", "tensorrt")  # runtimes that are measured by a kit, here as on a board
-
-
-class RangeType(click.ParamType):  # type: ignore[type-arg]
-    """A smallest and a largest number: "64-512", or one number for both."""
-
-    name = "range"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        first, _, last = str(value).partition("-")
-        ends = (first.strip(), (last or first).strip())
-        if not all(end.isascii() and end.isdecimal() and 0 < len(end) < 7 for end in ends):
-            self.fail(f"a range is given as 64-512; got {value!r}", param, ctx)
-        low, high = map(int, ends)
-        if not 1 <= low <= high:
-            self.fail(f"a range goes from 1 or more upwards; got {value!r}", param, ctx)
-        return low, high
 
 
 @click.command()
@@ -45,7 +30,7 @@ class RangeType(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--threads", type=click.IntRange(1), help="Of the runtime; all cores by default.")
 @click.option("--points", type=click.IntRange(8), default=100, show_default=True, help="Models to measure.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="At most.")
+@click.option("--minutes", type=Positive(), default=5.0, show_default=True, help="At most.")
 @click.option("--depth", type=RangeType(), help="Layers of the models, as 1-12.")
 @click.option("--width", type=RangeType(), help="Widths, as 64-512.")
 @click.option("--sequence", type=RangeType(), help="Tokens of one input, as 16-256.")
@@ -84,6 +69,10 @@ def profile(
     if (phase != "prefill" or fresh) and (given or runtime in WITH_A_KIT):
         wish = "--fresh" if fresh else f"--phase {phase}"
         raise click.UsageError(f"{wish} is for what is measured on this machine, with onnxruntime or pytorch alone")
+    if cases is None:
+        from hwsearch.profiles import full_name
+
+        device = full_name(device)
     if kit is not None:
         manifest = _write_kit(device, runtime, kit, **options)
         if as_json:
@@ -94,7 +83,7 @@ def profile(
     if cases is not None:
         fitted, written = _fit(device, runtime, cases, to)
     elif back is not None:
-        fitted, written = _take_back(back, to)
+        fitted, written = _take_back(back, to, device)
     elif ssh is not None:
         fitted, written = _take_back(_run_kit(device, runtime, ssh, **options), to)
     elif runtime in WITH_A_KIT:
@@ -135,9 +124,8 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
         )
     if not any(matches(case, facts) and runtime in (None, case.runtime) for case in cases):
         if runtime is not None or not all(found.borrows for found in facts.runtimes.values()):
-            raise HwsearchError(
-                f"{file} has no row of {facts.name!r}{f' with runtime {runtime!r}' if runtime else ''}; nothing to fit"
-            )
+            known = runtime or " or ".join(facts.runtimes)
+            raise HwsearchError(f"{file} has no row of {facts.name!r} with runtime {known}; nothing to fit")
         note(f"{file} has no row of {facts.name!r}: its runtimes get what they borrow, and nothing else")
     fitted, refined = fit_or_refine(facts, cases, file.name, only=runtime)
     note(
@@ -211,6 +199,8 @@ def _run_kit(device: str, runtime: str | None, host: str | None, **options: Any)
 
     if host is not None:
         check_host(host)
+    if host is None:
+        adopt.check_kit_here(device)
     name = adopt.kit_name(device, runtime or "onnxruntime", options)
     folder = platformdirs.user_cache_path("hwsearch") / "kits" / name
     if not (folder / "manifest.json").is_file():
@@ -223,10 +213,12 @@ def _run_kit(device: str, runtime: str | None, host: str | None, **options: Any)
     return folder
 
 
-def _take_back(folder: Path, to: Path | None) -> tuple[DeviceProfile, Path]:
-    """What a board measured, as its device's table and profile."""
+def _take_back(folder: Path, to: Path | None, device: str = HOST) -> tuple[DeviceProfile, Path]:
+    """What a board measured, as its device's table and profile; `device` as the command named it."""
     from hwsearch.bench import adopt
 
+    if device != HOST and device != (made_for := adopt.device_of(folder)):
+        raise click.UsageError(f"the kit is for {made_for}; got --device {device}")
     profile, table, count = adopt.adopt_kit(folder, to)
     note(f"{count} of {adopt.asked_of(folder)} models measured on {profile.name}")
     return profile, table

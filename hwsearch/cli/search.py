@@ -9,7 +9,8 @@ import click
 
 from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.progress import Progress
-from hwsearch.errors import NothingFits, RunError, UnitError
+from hwsearch.cli.types import COUNT, NONE_OR_MORE, BudgetType, Numbers, Positive
+from hwsearch.errors import NothingFits, RunError
 
 if TYPE_CHECKING:
     from hwsearch.distill.workers import Workers
@@ -28,38 +29,6 @@ BULK = {
 LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 
 
-class BudgetType(click.ParamType):  # type: ignore[type-arg]
-    """A time with its unit, or a share of the teacher's latency."""
-
-    name = "budget"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Budget:
-        from hwsearch.units import parse_budget
-
-        try:
-            return parse_budget(value)
-        except UnitError as error:
-            self.fail(str(error), param, ctx)
-
-
-class Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Whole numbers: "4-8" or "128,192"."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        found: list[int] = []
-        for part in value.split(","):
-            first, dash, last = part.strip().partition("-")
-            ends = (first, last) if dash else (first,)
-            if not all(end.isascii() and end.isdecimal() and len(end) < 8 for end in ends):
-                self.fail(f"numbers are given as 4-8 or 128,192; got {value!r}", param, ctx)
-            found += range(int(first), min(int(last or first), int(first) + 10_000) + 1)
-        if not found:
-            self.fail(f"numbers are given as 4-8 or 128,192; got {value!r}", param, ctx)
-        return tuple(found)
-
-
 @click.command(short_help="Find the best student inside the budget (the main job; the word may be left out).")
 @click.option("--device", required=True, help="Name, alias or TOML file of a device; 'hwsearch devices' lists them.")
 @click.option("--budget", type=BudgetType(), required=True, help="As 280ms, 1.5s, or 0.25x of the teacher's latency.")
@@ -75,10 +44,10 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--runtime", help="On the device; the profile's first by default.")
 @click.option("--power-mode", help="Of the device; the profile's first by default.")
 @click.option("--threads", type=click.IntRange(1), help="Of the runtime on the device; the profile's by default.")
-@click.option("--batch", type=click.IntRange(1), help="Sequences at once.")
-@click.option("--sequence", type=click.IntRange(2), help="Tokens of one input.")
-@click.option("--new-tokens", type=click.IntRange(0), help="Tokens generated after it.")
-@click.option("--repeat", type=click.IntRange(1), help="How many in a row the budget covers.")
+@click.option("--batch", type=COUNT, help="Sequences at once.")
+@click.option("--sequence", type=click.IntRange(2, COUNT.max), help="Tokens of one input.")
+@click.option("--new-tokens", type=NONE_OR_MORE, help="Tokens generated after it.")
+@click.option("--repeat", type=COUNT, help="How many in a row the budget covers.")
 @click.option("--depth", type=Numbers(), help="Layers to choose from, as 2-4.")
 @click.option("--width", type=Numbers(), help="Widths to choose from, as 64,96,128.")
 @click.option("--heads", type=Numbers(), help="Head counts to choose from.")
@@ -86,15 +55,15 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--precision", help="Precisions of a layer's parts to choose from, as fp16,int8.")
 @click.option(
     "--min-quality",
-    type=click.FloatRange(0, 1),
+    type=Positive(1),
     help="Least retention of the teacher's accuracy; the fastest that has it is chosen.",
 )
-@click.option("--max-size-mib", type=click.FloatRange(0, min_open=True), help="Limit of the stored weights.")
-@click.option("--max-memory-mib", type=click.FloatRange(0, min_open=True), help="Limit of weights and activations.")
+@click.option("--max-size-mib", type=Positive(), help="Limit of the stored weights.")
+@click.option("--max-memory-mib", type=Positive(), help="Limit of weights and activations.")
 @click.option("--budget-ttft", type=BudgetType(), help="Of the first token of a generation, as 50ms.")
 @click.option("--budget-tpot", type=BudgetType(), help="Of each token after it, as 8ms.")
 @click.option("--trials", type=click.IntRange(1), default=16, show_default=True, help="Students to try.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin no new trial after this time.")
+@click.option("--minutes", type=Positive(), help="Begin no new trial after this time.")
 @click.option(
     "--steps",
     type=click.IntRange(4),

@@ -12,11 +12,13 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from hwsearch.architecture import Architecture, Block, Head, parse_precisions, uniform_layers
+from hwsearch.architecture import LARGEST, Architecture, Block, Head, parse_precisions, uniform_layers
 from hwsearch.device import Runtime
 from hwsearch.errors import ArchitectureError, CasesError
 from hwsearch.precision import Precision
 from hwsearch.workload import PHASES, OpTable, Phase, Workload, lower
+
+SHORTEST_MS, LONGEST_MS = 1e-4, 1e9  # beyond which a unit was mistaken
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,14 +56,17 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         self._plan()
         if min(self.layers, self.width, self.heads, self.ffn, self.batch, self.sequence) < 1:
             raise ValueError("layers, width, heads, ffn, batch and sequence are at least 1")
-        if not 0 < self.latency_ms < float("inf"):
-            raise ValueError(f"latency_ms is positive and finite; got {self.latency_ms}")
+        if not SHORTEST_MS <= self.latency_ms <= LONGEST_MS:
+            raise ValueError(f"latency_ms is from {SHORTEST_MS:g} to {LONGEST_MS:g}; got {self.latency_ms}")
         if min(self.kv_heads, self.head_dim, self.vocab, self.new_tokens, self.threads) < 0:
             raise ValueError("kv_heads, head_dim, vocab, new_tokens and threads are not negative")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"kv_heads divide heads; got {self.kv_heads} and {self.heads}")
         if self.head == "lm" and not self.vocab:
             raise ValueError("head lm needs a vocab")
+        if max(self.width, self.ffn, self.vocab, self.heads, self.head_dim) > LARGEST:
+            raise ValueError(f"sizes are {LARGEST:,} at most")
+        _ = self.workload
 
     def _plan(self) -> tuple[tuple[Precision, Precision], ...]:
         """(attention, feed_forward) of each layer."""

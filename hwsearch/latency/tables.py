@@ -31,10 +31,12 @@ def table_of_target(profile: DeviceProfile, target: Target) -> LatencyTable | No
         CasesError: the table that the profile names is missing or damaged.
     """
     runtime = profile.runtimes[target.runtime]
-    if not runtime.table or target.threads != runtime.threads or target.power_mode != next(iter(profile.power_modes)):
+    if not runtime.table or target.threads != runtime.threads:
         return None
     folder = folder_of(runtime.table)
-    return _read(folder, (folder / "cases.csv").stat().st_mtime_ns, msgspec.json.encode(runtime))
+    table = _read(folder, (folder / "cases.csv").stat().st_mtime_ns, msgspec.json.encode(runtime))
+    measured_in = profile.power_mode_of(table.points[0].case.power_mode)
+    return table if measured_in == target.power_mode else None
 
 
 def folder_of(name: str) -> Path:

@@ -178,9 +178,12 @@ class Plan:
                 nearest,
             )
         if not self.admits(nearest.architecture):
+            limits = {"--max-size-mib": self.wishes.max_size_mib, "--max-memory-mib": self.wishes.max_memory_mib}
+            given = [f"{option} is {limit:g}" for option, limit in limits.items() if limit]
             raise NothingFits(
                 "nothing meets the limits of size and memory: the smallest student, "
                 f"{nearest.architecture.id}, has {nearest.size_mib:.2f} MiB of weights and needs "
-                f"{nearest.memory_mib:.0f} MiB; the device has {self.profile.memory_mib.value:.0f} MiB",
+                f"{nearest.memory_mib:.2f} MiB to run; "
+                f"{', '.join([*given, f'the device has {self.profile.memory_mib.value:.0f} MiB'])}",
                 nearest,
             )

@@ -19,6 +19,7 @@ import pytest
 from msgspec.structs import replace
 
 from hwsearch.bench import board, carry
+from hwsearch.bench.adopt import adopt_kit
 from hwsearch.bench.answers import import_kit, kit_facts, kit_readings
 from hwsearch.bench.board import run as board_run
 from hwsearch.bench.board import tensorrt as board_tensorrt
@@ -355,6 +356,24 @@ def test_tensorrt_builds_and_runs_with_names_that_every_version_has(
     answer = json.loads((kit / "results" / "0001.json").read_text())
     assert set(answer["layers"].values().__iter__().__next__()) == {0.25}
     assert len(answer["layers"]) == 2
+
+
+def test_what_a_board_measured_is_set_beside_what_its_profile_knows(
+    typed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = tmp_path / "kit"
+    shutil.copytree(typed, kit)
+    install(monkeypatch, tensorrt("10.3.0"))
+    assert board_run.main(["--kit", str(kit)]) == 0
+    shipped = find_profile("jetson-orin").runtimes["tensorrt"]
+    profile, _, count = adopt_kit(kit, tmp_path / "own")
+    own = profile.runtimes["tensorrt"]
+    assert (profile.name, count, own.version) == ("jetson-agx-orin-64gb", 4, "10.3.0")
+    assert (tmp_path / "own" / "jetson-agx-orin-64gb.toml").is_file()
+    assert own.precisions == shipped.precisions
+    assert own.fit is not None
+    assert shipped.fit is not None
+    assert own.fit.rows == shipped.fit.rows + 4
 
 
 def test_a_second_run_builds_no_engine_again(

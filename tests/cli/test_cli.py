@@ -103,6 +103,11 @@ def test_latency_reads_an_architecture_from_a_file(tmp_path: Path) -> None:
         (["latency", "--device", "t4", *ENCODER[:2], "--width", "9" * 20, *ENCODER[4:]], 1, "sizes of at most"),
         (["latency", "--device", "t4", *ENCODER, "--precision", "int8*9999999999"], 1, "12"),
         (["profile", "--device", "host", "--from-cases", "none.csv"], 2, "measured, not fitted"),
+        (["profile", "--device", "b", "--kit", "k", "--minutes", "nan"], 2, "not a finite number"),
+        (["--device", "t4", "--budget", "1s", "--min-quality", "nan"], 2, "not a finite number"),
+        (["--device", "t4", "--budget", "1s", "--minutes", "inf"], 2, "not a finite number"),
+        (["latency", "--device", "t4", *ENCODER, "--batch", "9" * 20], 2, "--batch"),
+        (["latency", "--device", "t4", "--layers", "9" * 9, *ENCODER[2:]], 1, "at most 1000 layers"),
     ],
 )
 def test_wrong_input_is_one_clear_line(arguments: list[str], status: int, says: str) -> None:
@@ -157,6 +162,25 @@ def test_validate_prints_the_contract_and_names_what_it_skips(tmp_path: Path) ->
     status, out, _ = run("validate", "--device", "t4", "--cases", str(path))
     assert status == 0
     assert "tensorrt" in out
+
+
+def test_cases_that_nobody_meant_are_refused(tmp_path: Path) -> None:
+    for wrong, says in (
+        ({"layers": "9" * 9}, "at most 1000 layers"),
+        ({"latency_ms": "1e-300"}, "latency_ms is from"),
+        ({"latency_ms": "1e300"}, "latency_ms is from"),
+        ({"sequence": "9" * 12}, "at most"),
+        ({"ffn": "9" * 12}, "at most"),
+    ):
+        status, _, err = run("validate", "--device", "t4", "--cases", str(write(tmp_path / "x.csv", {**ROW, **wrong})))
+        assert status == 1
+        assert "line 2" in line_of(err)
+        assert says in err
+    status, _, err = run(
+        "validate", "--device", "t4", "--cases", str(write(tmp_path / "y.csv", {**ROW, "device": "a"}))
+    )
+    assert status == 1
+    assert "nothing to compare" in line_of(err)
 
 
 def test_profile_fits_and_the_fit_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

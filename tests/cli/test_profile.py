@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
+from hwsearch.bench.host import check_here, facts, this_machine
 from hwsearch.cli import cli
+from hwsearch.device import Figure
+from hwsearch.errors import ProfileError
+from hwsearch.profiles import find_profile
 
 SMALL = ["--depth", "1-2", "--width", "64", "--sequence", "16-32", "--batch", "1-2"]
 
@@ -40,6 +45,29 @@ def test_a_kit_goes_to_a_board_and_its_table_prices_students(tmp_path: Path) -> 
     assert 0 < found["low_ms"] < found["high_ms"]
 
 
+def test_a_board_is_called_by_its_own_name_whatever_the_alias(tmp_path: Path) -> None:
+    kit = tmp_path / "kit"
+    made = run("--device", "jetson-orin", "--runtime", "tensorrt", "--kit", str(kit), "--points", "8", *SMALL)
+    assert made.exit_code == 0, made.output
+    manifest = json.loads((kit / "manifest.json").read_text())
+    assert manifest["device"] == "jetson-agx-orin-64gb"
+    assert manifest["facts"]["borrows"] == list(find_profile("jetson-orin").runtimes["tensorrt"].borrows)
+    other = run("--device", "t4", "--import", str(kit))
+    assert "the kit is for jetson-agx-orin-64gb" in other.output
+
+
+def test_this_machine_is_measured_as_what_it_can_be() -> None:
+    here = facts(this_machine(1))
+    check_here(here)
+    with pytest.raises(ProfileError, match="cores, and this machine"):
+        check_here(replace(here, cores=Figure(512, "made up")))
+    with pytest.raises(ProfileError, match="is not"):
+        check_here(replace(here, cores=None))
+    check_here(replace(here, cores=None), kit=True)
+    with pytest.raises(ProfileError, match=r"is sparc, and this machine .* --ssh"):
+        check_here(replace(here, machine="sparc"), kit=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -53,6 +81,8 @@ def test_a_kit_goes_to_a_board_and_its_table_prices_students(tmp_path: Path) -> 
         (["--device", "b", "--ssh", "-oProxyCommand=x"], "user@board"),
         (["--import", "nowhere"], "manifest"),
         (["--runtime", "tensorrt"], "under a name of its own"),
+        (["--device", "t4", "--runtime", "onnxruntime"], "the processor of this machine is not t4"),
+        (["--device", "t4", "--runtime", "pytorch"], "the processor of this machine is not t4"),
     ],
 )
 def test_wrong_wishes_are_one_line(

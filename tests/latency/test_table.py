@@ -198,3 +198,12 @@ def test_tables_are_found_through_the_profile(
     other = profile.target(threads=1)
     assert other.threads != runtime.threads
     assert estimator.Estimator(profile, other, workload).one(architecture).source == "analytic"
+    # And another power mode than the one it was measured in.
+    mode = next(iter(profile.power_modes.values()))
+    modes = {"fast": mode, "slow": replace(mode, aliases=("slow",))}
+    both = replace(profile, power_modes=modes)
+    slow = [replace(point, case=replace(point.case, power_mode="slow")) for point in table.points]
+    write_table(tmp_path / "board" / "onnxruntime", slow, {"kind": "measured"}, {})
+    for name, source in (("fast", "analytic"), ("slow", "table")):
+        priced = estimator.Estimator(both, both.target(power_mode=name), workload).one(architecture)
+        assert priced.source == source
