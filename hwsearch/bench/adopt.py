@@ -27,6 +27,8 @@ from hwsearch.profiles import check_name, find_profile, full_name, own_tables, p
 FACTS = {  # what holds for a runtime on any device that runs it
     "onnxruntime": onnxruntime.FACTS,
     "onnxruntime-cuda": Runtime("", (Precision.FP32, Precision.FP16), fused_attention=False, scheme=Scheme()),
+    # Inside a graph it chooses between fp32 and fp16 by itself: fp16 is what it is asked for.
+    "onnxruntime-tensorrt": Runtime("", (Precision.FP16,), fused_attention=True, scheme=Scheme()),
     "tensorrt": Runtime("", (Precision.FP32, Precision.FP16, Precision.INT8), fused_attention=True, scheme=Scheme()),
 }
 

@@ -34,7 +34,12 @@ FORMAT = board_manifest.FORMAT
 BATCH = 10  # models that take turns on the board, all in its memory at once
 SECONDS = 3.0  # of timing for a model
 GPU_GFLOPS = 2000.0  # to guess a pass on a graphics processor by
-BUILDERS = {"onnxruntime": build_graph, "onnxruntime-cuda": build_typed_graph, "tensorrt": build_typed_graph}
+BUILDERS = {
+    "onnxruntime": build_graph,
+    "onnxruntime-cuda": build_typed_graph,
+    "onnxruntime-tensorrt": build_typed_graph,
+    "tensorrt": build_typed_graph,
+}
 LAUNCHER = '''"""Measures this kit's models; a second run goes on where the first was cut off. Python 3.8 or later."""
 
 import os
@@ -61,6 +66,7 @@ From the workstation all three in one: hwsearch profile --device {device} --runt
 NEEDS = {
     "onnxruntime": "onnxruntime",
     "onnxruntime-cuda": "onnxruntime-gpu",
+    "onnxruntime-tensorrt": "onnxruntime-gpu and TensorRT",
     "tensorrt": "TensorRT 10.3 or later (its Python package, or trtexec alone)",
 }
 

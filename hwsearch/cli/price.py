@@ -281,9 +281,8 @@ def _describe(profile: DeviceProfile) -> None:
     ):
         facts.add_row(label, f"{figure.value:g}", figure.source)
     for mode, speed in profile.power_modes.items():
-        facts.add_row(
-            f"mode {mode}", f"compute x{speed.compute.value:g}, memory x{speed.bandwidth.value:g}", speed.compute.source
-        )
+        sources = " / ".join(dict.fromkeys((speed.compute.source, speed.bandwidth.source)))
+        facts.add_row(f"mode {mode}", f"compute x{speed.compute.value:g}, memory x{speed.bandwidth.value:g}", sources)
     out.print(facts)
     out.print(evidence(profile))
     better = Table(box=None, title="what would make it surer", title_justify="left", show_header=False)

@@ -15,12 +15,19 @@ from hwsearch.errors import HwsearchError, ProfileError
 if TYPE_CHECKING:
     from hwsearch.device import DeviceProfile
 
-WITH_A_KIT = ("onnxruntime-cuda", "tensorrt")  # runtimes that are measured by a kit, here as on a board
+WITH_A_KIT = (
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "tensorrt",
+)  # runtimes that are measured by a kit, here as on a board
 
 
 @click.command()
 @click.option("--device", default=HOST, show_default=True, help="Name of a device; a new one for a board of your own.")
-@click.option("--runtime", help="Measured: onnxruntime, pytorch, onnxruntime-cuda or tensorrt. Or fitted alone.")
+@click.option(
+    "--runtime",
+    help="Measured: onnxruntime, pytorch, onnxruntime-cuda, onnxruntime-tensorrt or tensorrt. Or fitted alone.",
+)
 @click.option(
     "--phase",
     type=click.Choice(["prefill", "decode-token"]),

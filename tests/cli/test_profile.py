@@ -78,6 +78,7 @@ def test_this_machine_is_measured_as_what_it_can_be() -> None:
         (["--device", "new-board", "--runtime", "tflite"], "measured with onnxruntime or pytorch"),
         (["--device", "new-board", "--kit", "k", "--phase", "decode-token"], "for what is measured on this machine"),
         (["--device", "b", "--runtime", "onnxruntime-cuda", "--points", "8", *SMALL], "no CUDAExecutionProvider"),
+        (["--device", "b", "--runtime", "onnxruntime-tensorrt", "--points", "8", *SMALL], "no TensorrtExecution"),
         (["--device", "b", "--ssh", "-oProxyCommand=x"], "user@board"),
         (["--import", "nowhere"], "manifest"),
         (["--runtime", "tensorrt"], "under a name of its own"),

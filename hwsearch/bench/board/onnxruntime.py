@@ -18,7 +18,11 @@ from .turns import Passes
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+}
 
 
 class OnnxRuntime:
@@ -62,7 +66,12 @@ class OnnxRuntime:
         )
 
     def _session(self, graph: Path, options: Any) -> Any:
-        return self._ort.InferenceSession(str(graph), options, providers=[self._provider])
+        providers: list[Any] = [self._provider]
+        if self._provider == "TensorrtExecutionProvider":
+            # An engine is built once and kept; what TensorRT does not take runs on CUDA.
+            cache = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(self._work), "trt_fp16_enable": "1"}
+            providers = [(self._provider, cache), "CUDAExecutionProvider"]
+        return self._ort.InferenceSession(str(graph), options, providers=providers)
 
 
 def options_of(threads: int) -> Any:
