@@ -45,8 +45,8 @@ SESSIONS = 0.02  # sd of the logarithm by which two sessions disagree on one mod
 # Points that are left out have still had their say in the surfaces' lengths and rooflines: of 300 unseen models of five
 # tables 87 % lay inside an interval that was stretched to hold 90 % of what was left out.
 UNSEEN = 1.1
-# Doubt about new tokens: 60 points were 12 % off on 40 unseen models (benchmarks/unseen.py --phase decode_token), where
-# leaving points out said 8 %.
+# Doubt about new tokens: 60 points were 7 to 12 % off on 40 unseen models (benchmarks/unseen.py --phase decode_token),
+# where leaving points out said less.
 DECODING = 0.1
 Z90 = 1.6449  # standard normal quantile at 95 %: 5 % on either side
 RIDGE = 1.0  # of the correction: as if one point said that there is nothing to correct
