@@ -61,6 +61,11 @@ def load_profile(path: Path) -> DeviceProfile:
         raise ProfileError(f"broken profile {path}: {error}") from error
 
 
+def file_named(name: str) -> Path | None:
+    """The file of the device of that very name, if there is one."""
+    return next((path for path in profile_files() if path.stem == name), None)
+
+
 def find_profile(device: str) -> DeviceProfile:
     """The profile of a device by name, alias or path of a TOML file.
 
@@ -79,9 +84,8 @@ def find_file(device: str) -> Path:
     if device.endswith(".toml") or "/" in device:
         return Path(device)
     wanted = device.lower()
-    for path in profile_files():
-        if path.stem == wanted:
-            return path
+    if (path := file_named(wanted)) is not None:
+        return path
     known: list[str] = []
     for path in profile_files():
         profile = load_profile(path)

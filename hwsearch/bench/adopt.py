@@ -22,7 +22,7 @@ from hwsearch.latency.prior import REACHED, REACHED_BANDWIDTH
 from hwsearch.latency.refine import fit_or_refine
 from hwsearch.latency.table import Point, write_table
 from hwsearch.precision import Precision, Scheme
-from hwsearch.profiles import check_name, find_profile, full_name, own_tables, profile_files, user_folder, write_profile
+from hwsearch.profiles import check_name, file_named, full_name, load_profile, own_tables, user_folder, write_profile
 
 FACTS = {  # what holds for a runtime on any device that runs it
     "onnxruntime": onnxruntime.FACTS,
@@ -41,7 +41,8 @@ def runtime_facts(device: str, name: str, threads: int = 0) -> Runtime:
         CasesError: nothing is known.
     """
     check_name(device)
-    known = {**FACTS, **(find_profile(device).runtimes if _has_profile(device) else {})}
+    profile = _known(device)
+    known = {**FACTS, **(profile.runtimes if profile else {})}
     if name not in known:
         raise CasesError(f"{device!r} has no profile with runtime {name!r}; write its facts in a profile first")
     return replace(known[name], threads=threads)
@@ -65,7 +66,7 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     device, name = full_name(manifest.device), manifest.runtime
     table = f"{device}/{name}"
     place = (to.resolve() if to else own_tables()) / table
-    known = find_profile(device) if _has_profile(device) else None
+    known = _known(device)
     runtime = replace(
         known.runtimes.get(name, manifest.facts) if known else manifest.facts,
         version=cases[0].runtime_version,
@@ -89,8 +90,9 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     return profile, place, len(cases)
 
 
-def _has_profile(device: str) -> bool:
-    return any(path.stem == device for path in profile_files())
+def _known(device: str) -> DeviceProfile | None:
+    path = file_named(device)
+    return load_profile(path) if path else None
 
 
 def _facts(device: str, title: str, runtime: Runtime, points: list[Point]) -> DeviceProfile:
@@ -132,8 +134,8 @@ def check_kit_here(device: str) -> None:
     Raises:
         ProfileError: it is another machine, as far as its profile tells.
     """
-    if _has_profile(device):
-        check_here(find_profile(device), kit=True)
+    if (profile := _known(device)) is not None:
+        check_here(profile, kit=True)
 
 
 def device_of(folder: Path) -> str:

@@ -28,7 +28,7 @@ from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
 from hwsearch.errors import CasesError, ProfileError
 from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.calibrate import fit_device
-from hwsearch.profiles import check_name, load_profile, own_tables, profile_files, user_folder, write_profile
+from hwsearch.profiles import check_name, file_named, load_profile, own_tables, user_folder, write_profile
 from hwsearch.workload import Phase
 
 FORM = 2  # of the tables in the cache
@@ -192,8 +192,9 @@ def measure_device(
         ProfileError: the name cannot be a device's, or is that of one which this machine is not.
     """
     check_name(device)
-    if known_file := next((path for path in profile_files() if path.stem == device), None):
-        check_here(load_profile(known_file))
+    old = load_profile(path) if (path := file_named(device)) else None
+    if old is not None:
+        check_here(old)
     if device == "host" and to is None:
         measuring = host_measuring(machine, ranges, name=name, fresh=fresh)
         measuring.measure(points, seconds, progress, phase)
@@ -203,8 +204,7 @@ def measure_device(
     measuring = host_measuring(machine, ranges, folder, device, name, fresh)
     measuring.measure(points, seconds, progress, phase)
     known = facts(machine, device, name)
-    if device != "host" and known_file:
-        old = load_profile(known_file)
+    if device != "host" and old is not None:
         known = replace(old, runtimes={**old.runtimes, **known.runtimes}, board_at_hand=True)
     own = replace(known.runtimes[name], table=str(folder) if to else table)
     profile = fitted(replace(known, runtimes={**known.runtimes, name: own}), measuring)

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec.structs import replace
 
-from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Error, Figure, Fit, Hull, Parameters, Runtime
+from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Error, Figure, Fit, Parameters, Runtime
 from hwsearch.latency.analytic import AnalyticModel
-from hwsearch.latency.cases import Case, digest
+from hwsearch.latency.cases import Case, digest, table_of
 from hwsearch.latency.estimator import Estimates, estimate_with, log_gradient, medians_us
+from hwsearch.latency.hulls import hulls_of, reach_of
 from hwsearch.latency.prior import Belief, prior_of
 from hwsearch.latency.table import LatencyTable
-from hwsearch.precision import PRECISIONS
-from hwsearch.profiles import find_profile
-from hwsearch.workload import KIND, OpTable, concatenate
+from hwsearch.workload import OpTable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,11 +65,6 @@ def matches(case: Case, profile: DeviceProfile) -> bool:
     return (case.device == profile.name or case.device in profile.aliases) and case.runtime in profile.runtimes
 
 
-def table_of(profile: DeviceProfile, cases: Sequence[Case]) -> OpTable:
-    """The kernels of what each case measured, one architecture a case, of one runtime."""
-    return concatenate([case.ops(profile.runtimes[case.runtime]) for case in cases])
-
-
 def estimate_cases(
     profile: DeviceProfile, cases: Sequence[Case], values: dict[str, float] | None = None
 ) -> list[tuple[float, float, float]]:
@@ -106,9 +100,9 @@ def judged(fit: Fit, held_out: Sequence[tuple[Case, tuple[float, float, float]]]
     """The fit with what leaving models out says of it, its doubt stretched."""
     return replace(
         fit,
-        noise=_round(fit.noise * stretch),
-        covariance=tuple(tuple(_round(x * stretch**2) for x in row) for row in fit.covariance),
-        stretch=_round(stretch),
+        noise=rounded(fit.noise * stretch),
+        covariance=tuple(tuple(rounded(x * stretch**2) for x in row) for row in fit.covariance),
+        stretch=rounded(stretch),
         leave_one_model_out=_errors(held_out),
     )
 
@@ -124,7 +118,7 @@ def with_belief(
 ) -> DeviceProfile:
     """The profile with a runtime's parameters as `belief` has them; `prior` is what was believed before its rows."""
     rows = [case for case in cases if case.runtime == name]
-    own = _hulls(profile, rows) if rows else {}
+    own = hulls_of(profile, rows) if rows else {}
     fit = Fit(
         cases=f"{origin}, rows {digest(rows)}" if rows else "no rows of its own",
         rows=len(rows),
@@ -133,7 +127,7 @@ def with_belief(
         order=belief.order,
         covariance=tuple(map(tuple, belief.covariance.tolist())),
         hulls=own,
-        reach=_reach(profile, name, cases),
+        reach=reach_of(profile, name, cases),
         row_digests=tuple(digest([case])[:8] for case in rows),
     )
     parameters = _parameters(
@@ -269,7 +263,7 @@ def _identified(belief: Belief, prior: Belief, rows: int) -> dict[str, str]:
 
 def _parameters(belief: Belief, sources: dict[str, str]) -> Parameters:
     figures = {
-        entry: Figure(_round(value), sources.get(entry, source), _round(sd))
+        entry: Figure(rounded(value), sources.get(entry, source), rounded(sd))
         for entry, value, source, sd in zip(
             belief.order,
             np.exp(belief.mean).tolist(),
@@ -282,50 +276,16 @@ def _parameters(belief: Belief, sources: dict[str, str]) -> Parameters:
     return Parameters(**{entry: figures[entry] for entry in SCALARS}, **grouped)  # type: ignore[arg-type]
 
 
-def _hulls(profile: DeviceProfile, cases: Sequence[Case]) -> dict[str, Hull]:
-    """The shapes that the cases' layers have, by precision."""
-    table = table_of(profile, cases)
-    ran = np.isin(table.kind, [KIND[kind] for kind in ("qkv", "projection", "up", "down")]) & (
-        table.passes[table.architecture, table.phase] > 0
-    )
-    found = {}
-    for precision in sorted(PRECISIONS, key=str):
-        rows = ran & (table.precision == precision.code)
-        if rows.any():
-            m, k, n = ((float(getattr(table, x)[rows].min()), float(getattr(table, x)[rows].max())) for x in "mkn")
-            found[str(precision)] = Hull(m, k, n)
-    return found
-
-
-def _reach(profile: DeviceProfile, name: str, cases: Sequence[Case]) -> Hull | None:
-    """The shapes that the runtime's rows, in any precision, and those of its lenders span together."""
-    rows = [case for case in cases if case.runtime == name]
-    hulls = list(_hulls(profile, rows).values()) if rows else []
-    for lender in profile.runtimes[name].borrows:
-        device, _, other = lender.rpartition("/")
-        if not device or device == profile.name:
-            hulls += filter(None, [_reach(profile, other, cases)])
-        else:
-            lent = find_profile(device).runtimes[other].fit
-            hulls += filter(None, [lent.reach if lent else None])
-    if not hulls:
-        return None
-    m, k, n = (
-        (min(getattr(h, axis)[0] for h in hulls), max(getattr(h, axis)[1] for h in hulls)) for axis in ("m", "k", "n")
-    )
-    return Hull(m, k, n)
-
-
 def _errors(held_out: Sequence[tuple[Case, tuple[float, float, float]]]) -> dict[str, Error]:
     errors: dict[str, Error] = {}
     for precision in sorted({case.label for case, _ in held_out}):
         rows = [(case, interval) for case, interval in held_out if case.label == precision]
         mape = float(np.mean([abs(median / case.latency_ms - 1) for case, (median, _, _) in rows]))
         inside = float(np.mean([low <= case.latency_ms <= high for case, (_, low, high) in rows]))
-        errors[precision] = Error(len(rows), _round(mape), _round(inside))
+        errors[precision] = Error(len(rows), rounded(mape), rounded(inside))
     return errors
 
 
-def _round(value: float) -> float:
+def rounded(value: float) -> float:
     """Four significant digits: more would claim more than a fit knows."""
     return float(f"{value:.4g}")

@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 
 from hwsearch.architecture import LARGEST, Architecture, Block, Head, parse_precisions, uniform_layers
-from hwsearch.device import Runtime
+from hwsearch.device import DeviceProfile, Runtime
 from hwsearch.errors import ArchitectureError, CasesError
 from hwsearch.precision import Precision
-from hwsearch.workload import PHASES, OpTable, Phase, Workload, lower
+from hwsearch.workload import PHASES, OpTable, Phase, Workload, concatenate, lower
 
 SHORTEST_MS, LONGEST_MS = 1e-4, 1e9  # beyond which a unit was mistaken
 
@@ -161,6 +161,11 @@ def _case(row: dict[str | None, str | None], place: str) -> Case:
         )
     except msgspec.ValidationError as error:
         raise CasesError(f"{place}: {error}") from error
+
+
+def table_of(profile: DeviceProfile, cases: Sequence[Case]) -> OpTable:
+    """The kernels of what each case measured, one architecture a case, of one runtime."""
+    return concatenate([case.ops(profile.runtimes[case.runtime]) for case in cases])
 
 
 def digest(cases: Sequence[Case]) -> str:

@@ -19,11 +19,13 @@ from hwsearch.latency.calibrate import (
     fit_device,
     judged,
     matches,
+    rounded,
     stretch_of,
     update,
     with_belief,
 )
 from hwsearch.latency.cases import Case, digest
+from hwsearch.latency.hulls import spanned
 from hwsearch.latency.prior import Belief, stored
 
 ALL = 0.2  # sd of the logarithm of the factor on all times
@@ -50,15 +52,14 @@ def fit_or_refine(
     """
     mine = [case for case in cases if matches(case, profile) and only in (None, case.runtime)]
     fits = {name: runtime.fit for name, runtime in profile.runtimes.items() if runtime.fit and runtime.parameters}
-    known = {name for name, fit in fits.items() if any(c.runtime == name and _hash(c) in fit.row_digests for c in mine)}
-    first = any(not fits[name].refined for name in known)
-    if not mine or first or {case.runtime for case in mine} - set(fits):
+    if not mine or {case.runtime for case in mine} - set(fits):
+        return fit_device(profile, cases, origin, only), False
+    fresh = [case for case in mine if _hash(case) not in fits[case.runtime].row_digests]
+    if any(case not in fresh and not fits[case.runtime].refined for case in mine):
         return fit_device(profile, cases, origin, only), False
     runtimes = dict(profile.runtimes)
-    for name in dict.fromkeys(case.runtime for case in mine):
-        fresh = [case for case in mine if case.runtime == name and _hash(case) not in fits[name].row_digests]
-        if fresh:
-            runtimes[name] = _refined(profile, name, fresh, origin)
+    for name in dict.fromkeys(case.runtime for case in fresh):
+        runtimes[name] = _refined(profile, name, [case for case in fresh if case.runtime == name], origin)
     return replace(profile, runtimes=runtimes), True
 
 
@@ -101,29 +102,23 @@ def _together(old: Fit, new: Fit) -> Fit:
         errors = [fit.leave_one_model_out[precision] for fit in (old, new) if precision in fit.leave_one_model_out]
         rows = sum(error.rows for error in errors)
         mape, coverage = (sum(e.rows * getattr(e, x) for e in errors) / rows for x in ("mape", "coverage"))
-        return Error(rows, float(f"{mape:.4g}"), float(f"{coverage:.4g}"))
+        return Error(rows, rounded(mape), rounded(coverage))
+
+    def over(*hulls: Hull | None) -> Hull | None:
+        return spanned([hull for hull in hulls if hull])
 
     return replace(
         new,
         cases=f"{old.cases}; {new.cases}" if old.rows else new.cases,
         rows=old.rows + new.rows,
         models=tuple(sorted({*old.models, *new.models})),
-        hulls={p: _joined(old.hulls.get(p), new.hulls.get(p)) for p in sorted({*old.hulls, *new.hulls})},
-        reach=_joined(old.reach, new.reach),
-        stretch=float(f"{old.stretch * new.stretch:.4g}"),
+        hulls={p: hull for p in sorted({*old.hulls, *new.hulls}) if (hull := over(old.hulls.get(p), new.hulls.get(p)))},
+        reach=over(old.reach, new.reach),
+        stretch=rounded(old.stretch * new.stretch),
         leave_one_model_out={p: both(p) for p in sorted({*old.leave_one_model_out, *new.leave_one_model_out})},
         row_digests=(*old.row_digests, *new.row_digests),
         refined=True,
     )
-
-
-def _joined(first: Hull | None, second: Hull | None) -> Hull | None:
-    """The shapes that either has."""
-    if first is None or second is None:
-        return first or second
-    ends = [[getattr(hull, axis) for hull in (first, second)] for axis in ("m", "k", "n")]
-    m, k, n = ((min(low for low, _ in axis), max(high for _, high in axis)) for axis in ends)
-    return Hull(m, k, n)
 
 
 def _hash(case: Case) -> str:
