@@ -180,6 +180,18 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             kv_precision=precision,
         )
 
+    def with_float(self, precision: Precision) -> Architecture:
+        """The same student with every float part in this float; quantised layers stay quantised."""
+
+        def part(own: Precision) -> Precision:
+            return precision if own.is_float else own
+
+        layers = tuple(
+            replace(layer, attention=part(layer.attention), feed_forward=part(layer.feed_forward))
+            for layer in self.layers
+        )
+        return replace(self.in_float(precision), layers=layers)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads back, with the derived id, depth and parameters beside them for
         people."""

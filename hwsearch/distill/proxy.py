@@ -58,7 +58,7 @@ class Student:
             else random_student(teacher, architecture, fresh)
         )
         quantise_layers(self.model.get_submodule("model.layers").children(), architecture, task.scheme)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.recipe.rate, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.recipe.rate, betas=(0.9, 0.98), fused=True)
         self.step = 0
         self.seconds = 0.0
         self.curve: list[tuple[int, float]] = []

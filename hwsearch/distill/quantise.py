@@ -1,13 +1,15 @@
 """Fake quantisation: what the runtime will do to a layer's numbers, inside the training graph.
 
-PyTorch's own fake-quantise kernels round to the runtime's grid and let gradients through inside the range
-(straight-through, Bengio et al. 2013, arXiv:1308.3432). Which grid is the `Scheme`'s: a static range is a running
-maximum over the training batches, a dynamic one is taken from each tensor.
+Values are rounded to the runtime's grid and gradients let through inside the range (straight-through, Bengio et al.
+2013, arXiv:1308.3432). Which grid is the `Scheme`'s: a static range is a running maximum over the training batches, a
+dynamic one is taken from each tensor. PyTorch's own fake-quantise kernels do the same, element by element on a CPU; four
+vectorised passes do it in a sixth of the time (`benchmarks/steps.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +52,7 @@ class QuantisedLinear(nn.Linear):
         with torch.no_grad():
             largest = self.weight.abs().amax(dim=1) if per_channel else self.weight.abs().amax()
             scale = largest.clamp_min(_TINY) / 127
-        zero = torch.zeros_like(scale, dtype=torch.int32)
-        if per_channel:
-            return torch.fake_quantize_per_channel_affine(self.weight, scale, zero, 0, -127, 127)
-        return torch.fake_quantize_per_tensor_affine(self.weight, scale, zero, -127, 127)
+        return on_grid(self.weight, scale.unsqueeze(-1) if per_channel else scale)
 
     def _activations(self, x: Tensor) -> Tensor:
         """The input on its grid. Rounding is half of what int8 adds to a step: one of several readers does it."""
@@ -67,14 +66,13 @@ class QuantisedLinear(nn.Linear):
     def _round(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         with torch.no_grad():
             if self.scheme.activation_type == "uint8":
-                bounds = (0, 255)
                 scale = ((high - low) / 255).clamp_min(_TINY)
-                zero = torch.round(-low / scale).to(torch.int32)
+                zero = torch.round(-low / scale)
+                bounds = (-zero, 255 - zero)
             else:
-                bounds = (-127, 127)
                 scale = (torch.maximum(-low, high) / 127).clamp_min(_TINY)
-                zero = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero, *bounds)
+                bounds = (torch.full_like(scale, -127), torch.full_like(scale, 127))
+        return on_grid(x, scale, bounds)
 
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         known = bool(self.high > self.low)
@@ -90,6 +88,34 @@ class QuantisedLinear(nn.Linear):
             self.low.copy_(low)
             self.high.copy_(high)
         return low, high
+
+
+def on_grid(x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """`x` rounded to multiples of `scale`, from `bounds[0]` to `bounds[1]` of them; the gradient is let through inside.
+
+    Args:
+        x: any shape.
+        scale: that broadcasts against it.
+        bounds: multiples, scalars; None where nothing lies outside.
+    """
+    result: Tensor = _OnGrid.apply(x, scale, bounds)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _OnGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
+        steps = (x * scale.reciprocal()).round_()
+        if bounds is not None:
+            inside = steps.clamp(*bounds)
+            ctx.save_for_backward(inside == steps)
+            steps = inside
+        return steps.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, d_rounded: Tensor) -> tuple[Tensor, None, None]:
+        inside = ctx.saved_tensors
+        return d_rounded * inside[0] if inside else d_rounded, None, None
 
 
 def quantise(part: nn.Module, names: Iterable[str], scheme: Scheme) -> None:

@@ -34,16 +34,6 @@ def reprice(
     price = Estimator(profile, target, workload)
     beside = runtime.float_beside()
 
-    def translated(architecture: Architecture) -> Architecture:
-        def part(precision: Precision) -> Precision:
-            return beside if precision.is_float else precision
-
-        layers = tuple(
-            replace(layer, attention=part(layer.attention), feed_forward=part(layer.feed_forward))
-            for layer in architecture.layers
-        )
-        return replace(architecture.in_float(beside), layers=layers)
-
     def runs(result: Result) -> bool:
         return all(
             p.is_float or p in runtime.precisions
@@ -52,7 +42,7 @@ def reprice(
         )
 
     def priced(result: Result) -> Result:
-        architecture = translated(result.architecture)
+        architecture = result.architecture.with_float(beside)
         return replace(
             result,
             architecture=architecture,

@@ -1,0 +1,232 @@
+"""The table that scores, rungs and samplers are judged on: 64 students of the embedded teacher, trained to full.
+
+Drawn stratified: 44 spread over the latencies up to two fifths of the teacher's, 20 within 10 % of one. Each is trained
+from slices at the search's constant rate, its held-out KL on *select* noted on the way; then every fourth from random
+weights, and every third once more with another seed (other text in another order). "Full" is the smallest
+power of two of steps, 1,024 at least, at which doubling lowers the held-out KL by less than 3 % on average.
+
+Takes hours; a run that was stopped goes on where it was, and what is done stands in the table at any time.
+
+python benchmarks/students.py [--until 4096] [--processes 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from functools import cache
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import platformdirs
+
+from hwsearch.architecture import Architecture
+from hwsearch.distill.job import Recipe, TaskSpec
+from hwsearch.files import read_json, write_text
+from hwsearch.profiles import find_profile
+from hwsearch.search.plan import Plan, Wishes
+from hwsearch.search.sampler import RATIOS, Proposer
+from hwsearch.units import Budget, format_seconds
+from hwsearch.workload import Workload
+
+TABLE = Path(__file__).parent / "students.json"
+WORK = platformdirs.user_cache_path("hwsearch") / "students"
+WORKLOADS = {
+    "jetson-orin": Workload(64, 128, 0, 256),
+    "t4": Workload(64, 128, 0, 256),
+    "graviton3": Workload(1, 128),
+}
+MARKS = (0, 10, 20, 40, 80, 120, 160, 240, 320, 480, 640, 800, 1024)  # and half powers of two from there on
+SPREAD, BAND = 44, 20
+TRIES = 20  # of proportions before another depth is drawn
+LARGEST = 0.4  # of the teacher's latency
+FIRST_FULL, GAIN = 1024, 0.03
+EXPLAINED = 0.99  # of the variance of feed-forward activations
+
+
+def plan_of(device: str, facts: Any) -> Plan:
+    profile = find_profile(device)
+    wishes = Wishes(budget=Budget(share=LARGEST), workload=WORKLOADS[device])
+    return Plan(wishes, profile, profile.target(), facts.architecture)
+
+
+def draw(facts: Any) -> list[Architecture]:
+    """The students, those of the band last."""
+    plan = plan_of("jetson-orin", facts)
+    proposer = Proposer(plan.space, plan.strain, facts.sensitivities, facts.layers)
+    rng = np.random.default_rng(0)
+    least = float(min(plan.price(plan.space.smallest).median_ms))
+    spread = np.geomspace(1.05 * least, plan.budget_ms, SPREAD)
+    middle = float(np.sqrt(least * plan.budget_ms))
+    band = rng.uniform(0.955, 1.045, BAND) * middle
+    found: list[Architecture] = []
+    for wanted in (*spread, *band):
+        depth = int(rng.choice(plan.space.depths))
+        for attempt in count(1):
+            if attempt % TRIES == 0:
+                depth = int(rng.choice(plan.space.depths))
+            ratios = np.exp(rng.uniform(*np.log(RATIOS), 2))
+            precisions = proposer.plan(depth, float(rng.choice([0.0, 0.5, 1.0])))
+            options = proposer.options(depth, *ratios, precisions)
+            off = np.abs(np.log(plan.price(options).median_ms / wanted))
+            best = options[int(off.argmin())]
+            if off.min() < (0.05 if len(found) < SPREAD else 0.004) and best not in found:
+                found.append(best)
+                break
+    return found
+
+
+@cache
+def workshop(seed: int) -> Any:
+    import torch
+
+    from hwsearch.distill.task import Workshop
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    scheme = find_profile("jetson-orin").runtimes["tensorrt"].scheme
+    return Workshop(TaskSpec(recipe=Recipe(seed=seed), scheme=scheme))
+
+
+def facts_of(seed: int) -> Any:
+    return workshop(seed).finish()
+
+
+def train(architecture: Architecture, run: Run, until: int) -> dict[str, Any]:
+    """One student up to `until` steps, gone on from where it was: its curve and what scores cost nothing."""
+    from hwsearch.distill.proxy import Student
+
+    task = workshop(run.seed).task
+    student = Student(task, architecture, fresh=0 if run.fresh else None)
+    dimensions = ffn_dimensions(student)
+    path = WORK / f"{run.student}-{run.key}.pt"
+    student.resume(path)
+    halves = (round(2 ** (i / 2)) for i in range(21, 64))
+    for stop in (*MARKS, *halves):
+        if stop > until:
+            break
+        if stop > student.step or not student.curve:
+            student.train(stop)
+            student.mark(task.select)
+    student.keep(path)
+    return {"curve": student.curve, "seconds": student.seconds, "ffn_dimensions": dimensions}
+
+
+def ffn_dimensions(student: Any) -> int:
+    """Principal components that hold most of the variance of the feed-forward activations, summed over layers."""
+    import torch
+
+    found: list[int] = []
+
+    def add(module: Any, arguments: tuple[Any, ...]) -> None:  # noqa: ARG001
+        x = arguments[0].detach().flatten(0, 1).double()
+        values = torch.linalg.eigvalsh((x - x.mean(0)).T @ (x - x.mean(0))).flip(0).clamp_min(0)
+        found.append(int((values.cumsum(0) < EXPLAINED * values.sum()).sum()) + 1)
+
+    layers = student.model.get_submodule("model.layers").children()
+    handles = [layer.get_submodule("mlp.down_proj").register_forward_pre_hook(add) for layer in layers]
+    with torch.no_grad():
+        student.model(input_ids=torch.from_numpy(student.task.chunks[:32, :-1]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return sum(found)
+
+
+def gain(rows: list[dict[str, Any]], steps: int) -> float | None:
+    """By how much doubling `steps` lowers the KL, on average over the students that have come so far."""
+    curves = [dict(row["curve"]) for row in rows if row.get("curve")]
+    ratios = [curve[2 * steps] / curve[steps] for curve in curves if 2 * steps in curve]
+    return 1 - float(np.exp(np.mean(np.log(ratios)))) if ratios else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--until", type=int, default=8192, help="steps at most")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    WORK.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        facts = pool.submit(facts_of, 0).result()
+        table = read_json(TABLE) if TABLE.is_file() else new_table(facts)
+        rows = table["students"]
+        steps = FIRST_FULL
+        while steps <= options.until and not table["full_steps"]:
+            advance(pool, table, [Run(i, "curve") for i in range(len(rows))], steps)
+            loss = gain(rows, steps // 2)
+            if steps > FIRST_FULL and loss is not None and loss < GAIN:
+                table["full_steps"] = steps // 2
+            steps *= 2
+        if table["full_steps"]:
+            others = [Run(i, "random_curve", fresh=True) for i in range(0, len(rows), 4)]
+            others += [Run(i, "second_curve", seed=1) for i in range(0, len(rows), 3)]
+            advance(pool, table, others, table["full_steps"])
+        write_text(TABLE, shown(table))
+    print(json.dumps({"full_steps": table["full_steps"], "gains": {s: gain(rows, s) for s in (512, 1024, 2048, 4096)}}))
+
+
+class Run(NamedTuple):
+    """A student's training, and where in its row the curve stands."""
+
+    student: int
+    key: str
+    fresh: bool = False
+    seed: int = 0
+
+
+def advance(pool: ProcessPoolExecutor, table: dict[str, Any], runs: list[Run], steps: int) -> None:
+    """Every run up to `steps`; what is there already takes no time."""
+    rows = table["students"]
+    runs = [run for run in runs if steps not in dict(rows[run.student].get(run.key, ()))]
+    jobs: dict[Future[dict[str, Any]], Run] = {
+        pool.submit(train, Architecture.from_json(rows[run.student]["architecture"]), run, steps): run for run in runs
+    }
+    started = time.monotonic()
+    for done, future in enumerate(as_completed(jobs), start=1):
+        run, found = jobs[future], future.result()
+        row = rows[run.student]
+        row[run.key] = [[step, round(loss, 5)] for step, loss in found["curve"]]
+        if run.key == "curve":
+            row |= {"seconds": round(found["seconds"], 1), "ffn_dimensions": found["ffn_dimensions"]}
+        write_text(TABLE, shown(table))
+        left = format_seconds((time.monotonic() - started) / done * (len(jobs) - done))
+        print(f"{steps} steps: {done} of {len(jobs)}, {left} left", file=sys.stderr)
+
+
+def new_table(facts: Any) -> dict[str, Any]:
+    students = draw(facts)
+    prices = {}
+    for device in WORKLOADS:
+        plan = plan_of(device, facts)
+        prices[device] = plan.price([a.with_float(plan.runtime.float_beside()) for a in students])
+    rows = [
+        {
+            "architecture": architecture.to_json(),
+            "parameters": architecture.parameters,
+            "band": i >= SPREAD,
+            "ms": {
+                device: [round(float(p.low_ms[i]), 4), round(float(p.median_ms[i]), 4), round(float(p.high_ms[i]), 4)]
+                for device, p in prices.items()
+            },
+        }
+        for i, architecture in enumerate(students)
+    ]
+    return {"command": "python benchmarks/students.py", "full_steps": None, "students": rows}
+
+
+def shown(table: dict[str, Any]) -> str:
+    """As JSON with a line a student."""
+    rows = ",\n".join(json.dumps(row) for row in table["students"])
+    head = json.dumps({key: value for key, value in table.items() if key != "students"})
+    return f'{head[:-1]}, "students": [\n{rows}\n]}}\n'
+
+
+if __name__ == "__main__":
+    main()
