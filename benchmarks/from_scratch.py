@@ -20,7 +20,7 @@ from hwsearch.architecture import Architecture
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.task import Workshop
-from hwsearch.search.engine import COOL_DOWN
+from hwsearch.search.plan import RUNGS
 
 
 def main() -> None:
@@ -40,8 +40,8 @@ def main() -> None:
     for factor in map(float, arguments.rates.split(",")):
         recipe = msgspec.structs.replace(spec.recipe, rate=factor * spec.recipe.rate)
         student = Student(dataclasses.replace(workshop.task, recipe=recipe), architecture, fresh=0)
-        student.train(steps, cool_from=round(steps * (1 - COOL_DOWN)))
-        score = student.score(workshop.task.report, extrapolated=False)
+        student.train(steps, cool_from=int(steps * RUNGS[-1]))
+        score = student.score(workshop.task.report)
         fresh[factor] = {name: getattr(score, name) for name in ("quality", "quality_low", "quality_high", "retention")}
     best = max(fresh.values(), key=lambda score: score["quality"])
     result = {

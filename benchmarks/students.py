@@ -32,7 +32,7 @@ from hwsearch.distill.job import Recipe, TaskSpec
 from hwsearch.files import read_json, write_text
 from hwsearch.profiles import find_profile
 from hwsearch.search.plan import Plan, Wishes
-from hwsearch.search.sampler import RATIOS, Proposer
+from hwsearch.search.proposer import RATIOS, Proposer
 from hwsearch.units import Budget, format_seconds
 from hwsearch.workload import Workload
 

@@ -84,6 +84,7 @@ class Job(msgspec.Struct, frozen=True):
         start: a shorter run's state to go on from where `path` has none.
         architecture: of the student.
         steps: to train up to.
+        horizon: steps of a full training, at which the score's loss is expected; 0 where it is taken as measured.
         cool_from: step from which on the rate falls to zero; None keeps it constant.
         split: to judge it on at the end.
         layers: the teacher's layers behind the student's; the best by default.
@@ -94,6 +95,7 @@ class Job(msgspec.Struct, frozen=True):
     architecture: Architecture
     steps: int
     start: str = ""
+    horizon: int = 0
     cool_from: int | None = None
     split: Literal["select", "report"] = "select"
     layers: tuple[int, ...] | None = None
@@ -104,7 +106,7 @@ class ProxyScore(msgspec.Struct, frozen=True):
     """What a short run says of an architecture.
 
     Attributes:
-        loss: held-out KL to the teacher in nats a token, extrapolated by one doubling of the steps.
+        loss: held-out KL to the teacher in nats a token, as it is expected at the job's horizon.
         measured_loss: the same as measured.
         quality: held-out next-token accuracy, with its 90 % bootstrap interval.
         teacher_quality: the teacher's accuracy on the same tokens.

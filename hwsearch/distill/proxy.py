@@ -9,7 +9,7 @@ the short one stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,14 +119,14 @@ class Student:
         self.curve.append((self.step, float(losses.sum() / held_out.chunks[:, 1:].size)))
         self.seconds += time.perf_counter() - started
 
-    def score(self, held_out: HeldOut, extrapolated: bool = True) -> ProxyScore:
-        """Judge the student as it stands; a run that has cooled down is taken as it is, not extrapolated."""
+    def score(self, held_out: HeldOut, horizon: int = 0) -> ProxyScore:
+        """Judge the student as it stands, its loss as it is expected at `horizon` steps."""
         losses, hits = self.evaluate(held_out)
         tokens = held_out.chunks.shape[1] - 1
         measured = float(losses.sum() / (tokens * len(losses)))
         quality, retention = bootstrap(hits, held_out.teacher_hits, tokens)
         return ProxyScore(
-            loss=extrapolate(self.curve) if extrapolated and self.curve else measured,
+            loss=extrapolate(self.curve, horizon) if horizon and self.curve else measured,
             measured_loss=measured,
             quality=quality[0],
             quality_low=quality[1],
@@ -206,17 +206,17 @@ def divergence(model: PreTrainedModel, chunks: NDArray[np.int64], outputs: Outpu
     return float(losses.sum() / chunks[:, 1:].size)
 
 
-def extrapolate(curve: list[tuple[int, float]]) -> float:
-    """The loss after twice the steps, a straight line in log-log through the last point and the one nearest to half its
-    steps; the last loss itself while there are no two points.
+def extrapolate(curve: Sequence[tuple[int, float]], horizon: int) -> float:
+    """The loss after `horizon` steps: a straight line in log-log through the last point and the one nearest to half its
+    steps, at most one doubling on. The last loss itself while there are no two points.
     """
     step, loss = curve[-1]
     earlier = [(s, value) for s, value in curve[:-1] if s > 0]
-    if not earlier or loss <= 0:
+    if not earlier or loss <= 0 or horizon <= step:
         return loss
     s, value = min(earlier, key=lambda point: abs(np.log(point[0] * 2 / step)))
     slope = (np.log(loss) - np.log(value)) / (np.log(step) - np.log(s))
-    return float(loss * 2 ** min(slope, 0.0))
+    return float(loss * min(2.0, horizon / step) ** min(slope, 0.0))
 
 
 def bootstrap(

@@ -180,4 +180,4 @@ def _trained(job: Job) -> ProxyScore:
             if job.split == "select":
                 student.mark(held_out)
             student.keep(path)
-    return student.score(held_out, extrapolated=job.cool_from is None)
+    return student.score(held_out, job.horizon)

@@ -7,13 +7,11 @@ beside it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
@@ -22,16 +20,16 @@ from hwsearch.search.baselines import HandMade, hand_made
 from hwsearch.search.measured import Measurements, Measurer
 from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
-from hwsearch.search.result import Result
+from hwsearch.search.proposer import Given, Proposer
+from hwsearch.search.result import Result, scored
 from hwsearch.search.run import Run
-from hwsearch.search.sampler import Proposer
+from hwsearch.search.rungs import KEEP
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
 if TYPE_CHECKING:
-    from hwsearch.search.study import Record
+    from hwsearch.search.study import Study, Trial
 
 FINALISTS = 3
-COOL_DOWN = 0.7  # share of a long run's steps at its end over which the rate falls to zero
 
 
 class Outcome(msgspec.Struct):
@@ -46,6 +44,7 @@ class Outcome(msgspec.Struct):
         baselines: hand-made students by name, judged on *report*.
         missing_baselines: why a hand-made student is missing, by name.
         trials: every finished trial, in order.
+        stopped: trials of these that others of their band have beaten before the last rung.
         infeasible: distinct architectures that were priced and met neither the budget nor the other limits.
         failed: trials whose training failed.
         asked: trials that were begun; all that were wanted, where the space has no more.
@@ -58,6 +57,7 @@ class Outcome(msgspec.Struct):
     baselines: dict[str, Result]
     missing_baselines: dict[str, str]
     trials: list[Result]
+    stopped: int = 0
     infeasible: int = 0
     failed: int = 0
     asked: int = 0
@@ -72,6 +72,7 @@ class Engine:
         facts: of the task, complete.
         trainer: who trains.
         run: where it is kept.
+        study: its trials.
         progress: who is told.
         measurer: of the target; None where its runtime is not at hand.
     """
@@ -82,14 +83,15 @@ class Engine:
         facts: Facts,
         trainer: Trainer,
         run: Run,
+        study: Study,
         progress: Progress,
         measurer: Measurer | None = None,
     ) -> None:
         self.plan, self.facts, self.trainer, self.run, self.progress = plan, facts, trainer, run, progress
+        self.study, self.asked = study, 0
         self.measured = Measurements(plan, run, measurer, progress) if measurer else None
         self.proposer = Proposer(plan.space, plan.strain, facts.sensitivities, facts.layers, plan.admits)
-        self.started = time.monotonic()
-        self._begun, self._steps, self._works = 0.0, 0, list[float]()  # of training, for the progress
+        self._begun, self._steps = 0.0, 0.0  # of training, for the progress
 
     def search(self) -> Outcome:
         """Trials, finalists, choice, and the one look at *report*.
@@ -100,10 +102,10 @@ class Engine:
         """
         if self.measured:
             self.measured.correct_prices(self.proposer, FINALISTS)
-        records, asked = self._trials()
-        complete = [record.result for record in records if record.result is not None]
+        trials = self._trials()
+        complete = [trial.result for trial in trials if trial.result is not None and not trial.reason]
         if not complete:
-            reasons = "; ".join(sorted({record.reason for record in records}))
+            reasons = "; ".join(sorted({trial.reason for trial in trials}))
             raise RunError(f"every trial failed in training: {reasons}")
         ranked, overshot = self._ranked(complete), list[Result]()
         picked = ranked[:FINALISTS]
@@ -127,74 +129,48 @@ class Engine:
             missing_baselines=missing,
             trials=complete,
             infeasible=len(self.proposer.infeasible),
-            failed=len(records) - len(complete),
+            stopped=sum(r.steps < self.plan.wishes.rungs[-1] for r in complete),
+            failed=len(trials) - len(complete),
             overshot=overshot,
-            asked=asked,
+            asked=self.asked,
         )
 
-    def _trials(self) -> tuple[list[Record], int]:
-        """Every trial's record, and how many were begun."""
-        from hwsearch.search.study import Record, Sampler, Study
+    def _trials(self) -> list[Trial]:
+        """Every trial, none of them in anybody's hands."""
+        from hwsearch.search.trials import Trials
 
-        wishes, study = self.plan.wishes, Study(self.run.path("study.db"), self.run.name)
-        records = study.records()
-        lag = study.lag(self.trainer.count)
-        sampler = Sampler(wishes.seed, self.proposer.corners(), lag)
+        wishes, study = self.plan.wishes, self.study
+        before = study.trials()
         seen: set[Architecture] = set()
-        for number, record in enumerate(records):
-            proposal = self.proposer(sampler.ask(records[:number], record.settings), seen)
-            seen |= {proposal} if proposal is not None else set()
-        if records:
-            self.progress.say(f"taken up again: {len(records)} trials are finished already")
-
-        pending: list[tuple[Any, Architecture, Future[ProxyScore]]] = []
-        asked, exhausted = len(records), False
-        long = FINALISTS * (wishes.long_steps - wishes.steps) + 2 * wishes.long_steps
-        self._begun, self._steps = self.trainer.work_done, max(0, wishes.trials - asked) * wishes.steps + long
-        self._works = [work_of(architecture, 1) for architecture in seen]
+        for trial in before:
+            self.proposer(Given(trial.settings), seen)  # counts again what it refused
+            seen.add(trial.architecture)
+        if before:
+            ended = sum(trial.ended or bool(trial.losses) for trial in before)
+            self.progress.say(f"taken up again: {ended} trials are finished already")
+        # Proposals depend on how many are under way at once: that stays as it was.
+        at_once = study.described().get("at_once") or self.trainer.count
+        study.describe(at_once=at_once, correction=self.plan.price.correction)
+        climbed = wishes.rungs[-1] - wishes.steps
+        steps = max(0, wishes.trials - len(before)) * (wishes.steps + climbed / KEEP)
+        self._begun = self.trainer.work_done
+        self._steps = steps + FINALISTS * (wishes.long_steps - wishes.rungs[-1]) + 2 * wishes.long_steps
         self.progress.stage("training", 1.0)
-        while True:
-            while len(pending) < min(self.trainer.count, lag) and asked < wishes.trials and not exhausted:
-                if asked and not self._time_left():
-                    break
-                trial = sampler.ask(records)
-                proposal = self.proposer(trial, seen)
-                if proposal is None:
-                    exhausted = True
-                    self.progress.say(f"the space inside the budget is used up after {asked} students")
-                    break
-                seen.add(proposal)
-                self._works.append(work_of(proposal, 1))
-                job = Job(path=str(self.run.student(asked, proposal)), architecture=proposal, steps=wishes.steps)
-                pending.append((trial, proposal, self.trainer.train(job)))
-                asked += 1
-            if not pending:
-                break
-            trial, proposal, future = pending.pop(0)
-            while not wait([future], timeout=0.5).done:
-                self._tell(f"trial {len(records) + 1} of {wishes.trials}")
-            result, reason = None, ""
-            try:
-                result = scored(self.plan.priced(proposal, len(records)), result_of(future))
-            except TrainingError as error:
-                reason = str(error)
-            records.append(Record(trial.params, trial.distributions, result, reason))
-            study.add(records[-1])
-        study.close()
-        return records, max(asked, wishes.trials) if exhausted else asked
+        trials = Trials(self.plan, self.proposer, study, self.trainer, self.run.student, at_once, self.progress)
+        found = trials.run(self._tell)
+        self.asked = max(len(found), wishes.trials) if trials.exhausted else len(found)
+        return found
 
     def _tell(self, note: str) -> None:
         """How far the training is, all that is still to come taken as of middling students."""
-        middling = sum(self._works) / len(self._works)
-        self.progress.at(self.trainer.work_done - self._begun, middling * self._steps, note)
-
-    def _time_left(self) -> bool:
-        minutes = self.plan.wishes.minutes
-        return minutes is None or time.monotonic() - self.started < 60 * minutes
+        works = [work_of(trial.architecture, 1) for trial in self.study.trials()]
+        if works:
+            self.progress.at(self.trainer.work_done - self._begun, sum(works) / len(works) * self._steps, note)
 
     def _ranked(self, results: Sequence[Result]) -> list[Result]:
-        """In the order that they are to be finalists: the best of the front across the band under the budget first."""
-        edge = best = front(results)
+        """In the order that they are to be finalists: of those that have passed the last rung, the best of the front
+        across the band under the budget first."""
+        edge = best = front([r for r in results if r.steps >= self.plan.wishes.rungs[-1]])
         others = sorted((r for r in results if r not in edge), key=lambda r: r.loss or 0.0)
         # The upper half of the front holds the best inside the budget, all of it the fastest that is good enough; what
         # is left of the places goes to the next best.
@@ -211,7 +187,7 @@ class Engine:
                 start=str(self.run.student(r.trial or 0, r.architecture)),
                 architecture=r.architecture,
                 steps=self.plan.wishes.long_steps,
-                cool_from=self._cool_from(),
+                cool_from=self.plan.wishes.rungs[-1],
             )
             for r in picked
         ]
@@ -241,7 +217,7 @@ class Engine:
             path=self._long(chosen),
             architecture=chosen.architecture,
             steps=self.plan.wishes.long_steps,
-            cool_from=self._cool_from(),
+            cool_from=self.plan.wishes.rungs[-1],
             split="report",
         )
         (score,) = self._train("the chosen student", [job])
@@ -257,7 +233,7 @@ class Engine:
                 path=str(self.run.student(made.name.replace(" ", "-"), made.architecture)),
                 architecture=made.architecture,
                 steps=self.plan.wishes.long_steps,
-                cool_from=self._cool_from(),
+                cool_from=self.plan.wishes.rungs[-1],
                 split="report",
                 layers=made.layers,
             )
@@ -279,9 +255,6 @@ class Engine:
         assert result.trial is not None
         return str(self.run.student(result.trial, result.architecture, "long"))
 
-    def _cool_from(self) -> int:
-        return round(self.plan.wishes.long_steps * (1 - COOL_DOWN))
-
     def _train(self, note: str, jobs: Sequence[Job]) -> list[ProxyScore | TrainingError]:
         """Train all of them side by side."""
         futures = [self.trainer.train(job) for job in jobs]
@@ -296,20 +269,3 @@ class Engine:
             except TrainingError as error:
                 found.append(error)
         return found
-
-
-def scored(result: Result, score: ProxyScore) -> Result:
-    """A priced architecture with its score."""
-    return replace(
-        result,
-        loss=score.loss,
-        quality=score.quality,
-        quality_low=score.quality_low,
-        quality_high=score.quality_high,
-        retention=score.retention,
-        retention_low=score.retention_low,
-        retention_high=score.retention_high,
-        steps=score.steps,
-        seconds=score.seconds,
-        curve=score.curve,
-    )

@@ -37,6 +37,6 @@ def stored_trials(folder: Path) -> list[Result]:
     if not path.is_file():
         raise RunError(f"{folder} holds no study (no study.db)")
     study = Study(path, folder.name)
-    trials = [record.result for record in study.records() if record.result is not None]
+    trials = [trial.result for trial in study.trials() if trial.result is not None and not trial.reason]
     study.close()
     return trials

@@ -12,12 +12,13 @@ import msgspec
 
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import Facts, TaskSpec
-from hwsearch.errors import NothingFits
+from hwsearch.errors import NothingFits, RunError
 from hwsearch.files import pretty, write_text
 from hwsearch.search.engine import Engine, Outcome
 from hwsearch.search.measured import Measurer
 from hwsearch.search.plan import Plan, Wishes
-from hwsearch.search.run import Run, default_folder
+from hwsearch.search.run import Run, default_folder, differences
+from hwsearch.search.study import Study
 from hwsearch.search.summary import summarise, versions
 from hwsearch.search.trainer import Progress, Trainer, result_of
 from hwsearch.units import format_ms
@@ -37,6 +38,8 @@ def run_search(
     budget_text: str = "",
     dry_run: bool = False,
     measurer: Measurer | None = None,
+    storage: str | None = None,
+    name: str | None = None,
 ) -> tuple[Path | None, dict[str, Any]]:
     """Search, and write the run's folder; returns it (None where nothing was written) and the summary.
 
@@ -52,6 +55,8 @@ def run_search(
         budget_text: as the person wrote it, for the folder's name.
         dry_run: stop once everything is priced.
         measurer: of the target, where its runtime is at hand.
+        storage: of the study; a file in the run's folder by default.
+        name: of the study; its folder's by default.
 
     Raises:
         NothingFits: not even the smallest student; `details` is the summary.
@@ -71,7 +76,9 @@ def run_search(
         plan.check()
         if dry_run:
             return None, summarise("", plan, None, time.monotonic() - started)
-        return _search(plan, facts, spec, trainer, progress, deliver, out, budget_text, measurer, started)
+        return _search(
+            plan, facts, spec, trainer, progress, deliver, out, budget_text, measurer, started, storage, name
+        )
     except NothingFits as miss:
         raise NothingFits(
             str(miss), summarise("", plan, None, time.monotonic() - started, nearest=miss.details)
@@ -89,6 +96,8 @@ def _search(
     budget_text: str,
     measurer: Measurer | None,
     started: float,
+    storage: str | None,
+    name: str | None,
 ) -> tuple[Path, dict[str, Any]]:
     """The search itself, in the folder of its run."""
     wishes = plan.wishes
@@ -102,8 +111,13 @@ def _search(
         _prepare(trainer, facts.blocks, progress)
         facts = result_of(trainer.finish())
         progress.say(f"teacher: next-token accuracy {facts.quality:.1%} on select")
-        outcome = Engine(plan, facts, trainer, run, progress, measurer).search()
-        document = {**summarise(run.name, plan, outcome, time.monotonic() - started), "asked_trials": outcome.asked}
+        study = Study(storage or run.path("study.db"), name or run.name)
+        try:
+            _describe(study, plan, identity, spec, run)
+            outcome = Engine(plan, facts, trainer, run, study, progress, measurer).search()
+        finally:
+            study.close()
+        document = {**summarise(study.name, plan, outcome, time.monotonic() - started), "asked_trials": outcome.asked}
         deliver(run, outcome, document)
         write_text(run.path("summary.json"), pretty(document))
         return run.folder, document
@@ -120,6 +134,28 @@ def _prepare(trainer: Trainer, blocks: int, progress: Progress) -> None:
         time.sleep(0.2)
     for piece in pieces:
         result_of(piece)
+
+
+def _describe(study: Study, plan: Plan, identity: dict[str, Any], spec: TaskSpec, run: Run) -> None:
+    """What another worker must know to join.
+
+    Raises:
+        RunError: the study is of another search.
+    """
+    known = study.described().get("identity", identity)
+    if known != identity:
+        raise RunError(
+            f"study {study.name!r} is of another search: {differences(known, identity)}. Choose another --study"
+        )
+    study.describe(
+        identity=identity,
+        spec=spec,
+        wishes=plan.wishes,
+        profile=plan.profile,
+        target=plan.target,
+        folder=str(run.folder.resolve()),
+        measures=plan.measures,
+    )
 
 
 def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:

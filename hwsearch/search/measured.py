@@ -13,9 +13,9 @@ from hwsearch.architecture import Architecture
 from hwsearch.files import pretty, write_text
 from hwsearch.latency.estimator import Latency
 from hwsearch.search.plan import Plan
+from hwsearch.search.proposer import Given, Proposer
 from hwsearch.search.result import Result
 from hwsearch.search.run import Run
-from hwsearch.search.sampler import Given, Proposer
 from hwsearch.search.trainer import Progress
 from hwsearch.units import format_ms
 

@@ -67,7 +67,7 @@ class NullTrainer:
             * sum((layer.attention is Precision.INT8) + (layer.feed_forward is Precision.INT8) for layer in a.layers)
             / a.depth
         )
-        loss = 0.02 + lost * (1 + 2 / math.sqrt(job.steps)) + (0.2 if job.layers else 0.0)
+        loss = 0.02 + lost * (1 + 2 / math.sqrt(job.horizon or job.steps)) + (0.2 if job.layers else 0.0)
         quality = 0.6 * math.exp(-0.3 * loss)
         interval = {"quality_low": quality - 0.005, "quality_high": quality + 0.005}
         retention = {

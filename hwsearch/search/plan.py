@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 OPEN = 1.04  # what measuring a student leaves open: upper end of its interval over the median
 SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
+RUNGS = (SHORT, 0.4)  # of a long run's steps; from the last on the rate falls, and only finalists are trained
 
 
 class Wishes(msgspec.Struct, frozen=True):
@@ -65,6 +66,11 @@ class Wishes(msgspec.Struct, frozen=True):
     def long_steps(self) -> int:
         """Steps of a finalist."""
         return int(self.steps / SHORT + 1e-9)  # rounded down: a short run has no less than its share
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Steps at which trials are compared, rising; the best of each go on to the next."""
+        return (self.steps, *(int(share * self.long_steps) for share in RUNGS[1:]))
 
 
 class Plan:

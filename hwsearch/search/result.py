@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from hwsearch.architecture import Architecture
+from hwsearch.distill.job import ProxyScore
 from hwsearch.latency.estimator import Latency
 from hwsearch.workload import Workload
 
@@ -55,6 +56,13 @@ class Result(msgspec.Struct, frozen=True):
         """Read what `to_json` wrote."""
         architecture = Architecture.from_json(data["architecture"])
         return msgspec.convert({**data, "architecture": msgspec.to_builtins(architecture)}, cls)
+
+
+def scored(result: Result, score: ProxyScore) -> Result:
+    """A priced architecture with its score."""
+    names = ("loss", "quality", "quality_low", "quality_high", "retention", "retention_low", "retention_high")
+    found = {name: getattr(score, name) for name in (*names, "steps", "seconds", "curve")}
+    return msgspec.structs.replace(result, **found)
 
 
 def memory_mib(architecture: Architecture, workload: Workload) -> float:

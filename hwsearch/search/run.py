@@ -68,12 +68,7 @@ class Run:
             write_text(folder / "run.json", pretty(identity))
         elif stored != identity:
             self.close()
-            differs = ", ".join(
-                f"{name} ({_short(stored.get(name))} there, {_short(identity.get(name))} now)"
-                for name in sorted({*stored, *identity})
-                if stored.get(name) != identity.get(name)
-            )
-            raise RunError(f"{folder} holds another run: {differs}. Choose another --out")
+            raise RunError(f"{folder} holds another run: {differences(stored, identity)}. Choose another --out")
 
     def path(self, name: str) -> Path:
         """A file of the run."""
@@ -95,6 +90,15 @@ class Run:
     def close(self) -> None:
         """Let others in."""
         self._lock.release()
+
+
+def differences(stored: dict[str, Any], identity: dict[str, Any]) -> str:
+    """In what two identities differ."""
+    return ", ".join(
+        f"{name} ({_short(stored.get(name))} there, {_short(identity.get(name))} now)"
+        for name in sorted({*stored, *identity})
+        if stored.get(name) != identity.get(name)
+    )
 
 
 def _short(value: Any) -> str:

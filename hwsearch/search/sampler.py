@@ -1,171 +1,85 @@
-"""From a few smooth numbers to an architecture that fits.
+"""What to try next: Optuna's samplers over a few smooth numbers.
 
-Optuna moves five dimensions: depth, attention and feed-forward sizes relative to the teacher's proportions, the share
-of int8 parts, and how much of the budget to fill. Width and the exact feed-forward size are solved on the estimator to
-meet that fill, so that nearly every proposal fits and none is trained that does not. A Gaussian process finds its way
-in five dimensions after a few trials; in the 20 and more raw ones nothing does.
+A Gaussian process while trials are few, multivariate TPE beyond. They are asked in an in-memory mirror of the study:
+every trial counts with the loss of its first rung, which all have in common and which never changes. Proposal k follows
+from the seed, k and what is known of the trials before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
+import optuna
+from optuna.trial import TrialState
 
-from hwsearch.architecture import Architecture
-from hwsearch.precision import Precision
-from hwsearch.space import SearchSpace
+from hwsearch.search.study import DIRECTIONS, Trial
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-
-RATIOS = (0.5, 2.0)  # of the teacher's proportions
-FILL = (0.4, 1.0)  # of the budget, by the strain on it
-CORNER_DEPTHS = 6
-FFN_SLACK = 1.35  # factor either way within which the feed-forward size may help to meet the fill
+START_UP = 8  # finished trials before the Gaussian process takes over
+GP_LIMIT = 250  # trials up to which its cubic cost stays below a second; multivariate TPE beyond
 
 
-class Suggest(Protocol):
-    """The part of an Optuna trial that a proposal needs."""
-
-    def suggest_int(self, name: str, low: int, high: int) -> int: ...
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
-
-
-class Given:
-    """Settings that are given, in an Optuna trial's place."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = settings
-
-    def suggest_int(self, name: str, low: int, high: int) -> int:  # noqa: ARG002
-        """The setting."""
-        return int(self._settings[name])
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:  # noqa: ARG002
-        """The setting."""
-        return float(self._settings[name])
-
-
-class Proposer:
-    """Turns an Optuna trial into an architecture inside the budget.
-
-    Attributes:
-        infeasible: architectures that were priced and refused.
+class Sampler:
+    """What to try next.
 
     Args:
-        space: what may be answered.
-        strain: of architectures, the share of the tightest budget that each takes at most; 1 at most.
-        sensitivities: what int8 costs each part of the teacher's layers, [layers, 2].
-        layers: the teacher's layers that a student of a depth keeps.
-        admit: whether an architecture meets the other constraints.
+        seed: of every proposal.
+        corners: settings of the first trials.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        strain: Callable[[Sequence[Architecture]], Floats],
-        sensitivities: Sequence[tuple[float, float]],
-        layers: dict[int, tuple[int, ...]],
-        admit: Callable[[Architecture], bool] = lambda architecture: True,  # noqa: ARG005
-    ) -> None:
-        self.space, self.strain = space, strain
-        self.sensitivities, self.layers, self.admit = np.array(sensitivities), layers, admit
-        self.infeasible: set[Architecture] = set()
+    def __init__(self, seed: int, corners: Sequence[dict[str, Any]]) -> None:
+        self.seed, self.corners = seed, corners
+        self._study = optuna.create_study(directions=list(DIRECTIONS))
+        self._mirrored: dict[int, int] = {}  # numbers there by numbers in the study
+        self._told: set[int] = set()
+        self._count = 0  # of trials there
 
-    def corners(self) -> list[dict[str, Any]]:
-        """Settings to begin with: the fullest student of each depth, from the middle outwards, and at the middle depth
-        one step in every other direction. What any sampler would take long to try, and what depth is worth most."""
-        quantised = {"int8": 1.0} if len(self.space.precisions) > 1 else {}
-        full = {"heads": 1.0, "ffn": 1.0, **quantised, "fill": 1.0}
-        fitting = [depth for depth in self.space.depths if self._fits(depth, bool(quantised))]
-        if not fitting:
-            return []
-        middle = fitting[len(fitting) // 2]
-        nearest = sorted(fitting, key=lambda depth: (abs(depth - middle), -depth))[:CORNER_DEPTHS]
-        steps: list[dict[str, float]] = [{"ffn": RATIOS[0]}, {"heads": RATIOS[0]}, {"fill": 0.7}]
-        steps += [{"int8": 0.0}] if quantised else []
-        return [{"depth": depth, **full} for depth in nearest] + [{"depth": middle, **full, **step} for step in steps]
+    def ask(self, trials: Sequence[Trial]) -> optuna.Trial:
+        """The next trial, to be asked for suggestions and then `kept` or `dropped`.
 
-    def _fits(self, depth: int, quantised: bool) -> bool:
-        options = self.options(depth, 1.0, 1.0, self.plan(depth, float(quantised)))
-        return bool((self.strain(options) <= 1.0).any())
+        Args:
+            trials: of the study, in the order of their numbers.
+        """
+        for trial in trials:
+            if trial.number not in self._mirrored:
+                self._mirror(trial)
+            if trial.number not in self._told and (trial.losses or trial.reason):
+                self._told.add(trial.number)
+                values = [trial.ms, trial.losses[0]] if trial.losses else None
+                state = None if trial.losses else TrialState.FAIL
+                self._study.tell(self._mirrored[trial.number], values, state)
+        number = len(trials)
+        if number < len(self.corners):
+            self._study.enqueue_trial(self.corners[number])
+            self._study.sampler = optuna.samplers.RandomSampler(seed=self.seed)
+        else:
+            self._study.sampler = self._fresh_sampler(number)
+        self._count += 1
+        return self._study.ask()
 
-    def __call__(self, trial: Suggest, seen: Collection[Architecture]) -> Architecture | None:
-        """The architecture of a trial's settings, or the nearest that fits and is not among `seen`; None when the space
-        is used up."""
-        depths = self.space.depths
-        depth = trial.suggest_int("depth", depths[0], depths[-1])
-        depth = min(depths, key=lambda d: abs(d - depth))
-        head_ratio = trial.suggest_float("heads", *RATIOS, log=True)
-        ffn_ratio = trial.suggest_float("ffn", *RATIOS, log=True)
-        share = trial.suggest_float("int8", 0.0, 1.0) if len(self.space.precisions) > 1 else 0.0
-        fill = trial.suggest_float("fill", *FILL)
-        # A depth that has nothing left in the budget gives way to the next smaller one, then to the next larger.
-        nearest = sorted(depths, key=lambda d: (d > depth, abs(d - depth)))
-        for candidate in nearest:
-            options = self.options(candidate, head_ratio, ffn_ratio, self.plan(candidate, share))
-            if (found := self._fill(options, fill, seen)) is not None:
-                return found
-        # Nothing in these proportions: any others, at this share of int8 and then at the ends.
-        for candidate in nearest:
-            for other in dict.fromkeys((share, 1.0, 0.0)) if len(self.space.precisions) > 1 else (share,):
-                if (
-                    found := self._fill(self._every_shape(candidate, self.plan(candidate, other)), fill, seen)
-                ) is not None:
-                    return found
-        return None
+    def kept(self, asked: optuna.Trial, trial: Trial) -> None:
+        """What was asked has become a trial of the study."""
+        self._mirrored[trial.number] = asked.number
 
-    def plan(self, depth: int, share: float) -> list[tuple[Precision, Precision]]:
-        """Precisions of each layer with the least sensitive `share` of the parts in int8."""
-        first, last = self.space.precisions[0], self.space.precisions[-1]
-        parts = self.sensitivities[list(self.layers[depth])].flatten()
-        low = np.zeros(len(parts), bool)
-        low[np.argsort(parts, kind="stable")[: round(share * len(parts))]] = True
-        chosen = [last if is_low else first for is_low in low]
-        return list(zip(chosen[::2], chosen[1::2], strict=True))
+    def dropped(self, asked: optuna.Trial) -> None:
+        """Nothing has come of what was asked."""
+        self._study.tell(asked, state=TrialState.FAIL)
 
-    def options(
-        self, depth: int, head_ratio: float, ffn_ratio: float, plan: Sequence[tuple[Precision, Precision]]
-    ) -> list[Architecture]:
-        """Students of every width in these proportions, with feed-forward sizes around."""
-        teacher, shape = self.space.teacher, self.space.teacher.layers[0]
-        found = []
-        for width in self.space.widths:
-            heads = [pair for pair in self.space.heads if self.space.fits(width, pair)]
-            if not heads:
-                continue
-            wanted = head_ratio * width * shape.heads / teacher.width
-            pair = min(heads, key=lambda pair: (abs(np.log(pair[0] / wanted)), -pair[0] / pair[1]))
-            size = ffn_ratio * width * shape.ffn / teacher.width
-            near = [f for f in self.space.ffns if size / FFN_SLACK <= f <= size * FFN_SLACK]
-            near = near or [min(self.space.ffns, key=lambda f: abs(f - size))]
-            found += [self.space.build(depth, width, pair, ffn, plan) for ffn in near]
-        return found
+    def _mirror(self, trial: Trial) -> None:
+        """A trial that another has begun, or this one before it was taken up again."""
+        self._mirrored[trial.number] = self._count
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.RUNNING, params=trial.settings, distributions=trial.distributions
+            )
+        )
+        self._count += 1
 
-    def _every_shape(self, depth: int, plan: Sequence[tuple[Precision, Precision]]) -> list[Architecture]:
-        space = self.space
-        return [
-            space.build(depth, width, pair, ffn, plan)
-            for width in space.widths
-            for pair in space.heads
-            if space.fits(width, pair)
-            for ffn in space.ffns
-        ]
-
-    def _fill(
-        self, options: Sequence[Architecture], fill: float, seen: Collection[Architecture]
-    ) -> Architecture | None:
-        """Of the options inside the budget that are not among `seen`, the one that fills it as wanted."""
-        strain = self.strain(options)
-        inside = [i for i in np.argsort(strain) if strain[i] <= 1.0 and self.admit(options[i])]
-        self.infeasible.update(options[i] for i in set(range(len(options))) - {int(i) for i in inside})
-        inside = [i for i in inside if options[i] not in seen]
-        if not inside:
-            return None
-        # The fullest below the wanted fill, else the emptiest above it.
-        below = [i for i in inside if strain[i] <= fill]
-        return options[int(below[-1] if below else inside[0])]
+    def _fresh_sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        seed = self.seed * 100_003 + number
+        if number > GP_LIMIT:
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=START_UP)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=START_UP, deterministic_objective=True)

@@ -1,195 +1,316 @@
-"""The study: every finished trial with its whole record, and what to try next.
+"""The study: every trial with its whole record, shared by all who work on it.
 
-A trial enters the storage once, finished, in the order of its number: a killed run leaves nothing half-done behind.
-What to try next is asked of an in-memory study that sees trial k's result only when trial k + lag is asked for, however
-fast it was: proposal k is a function of the seed and the trials before it, so that a resumed run equals an undisturbed
-one. The files are Optuna's own; Optuna Dashboard opens them.
+It lies in an Optuna storage, which Optuna Dashboard opens: SQLite by default, a journal file, or PostgreSQL across
+machines. A trial is one student. Its record says which rungs it has passed, and who trains it at the moment. What is
+decided (who goes on, what to try next, whose worker has died) is decided by a function of the study, under a lock of
+its own: `Study.alone`. So no trial is trained twice, and a process that is killed leaves nothing half-decided.
+
+Who trains a trial is its owner. An owner on this machine is dead when its process is; one elsewhere when the beat that
+it leaves in the trial has stood still for two minutes of the observer's own clock, so that clocks need not agree.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import socket
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import optuna
+import optuna.storages.journal
+import psutil
+from filelock import FileLock
+from msgspec.structs import replace
 from optuna.distributions import BaseDistribution
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
+from hwsearch.architecture import Architecture
 from hwsearch.errors import RunError
 from hwsearch.search.result import Result
 
 DIRECTIONS = (optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MINIMIZE)
 METRICS = ("latency_ms", "loss")
-START_UP = 8  # finished trials before the Gaussian process takes over
-GP_LIMIT = 250  # trials up to which its cubic cost stays below a second; multivariate TPE beyond
+STALE_S = 120.0  # a beat that has stood still for so long is nobody's
+LOCK = 0x68777365  # of PostgreSQL, beside the study's own number
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """One student of a study.
+
+    Attributes:
+        number: in the study.
+        architecture: of the student.
+        settings: what was suggested, by name.
+        distributions: from which, by name.
+        place: its id in the storage.
+        ms: latency, as it was when the trial began.
+        losses: expected after full training, as each rung that was passed has it.
+        result: the whole score of the last of them.
+        owner: who trains it; empty while nobody does.
+        turn: when its owner took it, microseconds since 1970 by that machine's clock.
+        ended: it will not be trained any further.
+        reason: why it failed; empty unless it did.
+    """
+
+    number: int
+    architecture: Architecture
+    settings: dict[str, Any]
+    distributions: dict[str, BaseDistribution]
+    place: int
+    ms: float
+    losses: tuple[float, ...] = ()
+    result: Result | None = None
+    owner: str = ""
+    turn: int = 0
+    ended: bool = False
+    reason: str = ""
+
+    @property
+    def waits(self) -> bool:
+        """It may go on, and nobody trains it."""
+        return not self.owner and not self.ended
+
+
 class Study:
-    """Finished trials on disk.
+    """A study in its storage.
 
     Args:
-        path: SQLite file; made when it is not there.
-        name: of a new study; one that is there keeps its own, wherever its folder has moved.
+        storage: an SQLite file; or a URL of SQLAlchemy's, or the path of a journal file.
+        name: of the study; a file that holds one under another name keeps it, wherever its folder has moved.
+        make: whether a study that is not there is begun.
 
     Attributes:
         name: of the study.
 
     Raises:
-        RunError: the file is there and is not a study.
+        RunError: the storage cannot be opened, or holds no study of hwsearch.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, storage: Path | str, name: str, make: bool = True) -> None:
         try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-            self.name: str = next(iter(optuna.get_all_study_names(storage)), name)
+            self._storage = _open(storage)
+            names = optuna.get_all_study_names(self._storage)
+            self.name = next(iter(names), name) if isinstance(storage, Path) else name
+            if not make and self.name not in names:
+                raise RunError(f"no study {name!r} in {_public(storage)} (have: {', '.join(names) or 'none'})")
             self._study = optuna.create_study(
-                storage=storage, study_name=self.name, directions=list(DIRECTIONS), load_if_exists=True
+                storage=self._storage, study_name=self.name, directions=list(DIRECTIONS), load_if_exists=True
             )
             if self._study.metric_names is None:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                     self._study.set_metric_names(list(METRICS))
-        except Exception as error:  # SQLAlchemy, SQLite and Optuna raise their own kinds for a broken file
+        except RunError:
+            raise
+        except ImportError as error:
+            raise RunError(f"{_public(storage)} needs a driver: pip install 'hwsearch[postgres]' ({error})") from error
+        except Exception as error:  # SQLAlchemy, its drivers and Optuna raise their own kinds for a broken storage
+            reason = next(iter(str(error).splitlines()), "")
             raise RunError(
-                f"{path} is not a study that can be opened ({type(error).__name__}); "
-                "move it away or choose another --out"
+                f"{_public(storage)} is not a study that can be opened ({type(error).__name__}: {reason[:120]}); "
+                "move it away or choose another --out or --storage"
             ) from error
+        self._where = storage
+        self._engine: Any = getattr(getattr(self._storage, "_backend", None), "engine", None)
+        self._ended: dict[int, Trial] = {}
+        self._beats: dict[int, tuple[int, float]] = {}
 
-    def records(self) -> list[Record]:
-        """Every finished trial, in the order of its number."""
-        return [Record.of(trial) for trial in self._study.get_trials(deepcopy=False)]
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else decides anything in the meantime."""
+        url = str(self._where)
+        if "://" not in url or url.startswith("sqlite"):
+            path = self._where if isinstance(self._where, Path) else Path(url.split(":///", 1)[-1])
+            with FileLock(f"{path}.lock"):
+                yield
+            return
+        engine = self._engine
+        if engine is None or engine.dialect.name != "postgresql":
+            raise RunError(f"studies lie in SQLite, a journal file or PostgreSQL; got {url.split(':')[0]}")
+        import sqlalchemy
 
-    def lag(self, count: int) -> int:
-        """How many trials were under way at once when the study began: `count` for a new one. Proposals depend on
-        it."""
-        attributes = self._study.user_attrs
-        if "lag" not in attributes:
-            self._study.set_user_attr("lag", count)
-        return int(attributes.get("lag", count))
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            key = {"lock": LOCK, "study": self._study._study_id}
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:lock, :study)"), key)
+            try:
+                yield
+            finally:
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:lock, :study)"), key)
 
-    def add(self, record: Record) -> None:
-        """Store a finished trial."""
-        result = record.result
-        values = [result.latency.median_ms, result.loss] if result is not None and result.loss is not None else None
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.FAIL if values is None else TrialState.COMPLETE,
-                params=record.settings,
-                distributions=record.distributions,
-                values=values,
-                user_attrs=record.attributes(),
-            )
-        )
+    def trials(self) -> list[Trial]:
+        """Every trial, in the order of its number."""
+        return [
+            self._ended.get(frozen.number) or self._read(frozen) for frozen in self._study.get_trials(deepcopy=False)
+        ]
 
-    def close(self) -> None:
-        """Release the file."""
-        storage: Any = self._study._storage
-        storage = getattr(storage, "_backend", storage)
-        storage.engine.dispose()
-
-
-class Record:
-    """A trial: its settings, and its result unless it failed.
-
-    Args:
-        settings: what was suggested, by name.
-        distributions: from which, by name.
-        result: of the student; None when its training failed.
-        reason: why it failed.
-    """
-
-    def __init__(
-        self,
-        settings: dict[str, Any],
-        distributions: dict[str, BaseDistribution],
-        result: Result | None,
-        reason: str = "",
-    ) -> None:
-        self.settings, self.distributions, self.result, self.reason = settings, distributions, result, reason
-
-    @classmethod
-    def of(cls, trial: optuna.trial.FrozenTrial) -> Record:
-        """Read a stored trial.
-
-        Raises:
-            RunError: the study was not written by hwsearch.
-        """
+    def _read(self, frozen: FrozenTrial) -> Trial:
         try:
-            stored = trial.user_attrs["result"]
-            result = None if stored is None else Result.from_json(json.loads(stored))
+            trial = msgspec.json.decode(frozen.user_attrs["record"], type=_Record)
+            found = Trial(
+                number=frozen.number,
+                architecture=Architecture.from_json(trial.architecture),
+                settings=frozen.params,
+                distributions=frozen.distributions,
+                place=frozen._trial_id,
+                result=None if trial.result is None else Result.from_json(trial.result),
+                **{name: getattr(trial, name) for name in ("ms", "losses", "owner", "turn", "ended", "reason")},
+            )
         except (KeyError, ValueError, TypeError) as error:
             raise RunError(
-                f"trial {trial.number} of the study has no record of hwsearch; is it another program's study?"
+                f"trial {frozen.number} of the study has no record of hwsearch; is it another program's study?"
             ) from error
-        return cls(trial.params, trial.distributions, result, trial.user_attrs.get("reason", ""))
+        if frozen.state.is_finished():
+            self._ended[frozen.number] = found
+        return found
 
-    def attributes(self) -> dict[str, Any]:
-        """What is stored beside settings and values: the record, and the parts of it that read well in a dashboard."""
-        if self.result is None:
-            return {"result": None, "reason": self.reason}
-        r = self.result
-        return {
-            "result": json.dumps(r.to_json()),
-            "architecture": r.architecture.id,
-            "high_ms": r.latency.high_ms,
-            "quality": r.quality,
-            "retention": r.retention,
-            "parameters": r.architecture.parameters,
-            "size_mib": r.size_mib,
-            "seconds": r.seconds,
-        }
+    def begin(
+        self,
+        architecture: Architecture,
+        ms: float,
+        settings: dict[str, Any],
+        distributions: dict[str, BaseDistribution],
+        owner: str,
+    ) -> Trial:
+        """A new trial, in its owner's hands."""
+        trial = Trial(0, architecture, settings, distributions, 0, ms, owner=owner, turn=_now())
+        frozen = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=settings,
+            distributions=distributions,
+            user_attrs={"record": _record(trial), "architecture": architecture.id},
+        )
+        place = self._storage.create_new_trial(self._study._study_id, template_trial=frozen)
+        return replace(trial, place=place, number=self._storage.get_trial_number_from_id(place))
 
-
-class Sampler:
-    """What to try next.
-
-    Args:
-        seed: of every proposal.
-        corners: settings of the first trials.
-        lag: how many trials are under way at once; proposal k sees the results of trials up to k - lag.
-    """
-
-    def __init__(self, seed: int, corners: Sequence[dict[str, Any]], lag: int) -> None:
-        self.seed, self.corners, self.lag = seed, corners, lag
-        self._study = optuna.create_study(directions=list(DIRECTIONS))
-        self._asked: list[optuna.Trial] = []
-        self._told = 0
-
-    def ask(self, finished: Sequence[Record], settings: dict[str, Any] | None = None) -> optuna.Trial:
-        """The next trial, to be asked for suggestions.
-
-        Args:
-            finished: trials in the order of their numbers; later ones than the lag allows are not looked at.
-            settings: of a trial that was finished before, when a run is taken up again.
-        """
-        number = len(self._asked)
-        while self._told <= number - self.lag:
-            result = finished[self._told].result
-            if result is None or result.loss is None:
-                self._study.tell(self._asked[self._told], state=TrialState.FAIL)
-            else:
-                self._study.tell(self._asked[self._told], [result.latency.median_ms, result.loss])
-            self._told += 1
-        if settings is None and number < len(self.corners):
-            settings = self.corners[number]
-        if settings is not None:
-            self._study.enqueue_trial(settings)
-            self._study.sampler = optuna.samplers.RandomSampler(seed=self.seed)
-        else:
-            self._study.sampler = self._fresh_sampler(number)
-        trial = self._study.ask()
-        self._asked.append(trial)
+    def take(self, trial: Trial, owner: str) -> Trial:
+        """Put a trial into an owner's hands."""
+        trial = replace(trial, owner=owner, turn=_now())
+        self._set(trial, record=_record(trial))
         return trial
 
-    def _fresh_sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        seed = self.seed * 100_003 + number
-        if number > GP_LIMIT:
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=START_UP)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=START_UP, deterministic_objective=True)
+    def passed(self, trial: Trial, result: Result) -> Trial:
+        """A rung is passed: the trial waits for what comes next."""
+        trial = replace(trial, owner="", result=result, losses=(*trial.losses, result.loss or 0.0))
+        self._set(trial, record=_record(trial))
+        return trial
+
+    def end(self, trial: Trial, reason: str = "") -> None:
+        """A trial will not be trained any further; with a reason where it has failed."""
+        trial = replace(trial, owner="", ended=True, reason=reason)
+        r, shown = trial.result, dict[str, Any]()
+        if r is not None and not reason:
+            shown = {"high_ms": r.latency.high_ms, "quality": r.quality, "retention": r.retention, "steps": r.steps}
+            shown |= {"rungs": len(trial.losses), "parameters": r.architecture.parameters, "size_mib": r.size_mib}
+            shown |= {"seconds": r.seconds}
+        self._set(trial, record=_record(trial), **({"reason": reason} if reason else shown))
+        if r is None or reason:
+            self._study.tell(trial.number, state=TrialState.FAIL)
+        else:
+            self._study.tell(trial.number, [r.latency.median_ms, r.loss or 0.0])
+
+    def beat(self, trial: Trial) -> None:
+        """Say that a trial's owner is alive."""
+        self._set(trial, beat=_now())
+
+    def abandoned(self, trial: Trial) -> bool:
+        """Whether a trial's owner is dead, as far as can be seen from here."""
+        if not trial.owner or trial.ended:
+            return False
+        host, pid, born, _ = trial.owner.split("/")
+        if host == socket.gethostname():
+            if int(pid) == os.getpid():
+                return trial.owner not in _MEMBERS
+            try:
+                return f"{psutil.Process(int(pid)).create_time():.2f}" != born
+            except psutil.NoSuchProcess:
+                return True
+        frozen = self._study.get_trials(deepcopy=False)[trial.number]
+        now, beat = time.monotonic(), int(frozen.user_attrs.get("beat", trial.turn))
+        if trial.number not in self._beats or self._beats[trial.number][0] != beat:
+            self._beats[trial.number] = (beat, now)
+        return now - self._beats[trial.number][1] > STALE_S
+
+    def describe(self, **facts: Any) -> None:
+        """Keep what whoever joins must know."""
+        for name, fact in facts.items():
+            self._study.set_user_attr(name, msgspec.json.encode(fact).decode())
+
+    def described(self) -> dict[str, Any]:
+        """What `describe` kept."""
+        return {name: json.loads(fact) for name, fact in self._study.user_attrs.items()}
+
+    def close(self) -> None:
+        """Release the storage."""
+        if self._engine is not None:
+            self._engine.dispose()
+
+    def _set(self, trial: Trial, **attributes: Any) -> None:
+        for name, value in attributes.items():
+            self._storage.set_trial_user_attr(trial.place, name, value)
+
+
+class _Record(msgspec.Struct):
+    architecture: dict[str, Any]
+    ms: float
+    losses: tuple[float, ...]
+    result: dict[str, Any] | None
+    owner: str
+    turn: int
+    ended: bool
+    reason: str
+
+
+def _record(trial: Trial) -> str:
+    names = ("ms", "losses", "owner", "turn", "ended", "reason")
+    record = _Record(
+        architecture=trial.architecture.to_json(),
+        result=None if trial.result is None else trial.result.to_json(),
+        **{name: getattr(trial, name) for name in names},
+    )
+    return msgspec.json.encode(record).decode()
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+_MEMBERS: set[str] = set()  # of this process
+_NUMBERS = count()
+
+
+@contextmanager
+def membership() -> Iterator[str]:
+    """A name to own trials by, for as long as the block lasts."""
+    name = f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.2f}/{next(_NUMBERS)}"
+    _MEMBERS.add(name)
+    try:
+        yield name
+    finally:
+        _MEMBERS.discard(name)
+
+
+def _open(storage: Path | str) -> optuna.storages.BaseStorage:
+    url = f"sqlite:///{storage}" if isinstance(storage, Path) else storage
+    if "://" not in url:
+        backend = optuna.storages.journal.JournalFileBackend(url)
+        return optuna.storages.JournalStorage(backend)
+    arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+    opened = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+    return optuna.storages.get_storage(opened)
+
+
+def _public(storage: Path | str) -> str:
+    """A storage's address without a password."""
+    text = str(storage)
+    head, at, tail = text.rpartition("@")
+    return f"{head.split('://')[0]}://...@{tail}" if at else text

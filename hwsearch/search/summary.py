@@ -67,8 +67,8 @@ def summarise(
     if nearest is not None:
         document["nearest"] = nearest.to_json()
     document["trials"] = {
-        "complete": len(outcome.trials) if outcome else 0,
-        "stopped": 0,
+        "complete": len(outcome.trials) - outcome.stopped if outcome else 0,
+        "stopped": outcome.stopped if outcome else 0,
         "infeasible": outcome.infeasible if outcome else 0,
         "failed": outcome.failed if outcome else 0,
     }

@@ -9,7 +9,7 @@ from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
 from hwsearch.search.null import TEACHER, NullTrainer
-from hwsearch.search.sampler import Proposer
+from hwsearch.search.proposer import Proposer
 from hwsearch.space import derive
 from hwsearch.workload import Workload
 

@@ -1,0 +1,79 @@
+"""Which students train on: asynchronous successive halving inside latency bands.
+
+Every student is trained to the first rung. Of those of its band, the best third goes on to the next, from where it
+stopped, as soon as that third has room for it (Li et al. 2020, arXiv:1810.05934). Students of other bands are no
+rivals: the fastest loses most and may still be the answer. Optuna's own pruners refuse studies of two objectives.
+
+The rule looks at a study and nothing else, so that any worker can apply it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+KEEP = 3  # one in this many goes on
+BAND = 1.25  # a band ends at this factor of its beginning
+CONTENDERS = 4  # of a band, beside those that went on, wait for room; what lies behind them has lost
+
+
+class Climber(Protocol):
+    """What a rung looks at.
+
+    Attributes:
+        number: of the trial.
+        ms: its latency.
+        losses: expected at the end of a full training, as each rung has it that was passed.
+        waits: whether it is neither in training nor ended.
+    """
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def ms(self) -> float: ...
+    @property
+    def losses(self) -> Sequence[float]: ...
+    @property
+    def waits(self) -> bool: ...
+
+
+def band_of(ms: float) -> int:
+    """Students of one band take about as long."""
+    return math.floor(math.log(ms) / math.log(BAND))
+
+
+def promoted(trials: Iterable[Climber], rungs: int, over: bool = False) -> list[int]:
+    """Numbers of the trials that go on now, the furthest and best first.
+
+    Args:
+        trials: of the study.
+        rungs: how many there are; who has passed the last goes nowhere.
+        over: no more trials will come: then a third is rounded up, so that the best of every band goes on.
+    """
+    found: list[tuple[int, float, int]] = []
+    for rung in range(1, rungs):
+        for group in _bands(trials, rung):
+            room = -(-len(group) // KEEP) if over else len(group) // KEEP
+            found += [(-rung, t.losses[rung - 1], t.number) for t in group[:room] if t.waits and len(t.losses) == rung]
+    return [number for _, _, number in sorted(found)]
+
+
+def beaten(trials: Iterable[Climber], rungs: int) -> list[int]:
+    """Numbers of the trials that have lost: so many of their band are better that they will hardly go on."""
+    found = []
+    for rung in range(1, rungs):
+        for group in _bands(trials, rung):
+            behind = group[len(group) // KEEP + CONTENDERS :]
+            found += [t.number for t in behind if t.waits and len(t.losses) == rung]
+    return found
+
+
+def _bands(trials: Iterable[Climber], rung: int) -> list[list[Climber]]:
+    """The trials that have passed a rung, band by band, the best first."""
+    bands: dict[int, list[Climber]] = defaultdict(list)
+    for trial in trials:
+        if len(trial.losses) >= rung:
+            bands[band_of(trial.ms)].append(trial)
+    return [sorted(group, key=lambda t: (t.losses[rung - 1], t.number)) for group in bands.values()]
