@@ -73,6 +73,12 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; reports/<what it is> by default.")
+@click.option("--study", help="Its name in --storage; that of the run's folder by default.")
+@click.option(
+    "--storage",
+    help="Where workers find the study: sqlite:///FILE, postgresql://USER@HOST/NAME, or a journal file; "
+    "study.db in the run's folder by default.",
+)
 @click.option("--dry-run", is_flag=True, help="Price the teacher and the space, and stop.")
 @json_option
 def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: Budget, **options: Any) -> None:
@@ -111,6 +117,8 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
                 str(budget),
                 dry_run,
                 measurer_of(profile, target, wishes.workload),
+                options["storage"],
+                options["study"],
             )
     except NothingFits as miss:
         if as_json:

@@ -128,16 +128,17 @@ class Estimator:
         profile: of the device.
         target: runtime, power mode and threads.
         workload: what the latencies are the time of.
+        known: factor that measurements made elsewhere have put on every estimate.
     """
 
-    def __init__(self, profile: DeviceProfile, target: Target, workload: Workload) -> None:
-        self.profile, self.target, self.workload = profile, target, workload
+    def __init__(self, profile: DeviceProfile, target: Target, workload: Workload, known: float = 1.0) -> None:
+        self.profile, self.target, self.workload, self.known = profile, target, workload, known
         self._ratios: dict[Architecture, float] = {}
 
     def __call__(self, architectures: Sequence[Architecture]) -> Estimates:
         """Latencies of `architectures` on the target."""
         found = self.uncorrected(architectures)
-        return found.times(self.correction) if self._ratios else found
+        return found if self.correction == 1.0 else found.times(self.correction)
 
     def uncorrected(self, architectures: Sequence[Architecture]) -> Estimates:
         """Latencies as the profile and the table have them, whatever was learned since."""
@@ -159,7 +160,7 @@ class Estimator:
     @property
     def correction(self) -> float:
         """The factor that measurements have put on every estimate; 1 without any."""
-        return float(np.exp(sum(self._ratios.values()) / (len(self._ratios) + 1)))
+        return self.known * float(np.exp(sum(self._ratios.values()) / (len(self._ratios) + 1)))
 
 
 def estimate(table: OpTable, profile: DeviceProfile, target: Target) -> Estimates:

@@ -108,7 +108,7 @@ def _search(
         if stored is not None and stored["asked_trials"] >= wishes.trials:
             progress.say(f"this run was finished before; its answer stands in {run.folder}")
             return run.folder, stored
-        _prepare(trainer, facts.blocks, progress)
+        prepare(trainer, facts.blocks, progress)
         facts = result_of(trainer.finish())
         progress.say(f"teacher: next-token accuracy {facts.quality:.1%} on select")
         study = Study(storage or run.path("study.db"), name or run.name)
@@ -125,7 +125,7 @@ def _search(
         run.close()
 
 
-def _prepare(trainer: Trainer, blocks: int, progress: Progress) -> None:
+def prepare(trainer: Trainer, blocks: int, progress: Progress) -> None:
     """Have the task's pieces computed."""
     progress.stage("teacher's outputs", blocks + 1)
     pieces = trainer.prepare(blocks)

@@ -83,6 +83,7 @@ class Plan:
         teacher: its architecture.
         measures: whether finalists are measured: then an estimate need not be sure, and only what measuring itself
             leaves open is kept free of the budget.
+        correction: of every estimate, as it was measured elsewhere.
 
     Attributes:
         teacher_latency: in the fastest uniform float precision that the runtime runs, `teacher_precision`.
@@ -93,11 +94,17 @@ class Plan:
     """
 
     def __init__(
-        self, wishes: Wishes, profile: DeviceProfile, target: Target, teacher: Architecture, measures: bool = False
+        self,
+        wishes: Wishes,
+        profile: DeviceProfile,
+        target: Target,
+        teacher: Architecture,
+        measures: bool = False,
+        correction: float = 1.0,
     ) -> None:
         self.wishes, self.profile, self.target, self.teacher = wishes, profile, target, teacher
         self.measures = measures
-        self.price = Estimator(profile, target, wishes.workload)
+        self.price = Estimator(profile, target, wishes.workload, correction)
         self.runtime: Runtime = profile.runtimes[target.runtime]
         floats = [p for p in self.runtime.precisions if p.is_float]
         priced = {p: self.price.one(teacher.in_float(p)) for p in floats}

@@ -49,6 +49,7 @@ class Trials:
 
     Attributes:
         exhausted: the space inside the budget is used up.
+        trained: rungs that were trained here.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Trials:
         self.plan, self.proposer, self.study, self.trainer = plan, proposer, study, trainer
         self.state_of, self.at_once, self.progress = state_of, at_once, progress
         self.sampler = Sampler(plan.wishes.seed, proposer.corners())
-        self.exhausted = False
+        self.exhausted, self.trained = False, 0
         self._ended_at: float | None = None if plan.wishes.minutes is None else 60 * plan.wishes.minutes
         self._started = time.monotonic()
 
@@ -137,7 +138,7 @@ class Trials:
 
     def _note(self, climb: Climb) -> None:
         """Write down what came of a climb, and which trials have lost by it."""
-        trial = climb.trial
+        trial, self.trained = climb.trial, self.trained + 1
         try:
             score = result_of(climb.score)
         except TrainingError as error:
