@@ -46,8 +46,8 @@ class Silent:
 
 
 class Slow(NullTrainer):
-    """Takes its time, writes down every rung that it has finished, and as the true trainer does keeps a state, from which
-    nothing is trained again."""
+    """Takes its time, and writes down every rung that it has finished. As the true trainer it keeps a state, from
+    which nothing is trained again."""
 
     def __init__(self, log: Path) -> None:
         super().__init__(count=2)
@@ -70,7 +70,7 @@ def play(role: str, storage: str, folder: Path, trials: int) -> None:
     """One of the three processes."""
     trainer = Slow(folder / "log.txt")
     if role == "worker":
-        join(Study(storage, NAME, make=False), lambda spec: trainer, Silent())
+        join(Study(storage, NAME, make=False), lambda _: trainer, Silent())
         return
     profile = find_profile("jetson-orin")
     wishes = Wishes(budget=Budget(ms=500.0), workload=Workload(64, 128, 0, 256), trials=trials)
@@ -81,7 +81,7 @@ def play(role: str, storage: str, folder: Path, trials: int) -> None:
         TaskSpec(),
         trainer,
         Silent(),
-        lambda run, outcome, document: None,
+        lambda *_: None,
         folder / "run",
         storage=storage,
         name=NAME,

@@ -130,7 +130,7 @@ class Study:
         url = str(self._where)
         if "://" not in url or url.startswith("sqlite"):
             path = self._where if isinstance(self._where, Path) else Path(url.split(":///", 1)[-1])
-            with FileLock(f"{path}.lock"):
+            with FileLock(f"{path}.alone"):  # ".lock" is what Optuna's journal calls its own
                 yield
             return
         engine = self._engine
