@@ -19,7 +19,6 @@ import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from functools import cache
-from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +30,8 @@ from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Recipe, TaskSpec
 from hwsearch.files import read_json, write_text
 from hwsearch.profiles import find_profile
+from hwsearch.search.fidelity import Candidate, stratified
 from hwsearch.search.plan import Plan, Wishes
-from hwsearch.search.proposer import RATIOS, Proposer
 from hwsearch.units import Budget, format_seconds
 from hwsearch.workload import Workload
 
@@ -45,10 +44,8 @@ WORKLOADS = {
 }
 MARKS = (0, 10, 20, 40, 80, 120, 160, 240, 320, 480, 640, 800, 1024)  # and half powers of two from there on
 SPREAD, BAND = 44, 20
-TRIES = 20  # of proportions before another depth is drawn
 LARGEST = 0.4  # of the teacher's latency
 FIRST_FULL, GAIN = 1024, 0.03
-EXPLAINED = 0.99  # of the variance of feed-forward activations
 
 
 def plan_of(device: str, facts: Any) -> Plan:
@@ -57,30 +54,11 @@ def plan_of(device: str, facts: Any) -> Plan:
     return Plan(wishes, profile, profile.target(), facts.architecture)
 
 
-def draw(facts: Any) -> list[Architecture]:
+def draw(facts: Any) -> list[Candidate]:
     """The students, those of the band last."""
     plan = plan_of("jetson-orin", facts)
-    proposer = Proposer(plan.space, plan.strain, facts.sensitivities, facts.layers)
-    rng = np.random.default_rng(0)
     least = float(min(plan.price(plan.space.smallest).median_ms))
-    spread = np.geomspace(1.05 * least, plan.budget_ms, SPREAD)
-    middle = float(np.sqrt(least * plan.budget_ms))
-    band = rng.uniform(0.955, 1.045, BAND) * middle
-    found: list[Architecture] = []
-    for wanted in (*spread, *band):
-        depth = int(rng.choice(plan.space.depths))
-        for attempt in count(1):
-            if attempt % TRIES == 0:
-                depth = int(rng.choice(plan.space.depths))
-            ratios = np.exp(rng.uniform(*np.log(RATIOS), 2))
-            precisions = proposer.plan(depth, float(rng.choice([0.0, 0.5, 1.0])))
-            options = proposer.options(depth, *ratios, precisions)
-            off = np.abs(np.log(plan.price(options).median_ms / wanted))
-            best = options[int(off.argmin())]
-            if off.min() < (0.05 if len(found) < SPREAD else 0.004) and best not in found:
-                found.append(best)
-                break
-    return found
+    return stratified(plan, facts, SPREAD, BAND, plan.budget_ms, float(np.sqrt(least * plan.budget_ms)))
 
 
 @cache
@@ -101,11 +79,14 @@ def facts_of(seed: int) -> Any:
 
 def train(architecture: Architecture, run: Run, until: int) -> dict[str, Any]:
     """One student up to `until` steps, gone on from where it was: its curve and what scores cost nothing."""
+    import torch
+
+    from hwsearch.distill.importance import ffn_dimensions
     from hwsearch.distill.proxy import Student
 
     task = workshop(run.seed).task
     student = Student(task, architecture, fresh=0 if run.fresh else None)
-    dimensions = ffn_dimensions(student)
+    dimensions = ffn_dimensions(student.model, torch.from_numpy(task.chunks[:32]))
     path = WORK / f"{run.student}-{run.key}.pt"
     student.resume(path)
     halves = (round(2 ** (i / 2)) for i in range(21, 64))
@@ -117,26 +98,6 @@ def train(architecture: Architecture, run: Run, until: int) -> dict[str, Any]:
             student.mark(task.select)
     student.keep(path)
     return {"curve": student.curve, "seconds": student.seconds, "ffn_dimensions": dimensions}
-
-
-def ffn_dimensions(student: Any) -> int:
-    """Principal components that hold most of the variance of the feed-forward activations, summed over layers."""
-    import torch
-
-    found: list[int] = []
-
-    def add(module: Any, arguments: tuple[Any, ...]) -> None:  # noqa: ARG001
-        x = arguments[0].detach().flatten(0, 1).double()
-        values = torch.linalg.eigvalsh((x - x.mean(0)).T @ (x - x.mean(0))).flip(0).clamp_min(0)
-        found.append(int((values.cumsum(0) < EXPLAINED * values.sum()).sum()) + 1)
-
-    layers = student.model.get_submodule("model.layers").children()
-    handles = [layer.get_submodule("mlp.down_proj").register_forward_pre_hook(add) for layer in layers]
-    with torch.no_grad():
-        student.model(input_ids=torch.from_numpy(student.task.chunks[:32, :-1]), use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return sum(found)
 
 
 def gain(rows: list[dict[str, Any]], steps: int) -> float | None:
@@ -201,7 +162,8 @@ def advance(pool: ProcessPoolExecutor, table: dict[str, Any], runs: list[Run], s
 
 
 def new_table(facts: Any) -> dict[str, Any]:
-    students = draw(facts)
+    drawn = draw(facts)
+    students = [candidate.architecture for candidate in drawn]
     prices = {}
     for device in WORKLOADS:
         plan = plan_of(device, facts)
@@ -210,7 +172,7 @@ def new_table(facts: Any) -> dict[str, Any]:
         {
             "architecture": architecture.to_json(),
             "parameters": architecture.parameters,
-            "band": i >= SPREAD,
+            "band": drawn[i].band,
             "ms": {
                 device: [round(float(p.low_ms[i]), 4), round(float(p.median_ms[i]), 4), round(float(p.high_ms[i]), 4)]
                 for device, p in prices.items()

@@ -78,10 +78,11 @@ def _fail(message: str, status: int) -> Any:
     sys.exit(status)
 
 
-from hwsearch.cli import price, profile, search, worker  # noqa: E402
+from hwsearch.cli import fidelity, price, profile, search, worker  # noqa: E402
 
 cli.add_command(search.search)
 cli.add_command(worker.worker)
+cli.add_command(fidelity.fidelity)
 cli.add_command(search.report)
 cli.add_command(search.export)
 cli.add_command(price.latency)

@@ -9,7 +9,7 @@ import click
 
 from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.progress import Progress
-from hwsearch.cli.types import COUNT, NONE_OR_MORE, BudgetType, Numbers, Positive
+from hwsearch.cli.types import COUNT, NONE_OR_MORE, BudgetType, Numbers, Positive, Steps
 from hwsearch.errors import NothingFits, RunError
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 @click.option("--minutes", type=Positive(), help="Begin no new trial after this time.")
 @click.option(
     "--steps",
-    type=click.IntRange(4),
-    default=160,
+    type=Steps(),
+    default="160",
     show_default=True,
-    help="Training steps of a trial; finalists get 6.7 times as many.",
+    help="Of a trial's first rung; finalists get 6.7 times as many. 'auto': the least that 'hwsearch fidelity' found "
+    "to rank as full training does.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; reports/<what it is> by default.")
@@ -87,7 +88,9 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     from hwsearch.cli.device import find
     from hwsearch.distill.job import Recipe, TaskSpec
     from hwsearch.distill.workers import Workers
+    from hwsearch.search.fidelity import measured_steps
     from hwsearch.search.main_job import run_search
+    from hwsearch.search.trainer import result_of
 
     wishes = _wishes(budget, options)
     profile = find(device, options["threads"], options["runtime"], options["new_tokens"])
@@ -105,6 +108,8 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     try:
         with Progress() as progress:
             progress.say(f"workload: {wishes.workload}, {wishes.workload.tokens:,} tokens")
+            if options["steps"] == "auto":
+                wishes = measured_steps(wishes, result_of(workers.open()).digest, progress)
             folder, document = run_search(
                 profile,
                 target,
@@ -147,6 +152,7 @@ def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:
         )
     except ValueError as error:
         raise click.UsageError(f"precisions are {', '.join(map(str, Precision))}: {error}") from None
+    own = {"steps": options["steps"]} if options["steps"] != "auto" else {}
     limits = ("min_quality", "max_size_mib", "max_memory_mib", "budget_ttft", "budget_tpot")
     if options["budget_tpot"] and not workload["new_tokens"]:
         raise click.UsageError("--budget-tpot is of a generated token; say how many with --new-tokens N")
@@ -158,7 +164,8 @@ def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:
         heads=options["heads"],
         ffns=options["ffn"],
         precisions=precisions,
-        **{name: options[name] for name in ("trials", "steps", "seed", "minutes", *limits)},
+        **own,
+        **{name: options[name] for name in ("trials", "seed", "minutes", *limits)},
     )
 
 

@@ -71,3 +71,15 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
         if not found:
             self.fail(f"numbers are given as 4-8 or 128,192; got {value!r}", param, ctx)
         return tuple(found)
+
+
+class Steps(click.IntRange):
+    """A number of training steps, or "auto" for what was measured to suffice."""
+
+    name = "steps"
+
+    def __init__(self) -> None:
+        super().__init__(4)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)

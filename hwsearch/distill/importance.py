@@ -19,6 +19,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+EXPLAINED = 0.99  # of the variance of feed-forward activations
+
 
 @dataclass(frozen=True)
 class Importance:
@@ -97,3 +99,25 @@ def measure_importance(model: PreTrainedModel, chunks: Tensor, batch: int = 16) 
         attention=tuple(sums[f"attention.{i}"] / tokens for i in every),
         feed_forward=tuple(sums[f"feed_forward.{i}"] / tokens for i in every),
     )
+
+
+def ffn_dimensions(model: PreTrainedModel, chunks: Tensor) -> int:
+    """Principal components that hold 99 % of the variance of the feed-forward activations, summed over the layers: how
+    much of a student's feed-forward parts is used, for one forward pass over `chunks`, [chunks, sequence + 1]."""
+    found: list[int] = []
+
+    def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+        x = arguments[0].detach().flatten(0, 1).double()
+        x = x - x.mean(0)
+        variances = torch.linalg.eigvalsh(x.T @ x).flip(0).clamp_min(0)
+        found.append(int((variances.cumsum(0) < EXPLAINED * variances.sum()).sum()) + 1)
+
+    layers = model.get_submodule("model.layers").children()
+    handles = [layer.get_submodule("mlp.down_proj").register_forward_pre_hook(add) for layer in layers]
+    try:
+        with torch.no_grad():
+            model(input_ids=chunks[:, :-1], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -86,6 +88,8 @@ class Job(msgspec.Struct, frozen=True):
         steps: to train up to.
         horizon: steps of a full training, at which the score's loss is expected; 0 where it is taken as measured.
         cool_from: step from which on the rate falls to zero; None keeps it constant.
+        marks: further steps at which the held-out KL is noted.
+        order: of the text, one for each number.
         split: to judge it on at the end.
         layers: the teacher's layers behind the student's; the best by default.
         fresh: random weights from this seed in place of the teacher's slices.
@@ -97,6 +101,8 @@ class Job(msgspec.Struct, frozen=True):
     start: str = ""
     horizon: int = 0
     cool_from: int | None = None
+    marks: tuple[int, ...] = ()
+    order: int = 0
     split: Literal["select", "report"] = "select"
     layers: tuple[int, ...] | None = None
     fresh: int | None = None
@@ -134,3 +140,16 @@ def work_of(architecture: Architecture, steps: int) -> float:
     """How much work training is: parameters that every token goes through times steps, with a floor for what no size
     saves."""
     return (architecture.parameters + 150_000.0) * steps
+
+
+def expected_loss(curve: Sequence[tuple[int, float]], horizon: int) -> float:
+    """The loss after `horizon` steps: a straight line in log-log through the last point and the one nearest to half its
+    steps, at most one doubling on. The last loss itself while there are no two points.
+    """
+    step, loss = curve[-1]
+    earlier = [(s, value) for s, value in curve[:-1] if s > 0]
+    if not earlier or loss <= 0 or horizon <= step:
+        return loss
+    s, value = min(earlier, key=lambda point: abs(math.log(point[0] * 2 / step)))
+    slope = math.log(loss / value) / math.log(step / s)
+    return float(loss * min(2.0, horizon / step) ** min(slope, 0.0))

@@ -9,7 +9,7 @@ the short one stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwsearch.distill.job import ProxyScore
+from hwsearch.distill.job import ProxyScore, expected_loss
 from hwsearch.distill.losses import head_kl, positionwise_kl
 from hwsearch.distill.quantise import quantise_layers
 from hwsearch.distill.student import StudentPlan, build_student, random_student
@@ -44,11 +44,18 @@ class Student:
         architecture: of the student.
         fresh: random weights from this seed in place of the teacher's slices.
         layers: the teacher's layers behind the student's; the best by default.
+        order: of the text, one for each number.
     """
 
     def __init__(
-        self, task: Task, architecture: Architecture, fresh: int | None = None, layers: tuple[int, ...] | None = None
+        self,
+        task: Task,
+        architecture: Architecture,
+        fresh: int | None = None,
+        layers: tuple[int, ...] | None = None,
+        order: int = 0,
     ) -> None:
+        self.order = order
         teacher = task.teacher.model
         plan = StudentPlan(architecture, layers or task.layers[architecture.depth])
         self.task, self.architecture = task, architecture
@@ -100,9 +107,8 @@ class Student:
         """The chunks of this step: every pass over the data in an order of its own, the same for all students."""
         count, batch = len(self.task.chunks), self.task.recipe.batch
         places = np.arange(self.step * batch, (self.step + 1) * batch)
-        orders = {
-            p: np.random.default_rng((self.task.recipe.seed, int(p))).permutation(count) for p in set(places // count)
-        }
+        seed = (self.task.recipe.seed, self.order) if self.order else (self.task.recipe.seed,)
+        orders = {p: np.random.default_rng((*seed, int(p))).permutation(count) for p in set(places // count)}
         return np.array([orders[place // count][place % count] for place in places])
 
     def evaluate(self, held_out: HeldOut) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -126,7 +132,7 @@ class Student:
         measured = float(losses.sum() / (tokens * len(losses)))
         quality, retention = bootstrap(hits, held_out.teacher_hits, tokens)
         return ProxyScore(
-            loss=extrapolate(self.curve, horizon) if horizon and self.curve else measured,
+            loss=expected_loss(self.curve, horizon) if horizon and self.curve else measured,
             measured_loss=measured,
             quality=quality[0],
             quality_low=quality[1],
@@ -204,19 +210,6 @@ def divergence(model: PreTrainedModel, chunks: NDArray[np.int64], outputs: Outpu
     """Mean KL to the teacher, nats a token."""
     losses, _ = evaluate(model, chunks, outputs)
     return float(losses.sum() / chunks[:, 1:].size)
-
-
-def extrapolate(curve: Sequence[tuple[int, float]], horizon: int) -> float:
-    """The loss after `horizon` steps: a straight line in log-log through the last point and the one nearest to half its
-    steps, at most one doubling on. The last loss itself while there are no two points.
-    """
-    step, loss = curve[-1]
-    earlier = [(s, value) for s, value in curve[:-1] if s > 0]
-    if not earlier or loss <= 0 or horizon <= step:
-        return loss
-    s, value = min(earlier, key=lambda point: abs(np.log(point[0] * 2 / step)))
-    slope = (np.log(loss) - np.log(value)) / (np.log(step) - np.log(s))
-    return float(loss * min(2.0, horizon / step) ** min(slope, 0.0))
 
 
 def bootstrap(

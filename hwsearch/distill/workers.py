@@ -19,10 +19,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec, work_of
 from hwsearch.errors import RunError, TrainingError
 
 T = TypeVar("T")
+SAMPLE = 32  # chunks that a student as it is cut out is looked at on
 MOST = 8  # processes; each holds a teacher and its outputs
 
 
@@ -137,6 +139,17 @@ def _run(function: Callable[..., T], *arguments: Any) -> T:
     return function(_workshop(), *arguments)
 
 
+def ffn_dimensions_of(workshop: Any, architecture: Architecture) -> int:
+    """Of a student as it is cut out; for `Workers.run`."""
+    import torch
+
+    from hwsearch.distill.importance import ffn_dimensions
+    from hwsearch.distill.proxy import Student
+
+    task = workshop.task
+    return ffn_dimensions(Student(task, architecture).model, torch.from_numpy(task.chunks[:SAMPLE]))
+
+
 def _train(job: Job) -> ProxyScore:
     """Runs in a worker.
 
@@ -164,7 +177,7 @@ def _trained(job: Job) -> ProxyScore:
     from hwsearch.distill.proxy import Student
 
     task = _workshop().task
-    student = Student(task, job.architecture, job.fresh, job.layers)
+    student = Student(task, job.architecture, job.fresh, job.layers, job.order)
     path = Path(job.path)
     student.resume(path if path.is_file() or not job.start else Path(job.start))
     work = work_of(job.architecture, 1)
@@ -174,8 +187,8 @@ def _trained(job: Job) -> ProxyScore:
             _counter.value += work * steps
 
     held_out = getattr(task, job.split)
-    for stop in (job.steps // 2, job.steps):
-        if student.step < stop:
+    for stop in sorted({*job.marks, job.steps // 2, job.steps}):
+        if student.step < stop or (stop == 0 and not student.curve):
             student.train(stop, advance, job.cool_from, job.steps)
             if job.split == "select":
                 student.mark(held_out)

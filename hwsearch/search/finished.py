@@ -33,10 +33,19 @@ def stored_trials(folder: Path) -> list[Result]:
     Raises:
         RunError: it has no study.
     """
-    path = folder / "study.db"
-    if not path.is_file():
-        raise RunError(f"{folder} holds no study (no study.db)")
-    study = Study(path, folder.name)
+    study = open_study(folder)
     trials = [trial.result for trial in study.trials() if trial.result is not None and not trial.reason]
     study.close()
     return trials
+
+
+def open_study(folder: Path) -> Study:
+    """The study of a run.
+
+    Raises:
+        RunError: it has none.
+    """
+    path = folder / "study.db"
+    if not path.is_file():
+        raise RunError(f"{folder} holds no study (no study.db)")
+    return Study(path, folder.name)

@@ -12,12 +12,13 @@ import msgspec
 
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import Facts, TaskSpec
-from hwsearch.errors import NothingFits, RunError
+from hwsearch.errors import NothingFits
 from hwsearch.files import pretty, write_text
+from hwsearch.search.description import describe
 from hwsearch.search.engine import Engine, Outcome
 from hwsearch.search.measured import Measurer
 from hwsearch.search.plan import Plan, Wishes
-from hwsearch.search.run import Run, default_folder, differences
+from hwsearch.search.run import Run, default_folder
 from hwsearch.search.study import Study
 from hwsearch.search.summary import summarise, versions
 from hwsearch.search.trainer import Progress, Trainer, result_of
@@ -113,8 +114,10 @@ def _search(
         progress.say(f"teacher: next-token accuracy {facts.quality:.1%} on select")
         study = Study(storage or run.path("study.db"), name or run.name)
         try:
-            _describe(study, plan, identity, spec, run)
+            describe(study, plan, identity, spec, run.folder)
             outcome = Engine(plan, facts, trainer, run, study, progress, measurer).search()
+            if storage:
+                study.copy(run.path("study.db"))  # the folder holds all that a report needs
         finally:
             study.close()
         document = {**summarise(study.name, plan, outcome, time.monotonic() - started), "asked_trials": outcome.asked}
@@ -134,28 +137,6 @@ def prepare(trainer: Trainer, blocks: int, progress: Progress) -> None:
         time.sleep(0.2)
     for piece in pieces:
         result_of(piece)
-
-
-def _describe(study: Study, plan: Plan, identity: dict[str, Any], spec: TaskSpec, run: Run) -> None:
-    """What another worker must know to join.
-
-    Raises:
-        RunError: the study is of another search.
-    """
-    known = study.described().get("identity", identity)
-    if known != identity:
-        raise RunError(
-            f"study {study.name!r} is of another search: {differences(known, identity)}. Choose another --study"
-        )
-    study.describe(
-        identity=identity,
-        spec=spec,
-        wishes=plan.wishes,
-        profile=plan.profile,
-        target=plan.target,
-        folder=str(run.folder.resolve()),
-        measures=plan.measures,
-    )
 
 
 def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:

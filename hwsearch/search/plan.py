@@ -38,6 +38,7 @@ class Wishes(msgspec.Struct, frozen=True):
         depths, widths, heads, ffns, precisions: choices in place of the derived ones.
         trials: students to try.
         steps: of a short run.
+        full_steps: of a finalist's training; by default so many that the short run is 15 % of it.
         seed: of the search.
         minutes: after which no new trial begins.
         min_quality: least retention of the teacher's accuracy; the fastest that has it is chosen.
@@ -54,6 +55,7 @@ class Wishes(msgspec.Struct, frozen=True):
     precisions: tuple[Precision, ...] | None = None
     trials: int = 16
     steps: int = 160
+    full_steps: int | None = None
     seed: int = 0
     minutes: float | None = None
     min_quality: float | None = None
@@ -65,12 +67,12 @@ class Wishes(msgspec.Struct, frozen=True):
     @property
     def long_steps(self) -> int:
         """Steps of a finalist."""
-        return int(self.steps / SHORT + 1e-9)  # rounded down: a short run has no less than its share
+        return self.full_steps or int(self.steps / SHORT + 1e-9)  # rounded down: a short run has no less than its share
 
     @property
     def rungs(self) -> tuple[int, ...]:
         """Steps at which trials are compared, rising; the best of each go on to the next."""
-        return (self.steps, *(int(share * self.long_steps) for share in RUNGS[1:]))
+        return (self.steps, *(s for s in (int(share * self.long_steps) for share in RUNGS[1:]) if s > self.steps))
 
 
 class Plan:

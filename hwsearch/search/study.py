@@ -33,6 +33,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hwsearch.architecture import Architecture
 from hwsearch.errors import RunError
+from hwsearch.files import whole
 from hwsearch.search.result import Result
 
 DIRECTIONS = (optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MINIMIZE)
@@ -247,6 +248,15 @@ class Study:
     def described(self) -> dict[str, Any]:
         """What `describe` kept."""
         return {name: json.loads(fact) for name, fact in self._study.user_attrs.items()}
+
+    def copy(self, path: Path) -> None:
+        """Write the whole study to an SQLite file."""
+        with whole(path) as temporary:
+            there = _open(temporary)
+            optuna.copy_study(
+                from_study_name=self.name, from_storage=self._storage, to_storage=there, to_study_name=self.name
+            )
+            there._backend.engine.dispose()  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Release the storage."""

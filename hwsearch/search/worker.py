@@ -16,15 +16,12 @@ from typing import Any
 import msgspec
 import platformdirs
 
-from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import TaskSpec
-from hwsearch.errors import RunError
+from hwsearch.search.description import Description
 from hwsearch.search.main_job import prepare
-from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.proposer import Proposer
 from hwsearch.search.run import state_of
 from hwsearch.search.study import Study
-from hwsearch.search.summary import versions
 from hwsearch.search.trainer import Progress, Trainer, result_of
 from hwsearch.search.trials import Trials
 
@@ -53,51 +50,24 @@ def join(
     Raises:
         RunError: the study was begun with something else than this worker has.
     """
-    known = _ready(study, progress)
-    spec = msgspec.convert(known["spec"], TaskSpec)
+    while not (description := Description(study)).ready:
+        progress.stage("waiting for the main job to begin its trials", 1.0)
+        time.sleep(1)
     own = {"teacher": teacher, "data": data, "held_out": held_out}
-    trainer = make_trainer(msgspec.structs.replace(spec, **{name: path for name, path in own.items() if path}))
+    own = {name: path for name, path in own.items() if path}
+    trainer = make_trainer(msgspec.structs.replace(description.spec, **own))
     facts = result_of(trainer.open())
-    identity = known["identity"]
-    for what, there, here in (
-        ("teacher, text and recipe", identity["task"], facts.digest),
-        ("versions", identity["versions"], versions()),
-    ):
-        if there != here:
-            raise RunError(
-                f"study {study.name!r} was begun with other {what} ({there}) than this worker has ({here}); "
-                "give it the same: --teacher, --data, --eval, constraints.txt"
-            )
+    description.check(facts.digest)
     prepare(trainer, facts.blocks, progress)
     facts = result_of(trainer.finish())
-    plan = Plan(
-        msgspec.convert(known["wishes"], Wishes),
-        msgspec.convert(known["profile"], DeviceProfile),
-        msgspec.convert(known["target"], Target),
-        facts.architecture,
-        known["measures"],
-        known["correction"],
-    )
-    folder = out or Path(known["folder"])
+    plan = description.plan(facts.architecture)
+    folder = out or description.folder
     if not folder.is_dir():
         folder = out or platformdirs.user_cache_path("hwsearch") / "studies" / study.name
-        progress.say(f"this machine has no {known['folder']}; students in training are kept in {folder}")
+        progress.say(f"this machine has no {description.folder}; students in training are kept in {folder}")
     (folder / "students").mkdir(parents=True, exist_ok=True)
     proposer = Proposer(plan.space, plan.strain, facts.sensitivities, facts.layers, plan.admits)
     trials = Trials(plan, proposer, study, trainer, partial(state_of, folder), trainer.count, progress)
     progress.stage("training", float(plan.wishes.trials))
     found = trials.run(lambda note: progress.at(float(sum(t.ended for t in study.trials())), note=note))
     return {"study": study.name, "rungs": trials.trained, "trials": len(found)}
-
-
-def _ready(study: Study, progress: Progress) -> dict[str, Any]:
-    """What the study says of itself, once its trials have begun: where students are measured, they are before that."""
-    said = False
-    while "at_once" not in (known := study.described()):
-        if not known:
-            raise RunError(f"study {study.name!r} was not begun by hwsearch search")
-        if not said:
-            progress.say(f"waiting for the main job to begin the trials of {study.name!r}")
-            said = True
-        time.sleep(1)
-    return known

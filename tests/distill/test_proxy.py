@@ -11,8 +11,8 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
-from hwsearch.distill.job import Recipe, TaskSpec
-from hwsearch.distill.proxy import Student, bootstrap, extrapolate, load_state
+from hwsearch.distill.job import Recipe, TaskSpec, expected_loss
+from hwsearch.distill.proxy import Student, bootstrap, load_state
 from hwsearch.distill.task import Workshop
 from hwsearch.errors import DataError, RunError
 
@@ -169,10 +169,12 @@ def test_a_sequence_longer_than_the_teacher_reads_is_refused(workshop: Workshop)
 
 
 def test_one_doubling_is_a_straight_line_in_log_log() -> None:
-    assert extrapolate([(50, 0.8), (100, 0.4)], 200) == pytest.approx(0.2)
-    assert extrapolate([(10, 3.0), (50, 0.8), (100, 0.4)], 200) == pytest.approx(0.2)  # the point nearest to half the steps
-    assert extrapolate([(100, 0.4)], 200) == 0.4
-    assert extrapolate([(50, 0.4), (100, 0.5)], 200) == 0.5  # a rising curve is not extrapolated upwards
+    assert expected_loss([(50, 0.8), (100, 0.4)], 200) == pytest.approx(0.2)
+    assert expected_loss([(10, 3.0), (50, 0.8), (100, 0.4)], 200) == pytest.approx(
+        0.2
+    )  # the point nearest to half the steps
+    assert expected_loss([(100, 0.4)], 200) == 0.4
+    assert expected_loss([(50, 0.4), (100, 0.5)], 200) == 0.5  # a rising curve is not extrapolated upwards
 
 
 def test_bootstrap_intervals_hold_the_truth_nine_times_in_ten() -> None:

@@ -1,0 +1,100 @@
+"""Whether short runs may be relied on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hwsearch.cli.output import console, json_option, note, print_json
+from hwsearch.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--candidates", type=click.IntRange(8, 24), default=12, show_default=True, help="Students to train fully."
+)
+@click.option("--full-steps", type=click.IntRange(40), help="Of full training; a finalist's by default.")
+@click.option("--ceiling", is_flag=True, help="Train each once more: how well full training agrees with itself.")
+@json_option
+def fidelity(folder: Path, candidates: int, full_steps: int | None, ceiling: bool, as_json: bool) -> None:
+    """Does a short run rank students as full training does? Trains some of a run's space to the end."""
+    from hwsearch.distill.workers import Workers, ffn_dimensions_of
+    from hwsearch.files import pretty, write_text
+    from hwsearch.search.description import Description
+    from hwsearch.search.fidelity import keep, measure
+    from hwsearch.search.finished import open_study
+    from hwsearch.search.main_job import prepare
+    from hwsearch.search.trainer import result_of
+
+    study = open_study(folder)
+    description = Description(study)
+    study.close()
+    workers = Workers(description.spec)
+    try:
+        with Progress() as progress:
+            facts = result_of(workers.open())
+            description.check(facts.digest)
+            prepare(workers, facts.blocks, progress)
+            facts = result_of(workers.finish())
+            plan = description.plan(facts.architecture)
+            document = measure(
+                plan,
+                facts,
+                description.spec,
+                workers,
+                progress,
+                folder / "fidelity",
+                candidates,
+                full_steps or plan.wishes.long_steps,
+                ceiling,
+                ffn_dimensions_of,
+            )
+    finally:
+        workers.close()
+    write_text(folder / "fidelity.json", pretty(document))
+    if keep(facts.digest, document):
+        note(f"{document['steps']} steps are kept for this teacher and text: --steps auto")
+    if as_json:
+        print_json(document)
+    else:
+        print_fidelity(document, console())
+
+
+def print_fidelity(document: dict[str, Any], out: Console) -> None:
+    """Lengths of the short run and what costs nothing, each with how well it orders students."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for column in ("score", "cost", "Kendall tau", "80 % interval", "Spearman", "tau in band", "80 % interval", ""):
+        table.add_column(column, justify="left" if column in ("score", "") else "right")
+
+    def line(name: str, cost: float, row: dict[str, Any], mark: str = "") -> None:
+        texts = []
+        for where in ("", "_band"):
+            value, low, high = (row[f"tau{where}{end}"] for end in ("", "_low", "_high"))
+            interval = "" if value is None else f"{low:.2f} to {high:.2f}"
+            texts += ["" if value is None else f"{value:.2f}", interval]
+        spearman = "" if row["spearman"] is None else f"{row['spearman']:.2f}"
+        table.add_row(name, f"{cost:.0%}", texts[0], texts[1], spearman, texts[2], texts[3], mark)
+
+    for row in document["lengths"]:
+        passed = "passes" if row["passes"] else ""
+        mark = "taken" if row["steps"] == document["steps"] and document["passes"] else passed
+        line(f"{row['steps']} steps", row["cost_share"], row, mark)
+    for name, row in document["baselines"].items():
+        line(name, 0.0, row)
+    out.print(
+        f"{document['candidates']} students trained for {document['full_steps']} steps, {document['band']} of them "
+        "within 10 % of one latency"
+    )
+    out.print(table)
+    if document["ceiling"] is not None:
+        out.print(f"full training agrees with itself, the text in another order: tau {document['ceiling']:.2f}")
+    if not document["passes"]:
+        out.print("no short run passes; the one with the highest lower bound is named in the JSON document")

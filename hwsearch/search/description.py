@@ -1,0 +1,94 @@
+"""What a study says of itself, so that others can work on it: what is asked, on which device, of which task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hwsearch.architecture import Architecture
+from hwsearch.device import DeviceProfile, Target
+from hwsearch.distill.job import TaskSpec
+from hwsearch.errors import RunError
+from hwsearch.search.plan import Plan, Wishes
+from hwsearch.search.run import differences
+from hwsearch.search.study import Study
+from hwsearch.search.summary import versions
+
+
+def describe(study: Study, plan: Plan, identity: dict[str, Any], spec: TaskSpec, folder: Path) -> None:
+    """Keep all that another worker must know.
+
+    Raises:
+        RunError: the study is of another search.
+    """
+    known = study.described().get("identity", identity)
+    if known != identity:
+        raise RunError(
+            f"study {study.name!r} is of another search: {differences(known, identity)}. Choose another --study"
+        )
+    study.describe(
+        identity=identity,
+        spec=spec,
+        wishes=plan.wishes,
+        profile=plan.profile,
+        target=plan.target,
+        folder=str(folder.resolve()),
+        measures=plan.measures,
+    )
+
+
+class Description:
+    """What `describe` kept.
+
+    Args:
+        study: in which it stands.
+
+    Attributes:
+        spec: of the task.
+        folder: of the run, on the machine of the main job.
+        ready: trials have begun: where students are measured, some are before that.
+
+    Raises:
+        RunError: the study was not begun by a search.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.name, self._known = study.name, study.described()
+        if "identity" not in self._known:
+            raise RunError(f"study {study.name!r} was not begun by hwsearch search")
+        self.spec = msgspec.convert(self._known["spec"], TaskSpec)
+        self.folder = Path(self._known["folder"])
+        self.ready = "at_once" in self._known
+
+    def check(self, task: str) -> None:
+        """Whether this machine works with the same.
+
+        Args:
+            task: digest of teacher, text and recipe here.
+
+        Raises:
+            RunError: it does not.
+        """
+        identity = self._known["identity"]
+        for what, there, here in (
+            ("teacher, text or recipe", identity["task"], task),
+            ("versions", identity["versions"], versions()),
+        ):
+            if there != here:
+                raise RunError(
+                    f"study {self.name!r} was begun with other {what} ({there}) than are here ({here}); "
+                    "give it the same: --teacher, --data, --eval, constraints.txt"
+                )
+
+    def plan(self, teacher: Architecture) -> Plan:
+        """What the price decides, as the main job has it."""
+        return Plan(
+            msgspec.convert(self._known["wishes"], Wishes),
+            msgspec.convert(self._known["profile"], DeviceProfile),
+            msgspec.convert(self._known["target"], Target),
+            teacher,
+            self._known["measures"],
+            self._known.get("correction", 1.0),
+        )

@@ -1,0 +1,271 @@
+"""Does the short run rank students as the full one does? Measured on the user's own teacher and text.
+
+A few students are trained to the end: some spread over the latencies inside the budget, some of nearly one latency,
+where parameters and latency say nothing. Their curves show what a run of any length would have said of them, so that
+one training of each judges every length. The shortest that passes is kept for the teacher and text (`--steps auto`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import platformdirs
+
+from hwsearch.architecture import Architecture
+from hwsearch.distill.job import Facts, Job, TaskSpec, expected_loss
+from hwsearch.files import pretty, read_or_drop, write_text
+from hwsearch.search.plan import RUNGS, Plan, Wishes
+from hwsearch.search.proposer import RATIOS, Proposer
+from hwsearch.search.rank import Agreement, agreement
+from hwsearch.search.trainer import Progress, Trainer, result_of
+
+SHARES = (0.05, 0.08, 0.1, 0.15, 0.2, 0.3, RUNGS[-1])  # of full training: lengths of a short run that are judged
+PASSES = {"tau": 0.9, "tau_low": 0.8, "tau_band": 0.75, "tau_band_low": 0.5}  # at least
+NEAR = 0.045  # either way from the band's middle
+CLOSE = (0.05, 0.004)  # to a wanted latency, in log: of the spread ones, of those in the band
+TRIES = 20  # proportions before another depth is drawn
+
+
+class Candidate(NamedTuple):
+    """A student to be trained fully."""
+
+    architecture: Architecture
+    ms: float
+    band: bool
+
+
+class Length(msgspec.Struct, frozen=True):
+    """What short runs of one length say.
+
+    Attributes:
+        steps: of the short run.
+        cost_share: of a full run, evaluations included.
+        all, band: agreement with full training; of the band alone. None where there are too few.
+        passes: whether it may be relied on.
+    """
+
+    steps: int
+    cost_share: float
+    all: Agreement | None
+    band: Agreement | None
+    passes: bool
+
+
+def stratified(
+    plan: Plan, facts: Facts, spread: int, band: int, most_ms: float, middle_ms: float, seed: int = 0
+) -> list[Candidate]:
+    """Students of random depth, proportions and share of int8.
+
+    Args:
+        plan: of the search.
+        facts: of the task, complete.
+        spread: how many are spread over the latencies up to `most_ms`, evenly in log.
+        band: how many lie within 10 % of one another around `middle_ms`; they come last.
+        most_ms, middle_ms: latencies.
+        seed: of the draw.
+    """
+    proposer = Proposer(plan.space, plan.strain, facts.sensitivities, facts.layers, plan.admits)
+    rng = np.random.default_rng(seed)
+    least = float(plan.price(plan.space.smallest).median_ms.min())
+    wanted = [(ms, False) for ms in np.geomspace(min(1.05 * least, most_ms), most_ms, spread)]
+    wanted += [(ms, True) for ms in middle_ms * rng.uniform(1 - NEAR, 1 + NEAR, band)]
+    shares = (0.0, 0.5, 1.0) if len(plan.space.precisions) > 1 else (0.0,)
+    found: list[Candidate] = []
+    for ms, inside in wanted:
+        near = CLOSE[inside]
+        depth = int(rng.choice(plan.space.depths))
+        for attempt in count(1):
+            if attempt % TRIES == 0:
+                depth = int(rng.choice(plan.space.depths))
+                near *= 1.2 if attempt > 20 * TRIES else 1.0
+            heads, ffn = np.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1]), 2)).tolist()
+            precisions = proposer.plan(depth, float(rng.choice(shares)))
+            options = [o for o in proposer.options(depth, heads, ffn, precisions) if plan.admits(o)]
+            if not options:
+                continue
+            prices = plan.price(options).median_ms
+            off = np.abs(np.log(prices / ms))
+            best = int(off.argmin())
+            if off[best] < near and all(options[best] != other.architecture for other in found):
+                found.append(Candidate(options[best], float(prices[best]), inside))
+                break
+    return found
+
+
+def measure(
+    plan: Plan,
+    facts: Facts,
+    spec: TaskSpec,
+    trainer: Trainer,
+    progress: Progress,
+    folder: Path,
+    candidates: int,
+    full_steps: int,
+    second: bool,
+    features: Callable[..., Any],
+) -> dict[str, Any]:
+    """Train candidates fully and judge short runs by them; the contract's document.
+
+    Args:
+        plan: of the search that is judged.
+        facts: of the task, complete.
+        spec: of the task.
+        trainer: who trains.
+        progress: who is told.
+        folder: keeps the students; what is there is gone on from.
+        candidates: how many; four tenths of them in one band.
+        full_steps: of full training.
+        second: train them once more with the text in another order: how well full agrees with itself.
+        features: for `Trainer.run`: the feed-forward dimensions of a student.
+    """
+    band = max(3, round(0.4 * candidates))
+    budget = plan.budget_ms
+    students = stratified(plan, facts, candidates - band, band, budget, 0.9 * budget)
+    shorts = sorted({max(2, int(share * full_steps)) for share in SHARES})
+    marks = tuple(sorted({0, *shorts, *(s // 2 for s in shorts)}))
+    cool = int(RUNGS[-1] * full_steps)
+
+    def job(number: int, order: int) -> Job:
+        a = students[number].architecture
+        name = f"{number}-{a.digest}-{full_steps}{f'-{order}' if order else ''}.pt"
+        return Job(str(folder / name), a, full_steps, cool_from=cool, marks=marks, order=order)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    orders = (0, 1) if second else (0,)
+    futures = [trainer.train(job(i, order)) for order in orders for i in range(len(students))]
+    dimensions = [trainer.run(features, student.architecture) for student in students]
+    progress.stage("full training", float(len(futures)))
+    waiting = set(futures)
+    while waiting:
+        waiting = set(wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).not_done)
+        progress.at(float(len(futures) - len(waiting)))
+    scores = [result_of(future) for future in futures]
+    curves = [dict(score.curve) for score in scores[: len(students)]]
+    full = [score.measured_loss for score in scores[: len(students)]]
+    inside = [student.band for student in students]
+
+    def judged(score: Sequence[float]) -> tuple[Agreement | None, Agreement | None]:
+        own = [(s, t) for s, t, b in zip(score, full, inside, strict=True) if b]
+        return agreement(score, full), agreement(*zip(*own, strict=True))
+
+    evaluation = spec.held_out_chunks / spec.recipe.batch / 3  # a pass forward is a third of a step
+    lengths = [
+        length(steps, full_steps, *judged([expected(c, steps, full_steps) for c in curves]), evaluation)
+        for steps in shorts
+    ]
+    chosen = next((found for found in lengths if found.passes), None) or max(
+        lengths, key=lambda found: (found.all.low if found.all else -1.0, -found.steps)
+    )
+    free = {
+        "parameters": [-float(s.architecture.parameters) for s in students],
+        "depth": [-float(s.architecture.depth) for s in students],
+        "latency": [-s.ms for s in students],
+        "zero steps": [c[0] for c in curves],
+        "feed-forward PCA dimensions": [-float(result_of(d) or 0) for d in dimensions],
+    }
+    baselines = {name: judged(score) for name, score in free.items()}
+    ceiling = agreement([score.measured_loss for score in scores[len(students) :]], full) if second else None
+    return {
+        "candidates": len(students),
+        "band": sum(inside),
+        **_shown(chosen.all, chosen.band),
+        "baselines": {name: _shown(*found) for name, found in baselines.items()},
+        "ceiling": ceiling.tau if ceiling else None,
+        "steps": chosen.steps,
+        "full_steps": full_steps,
+        "cost_share": chosen.cost_share,
+        "passes": chosen.passes,
+        "lengths": [
+            {"steps": f.steps, "cost_share": f.cost_share, "passes": f.passes, **_shown(f.all, f.band)} for f in lengths
+        ],
+        "rows": [
+            {
+                "architecture": student.architecture.to_json(),
+                "ms": student.ms,
+                "band": student.band,
+                "full_loss": loss,
+                "curve": score.curve,
+                **{name: values[i] for name, values in free.items()},
+            }
+            for i, (student, loss, score) in enumerate(zip(students, full, scores, strict=False))
+        ],
+    }
+
+
+def expected(curve: dict[int, float], steps: int, full_steps: int) -> float:
+    """What a short run of so many steps would have said of a student with this curve."""
+    known = [(s, loss) for s, loss in sorted(curve.items()) if s in (steps // 2, steps)]
+    return expected_loss(known, full_steps)
+
+
+def length(steps: int, full_steps: int, whole: Agreement | None, band: Agreement | None, evaluation: float) -> Length:
+    """Judge a length of short runs; `evaluation` is the cost of one look at the held-out set, in steps."""
+    share = (steps + 2 * evaluation) / (full_steps + evaluation)
+    shown = _shown(whole, band)
+    passes = all(shown[name] is not None and shown[name] >= least for name, least in PASSES.items())
+    return Length(steps, share, whole, band, passes)
+
+
+def _shown(whole: Agreement | None, band: Agreement | None) -> dict[str, Any]:
+    return {
+        "tau": whole.tau if whole else None,
+        "tau_low": whole.low if whole else None,
+        "tau_high": whole.high if whole else None,
+        "spearman": whole.spearman if whole else None,
+        "tau_band": band.tau if band else None,
+        "tau_band_low": band.low if band else None,
+        "tau_band_high": band.high if band else None,
+        "spearman_band": band.spearman if band else None,
+    }
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What is kept for a teacher and text.
+
+    Attributes:
+        steps, full_steps: of the shortest run that passes, and of the full one that it was judged by.
+        measured: when, seconds since 1970.
+    """
+
+    steps: int
+    full_steps: int
+    measured: float
+
+
+def keep(task: str, document: dict[str, Any]) -> Path | None:
+    """Keep the shortest run that passes for `--steps auto`; None where none did."""
+    if not document["passes"]:
+        return None
+    path = _path(task)
+    write_text(path, pretty(Kept(document["steps"], document["full_steps"], time.time())))
+    return path
+
+
+def kept(task: str) -> Kept | None:
+    """The shortest run that passes for a teacher and text; None where it was not measured."""
+    return read_or_drop(_path(task), lambda path: msgspec.json.decode(path.read_bytes(), type=Kept))
+
+
+def measured_steps(wishes: Wishes, task: str, progress: Progress) -> Wishes:
+    """The wishes with the shortest run that passes for a teacher and text; as they are where it was not measured."""
+    found = kept(task)
+    if found is None:
+        progress.say(
+            f"no short run has been measured for this teacher and text: {wishes.steps} steps are taken. Measure one on "
+            "this run once it is done: hwsearch fidelity DIR"
+        )
+        return wishes
+    progress.say(f"{found.steps} of {found.full_steps} steps rank as full training does (hwsearch fidelity)")
+    return msgspec.structs.replace(wishes, steps=found.steps, full_steps=found.full_steps)
+
+
+def _path(task: str) -> Path:
+    return platformdirs.user_cache_path("hwsearch") / "fidelity" / f"{task}.json"
