@@ -103,7 +103,7 @@ def train(architecture: Architecture, run: Run, until: int) -> dict[str, Any]:
 def gain(rows: list[dict[str, Any]], steps: int) -> float | None:
     """By how much doubling `steps` lowers the KL, on average over the students that have come so far."""
     curves = [dict(row["curve"]) for row in rows if row.get("curve")]
-    ratios = [curve[2 * steps] / curve[steps] for curve in curves if 2 * steps in curve]
+    ratios = [curve[2 * steps] / curve[steps] for curve in curves if {steps, 2 * steps} <= set(curve)]
     return 1 - float(np.exp(np.mean(np.log(ratios)))) if ratios else None
 
 

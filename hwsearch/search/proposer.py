@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 RATIOS = (0.5, 2.0)  # of the teacher's proportions
-FILL = (0.4, 1.0)  # of the budget, by the strain on it
+FILL = (0.25, 1.0)  # of the budget, by the strain on it
 CORNER_DEPTHS = 6
 FFN_SLACK = 1.35  # factor either way within which the feed-forward size may help to meet the fill
 
@@ -78,7 +78,8 @@ class Proposer:
 
     def corners(self) -> list[dict[str, Any]]:
         """Settings to begin with: the fullest student of each depth, from the middle outwards, and at the middle depth
-        one step in every other direction. What any sampler would take long to try, and what depth is worth most."""
+        one step in every other direction; last the fast end of the front. What any sampler would take long to try, and
+        what depth is worth most."""
         quantised = {"int8": 1.0} if len(self.space.precisions) > 1 else {}
         full = {"heads": 1.0, "ffn": 1.0, **quantised, "fill": 1.0}
         fitting = [depth for depth in self.space.depths if self._fits(depth, bool(quantised))]
@@ -88,7 +89,10 @@ class Proposer:
         nearest = sorted(fitting, key=lambda depth: (abs(depth - middle), -depth))[:CORNER_DEPTHS]
         steps: list[dict[str, float]] = [{"ffn": RATIOS[0]}, {"heads": RATIOS[0]}, {"fill": 0.7}]
         steps += [{"int8": 0.0}] if quantised else []
-        return [{"depth": depth, **full} for depth in nearest] + [{"depth": middle, **full, **step} for step in steps]
+        corners = [{"depth": depth, **full} for depth in nearest] + [
+            {"depth": middle, **full, **step} for step in steps
+        ]
+        return [*corners, {"depth": fitting[0], **full, "fill": FILL[0]}]
 
     def _fits(self, depth: int, quantised: bool) -> bool:
         options = self.options(depth, 1.0, 1.0, self.plan(depth, float(quantised)))
@@ -103,7 +107,7 @@ class Proposer:
         head_ratio = trial.suggest_float("heads", *RATIOS, log=True)
         ffn_ratio = trial.suggest_float("ffn", *RATIOS, log=True)
         share = trial.suggest_float("int8", 0.0, 1.0) if len(self.space.precisions) > 1 else 0.0
-        fill = trial.suggest_float("fill", *FILL)
+        fill = trial.suggest_float("fill", *FILL, log=True)
         # A depth that has nothing left in the budget gives way to the next smaller one, then to the next larger.
         nearest = sorted(depths, key=lambda d: (d > depth, abs(d - depth)))
         for candidate in nearest:

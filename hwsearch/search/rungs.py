@@ -50,12 +50,12 @@ def promoted(trials: Iterable[Climber], rungs: int, over: bool = False) -> list[
     Args:
         trials: of the study.
         rungs: how many there are; who has passed the last goes nowhere.
-        over: no more trials will come: then a third is rounded up, so that the best of every band goes on.
+        over: no more trials will come: then the best of every band goes on, however few it has.
     """
     found: list[tuple[int, float, int]] = []
     for rung in range(1, rungs):
         for group in _bands(trials, rung):
-            room = -(-len(group) // KEEP) if over else len(group) // KEEP
+            room = max(int(over), len(group) // KEEP)
             found += [(-rung, t.losses[rung - 1], t.number) for t in group[:room] if t.waits and len(t.losses) == rung]
     return [number for _, _, number in sorted(found)]
 
