@@ -139,8 +139,9 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
     if folder is not None:
         counts = document["trials"]
         out.print(
-            f"{counts['complete']} students trained, {counts['infeasible']} priced and refused as too slow or too "
-            f"large, {counts['failed']} failed; this session took {format_seconds(document['seconds'])}"
+            f"{counts['complete'] + counts['stopped']} students trained, {counts['stopped']} of them stopped by better "
+            f"ones of their band, {counts['infeasible']} priced and refused as too slow or too large, "
+            f"{counts['failed']} failed; this session took {format_seconds(document['seconds'])}"
         )
         out.print(f"report: {folder / 'report.html'}   student: {folder / 'chosen'}")
 

@@ -62,31 +62,28 @@ class NullTrainer:
         lost += 0.3 * (1 - math.sqrt(a.layers[0].ffn / t.layers[0].ffn)) + 0.15 * (
             1 - math.sqrt(a.layers[0].heads / t.layers[0].heads)
         )
-        lost += (
-            0.02
-            * sum((layer.attention is Precision.INT8) + (layer.feed_forward is Precision.INT8) for layer in a.layers)
-            / a.depth
-        )
-        loss = 0.02 + lost * (1 + 2 / math.sqrt(job.horizon or job.steps)) + (0.2 if job.layers else 0.0)
+        quantised = sum((x.attention is Precision.INT8) + (x.feed_forward is Precision.INT8) for x in a.layers)
+        lost += 0.02 * quantised / a.depth
+
+        def after(steps: int) -> float:
+            return 0.02 + lost * (1 + 2 / math.sqrt(max(1, steps))) + (0.2 if job.layers else 0.0)
+
+        loss = after(job.horizon or job.steps)
         quality = 0.6 * math.exp(-0.3 * loss)
-        interval = {"quality_low": quality - 0.005, "quality_high": quality + 0.005}
-        retention = {
-            "retention": quality / 0.6,
-            "retention_low": quality / 0.6 - 0.008,
-            "retention_high": quality / 0.6 + 0.008,
-        }
-        curve = ((job.steps // 2, loss * 1.1), (job.steps, loss))
         return _done(
             ProxyScore(
                 loss=loss,
-                measured_loss=loss,
+                measured_loss=after(job.steps),
                 quality=quality,
-                **interval,
+                quality_low=quality - 0.005,
+                quality_high=quality + 0.005,
                 teacher_quality=0.6,
-                **retention,
+                retention=quality / 0.6,
+                retention_low=quality / 0.6 - 0.008,
+                retention_high=quality / 0.6 + 0.008,
                 steps=job.steps,
                 seconds=0.0,
-                curve=curve,
+                curve=tuple((s, after(s)) for s in sorted({*job.marks, job.steps // 2, job.steps})),
             )
         )
 

@@ -116,9 +116,9 @@ class Study:
             raise RunError(f"{_public(storage)} needs a driver: pip install 'hwsearch[postgres]' ({error})") from error
         except Exception as error:  # SQLAlchemy, its drivers and Optuna raise their own kinds for a broken storage
             reason = next(iter(str(error).splitlines()), "")
+            way = "move it away or choose another --out" if isinstance(storage, Path) else "check --storage"
             raise RunError(
-                f"{_public(storage)} is not a study that can be opened ({type(error).__name__}: {reason[:120]}); "
-                "move it away or choose another --out or --storage"
+                f"{_public(storage)} is not a study that can be opened ({type(error).__name__}: {reason[:120]}); {way}"
             ) from error
         self._where = storage
         self._engine: Any = getattr(getattr(self._storage, "_backend", None), "engine", None)

@@ -61,7 +61,7 @@ def test_latency_is_one_latency() -> None:
 
 
 def test_latency_reads_an_architecture_from_a_file(tmp_path: Path) -> None:
-    from tests.search.test_sampler import TEACHER
+    from tests.search.test_proposer import TEACHER
 
     path = tmp_path / "architecture.json"
     fp16 = {

@@ -56,7 +56,7 @@ def test_every_proposal_fits_is_loadable_and_new(proposer: Proposer) -> None:
 
 def test_the_fill_is_met_from_below_where_the_depth_allows_it(proposer: Proposer) -> None:
     gaps = []
-    for seed in range(40):
+    for seed in range(60):
         dice = Dice(seed)
         architecture = proposer(dice, set())
         assert architecture is not None
@@ -91,7 +91,7 @@ def test_the_share_of_int8_goes_to_the_least_sensitive_parts(proposer: Proposer)
 
 def test_corners_are_inside_what_may_be_suggested(proposer: Proposer) -> None:
     corners = proposer.corners()
-    assert len(corners) == 6 + 4
+    assert len(corners) == 6 + 4 + 1
     assert {corner["depth"] for corner in corners} == set(proposer.space.depths)
     assert {corner["int8"] for corner in corners} == {0.0, 1.0}
 

@@ -1,0 +1,147 @@
+"""A study that several share: who owns what, and what is left when one is killed."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hwsearch.errors import RunError
+from hwsearch.profiles import find_profile
+from hwsearch.search import study as module
+from hwsearch.search.null import TEACHER
+from hwsearch.search.plan import Plan, Wishes
+from hwsearch.search.result import Result
+from hwsearch.search.study import Study, Trial, membership
+from hwsearch.units import Budget
+from hwsearch.workload import Workload
+
+
+@pytest.fixture(params=["file", "url", "journal"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    return {
+        "file": tmp_path / "study.db",
+        "url": f"sqlite:///{tmp_path / 'study.db'}",
+        "journal": str(tmp_path / "study.log"),
+    }[request.param]
+
+
+def begun(study: Study, owner: str) -> Trial:
+    return study.begin(TEACHER, 12.5, {}, {}, owner)
+
+
+def scored() -> Result:
+    orin = find_profile("jetson-orin")
+    plan = Plan(Wishes(Budget(ms=500.0), Workload(64, 128, 0, 256)), orin, orin.target(), TEACHER)
+    return Result(0, TEACHER, plan.price.one(TEACHER), 1.0, 2.0, loss=0.5, quality=0.4, retention=0.8, steps=160)
+
+
+def test_a_trial_from_begin_to_end_is_read_as_it_was_written(storage: Path | str) -> None:
+    study = Study(storage, "mine")
+    with membership() as owner:
+        trial = begun(study, owner)
+        assert study.trials() == [trial]
+        assert not trial.waits
+        trial = study.passed(trial, scored())
+        assert trial.waits
+        trial = study.take(trial, owner)
+        trial = study.passed(trial, scored())
+        study.end(trial)
+    other = Study(storage, "mine", make=False)
+    (read,) = other.trials()
+    assert read.losses == (0.5, 0.5)
+    assert read.ended
+    assert read.result == scored()
+    assert read.architecture == TEACHER
+    study.close()
+    other.close()
+
+
+def test_the_living_keep_their_trials_and_the_dead_lose_them(tmp_path: Path) -> None:
+    study = Study(tmp_path / "study.db", "mine")
+    with membership() as owner:
+        mine = begun(study, owner)
+        assert not study.abandoned(mine)
+    assert study.abandoned(mine)  # whoever it was has left, though the process is alive
+    script = (
+        "from hwsearch.search.study import *; from hwsearch.search.null import TEACHER; import sys, time\n"
+        f"study = Study(Path({str(tmp_path / 'study.db')!r}), 'mine')\n"
+        "with membership() as owner:\n"
+        "    study.begin(TEACHER, 1.0, {}, {}, owner); print('begun', flush=True); time.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"begun\n"
+    theirs = study.trials()[1]
+    assert not study.abandoned(theirs)
+    child.kill()
+    child.communicate()
+    assert study.abandoned(theirs)
+    with membership() as owner:
+        assert not study.abandoned(study.take(theirs, owner))
+    study.close()
+
+
+def test_a_beat_that_stands_still_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study(tmp_path / "study.db", "mine")
+    trial = begun(study, "elsewhere/1/2.00/0")
+    assert not study.abandoned(trial)
+    monkeypatch.setattr(module, "STALE_S", 0.0)
+    time.sleep(0.01)
+    study.beat(trial)
+    assert not study.abandoned(trial)  # it has moved since
+    time.sleep(0.01)
+    assert study.abandoned(trial)
+    study.close()
+
+
+def test_one_decides_at_a_time(storage: Path | str) -> None:
+    Study(storage, "mine").close()
+    inside, most = 0, 0
+
+    def decide() -> None:
+        nonlocal inside, most
+        study = Study(storage, "mine", make=False)
+        for _ in range(5):
+            with study.alone():
+                inside += 1
+                most = max(most, inside)
+                begun(study, "nobody/1/2.00/0")
+                inside -= 1
+        study.close()
+
+    threads = [threading.Thread(target=decide) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    study = Study(storage, "mine")
+    assert most == 1
+    assert [trial.number for trial in study.trials()] == list(range(15))
+    study.close()
+
+
+def test_a_copy_holds_everything(storage: Path | str, tmp_path: Path) -> None:
+    study = Study(storage, "mine")
+    study.describe(folder="here")
+    study.end(study.passed(begun(study, "nobody/1/2.00/0"), scored()))
+    study.copy(tmp_path / "copy.db")
+    copy = Study(tmp_path / "copy.db", "whatever its folder is called")
+    assert copy.name == "mine"
+    assert copy.described() == {"folder": "here"}
+    (there,), (here,) = copy.trials(), study.trials()
+    assert there.result == here.result
+    study.close()
+    copy.close()
+
+
+def test_what_is_no_study_is_one_clear_line_without_a_password(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no study 'mine' .*have: none"):
+        Study(f"sqlite:///{tmp_path / 'study.db'}", "mine", make=False)
+    with pytest.raises(RunError, match=r"can be opened|driver") as error:
+        Study("postgresql://me:secret@127.0.0.1:1/none", "mine")
+    assert "secret" not in str(error.value)
+    with pytest.raises(RunError, match=r"can be opened.*--storage"):
+        Study("magic://", "mine")

@@ -1,0 +1,106 @@
+"""Workers beside the main job, on the null score."""
+
+from pathlib import Path
+
+import pytest
+
+from hwsearch.distill.job import Facts, Job
+from hwsearch.errors import RunError
+from hwsearch.search.null import NullTrainer
+from hwsearch.search.study import Study
+from hwsearch.search.worker import join
+from tests.search.test_engine import Dying, Told, begun, search, tried
+
+
+@pytest.mark.parametrize("last", [1, 7, 14])
+def test_a_worker_finishes_what_a_killed_main_job_began(tmp_path: Path, last: int) -> None:
+    folder = tmp_path / "run"
+    main, helper, after = Dying(last), NullTrainer(), NullTrainer()
+    with pytest.raises(KeyboardInterrupt):
+        search(folder, main)
+    study = Study(f"sqlite:///{folder / 'study.db'}", "run", make=False)
+    found = join(study, lambda _: helper, Told())
+    assert found == {"study": "run", "rungs": len(helper.jobs), "trials": 12}
+    assert len({trial.architecture for trial in study.trials()}) == 12
+    assert all(trial.ended for trial in study.trials())
+    study.close()
+    document, _ = search(folder, after)
+    assert tried(document) == 12
+    assert not begun(after)
+    trained = [(job.path, job.steps) for job in (*main.jobs, *helper.jobs)]
+    assert len(trained) - len(set(trained)) <= 2  # what was under way when it was killed
+    assert {job.path.rsplit("/", 1)[0] for job in helper.jobs} == {str((folder / "students").resolve())}
+
+
+def test_a_storage_of_its_own_and_a_folder_that_holds_all(tmp_path: Path) -> None:
+    from hwsearch.search.finished import stored_trials
+
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    document = storage_search(tmp_path / "run", url, "orin")
+    assert document["study"] == "orin"
+    assert len(stored_trials(tmp_path / "run")) == tried(document)
+    with pytest.raises(RunError, match=r"study 'orin' is of another search: seed.*--study"):
+        storage_search(tmp_path / "other", url, "orin", seed=5)
+
+
+def storage_search(folder: Path, storage: str, name: str, **wishes: int) -> dict[str, object]:
+    from hwsearch.distill.job import TaskSpec
+    from hwsearch.profiles import find_profile
+    from hwsearch.search.main_job import run_search
+    from hwsearch.search.plan import Wishes
+    from hwsearch.units import Budget
+    from tests.search.test_engine import BULK
+
+    profile = find_profile("jetson-orin")
+    asked = Wishes(budget=Budget(ms=500.0), workload=BULK, **{"trials": 6, **wishes})
+    return run_search(
+        profile,
+        profile.target(),
+        asked,
+        TaskSpec(),
+        NullTrainer(),
+        Told(),
+        lambda *_: None,
+        folder,
+        storage=storage,
+        name=name,
+    )[1]
+
+
+class Stranger(NullTrainer):
+    """Has another text."""
+
+    def _facts(self) -> Facts:
+        facts = super()._facts()
+        return Facts("null-teacher", "1" * 16, facts.architecture, "other text", 2, 0.6, facts.layers)
+
+
+def test_a_worker_with_another_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", Dying(3))
+    study = Study(tmp_path / "run" / "study.db", "run")
+    with pytest.raises(RunError, match=r"other teacher, text or recipe .*--teacher"):
+        join(study, lambda _: Stranger(), Told())
+    study.close()
+    empty = Study(tmp_path / "empty.db", "empty")
+    with pytest.raises(RunError, match="not begun by hwsearch search"):
+        join(empty, lambda _: NullTrainer(), Told())
+    empty.close()
+
+
+class Counting(NullTrainer):
+    """Remembers the state that every climb goes on from."""
+
+    def train(self, job: Job):  # type: ignore[no-untyped-def]
+        Path(job.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(job.path).touch()
+        return super().train(job)
+
+
+def test_a_worker_elsewhere_keeps_its_students_where_it_is_told(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", Dying(3))
+    study = Study(tmp_path / "run" / "study.db", "run")
+    join(study, lambda _: Counting(), Told(), out=tmp_path / "mine")
+    assert any((tmp_path / "mine" / "students").iterdir())
+    study.close()
