@@ -14,12 +14,14 @@ where they agree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-POSITIONS = 256  # at a time: 256 x 2,048 floats are 2 MB
+POSITIONS = 256  # at a time: 256 x 2,048 floats are 2 MB, which a core's cache holds
+POSITIONS_GPU = 8192  # a GPU wants large pieces
 _SMALL = 1e-30  # keeps a quotient finite
 _SMALL_REST = 1e-6  # single precision of one minus a sum
 
@@ -41,14 +43,19 @@ def positionwise_kl(hidden: Tensor, weight: Tensor, indices: Tensor, probabiliti
     """KL(teacher || student) of each position and the student's most likely token, both of shape [positions]; arguments
     as of `head_kl`."""
     losses, best = [], []
-    for start in range(0, len(hidden), POSITIONS):
-        part = slice(start, start + POSITIONS)
+    for part in _pieces(hidden):
         p = probabilities[part].to(hidden.dtype)
         q = torch.softmax(hidden[part] @ weight.T, dim=-1)
         top = q.gather(-1, indices[part])
         losses.append(_kl(p, (1 - p.sum(-1)).clamp_min(0), top, (1 - top.sum(-1)).clamp_min(_SMALL_REST)))
         best.append(q.argmax(-1))
     return torch.cat(losses), torch.cat(best)
+
+
+def _pieces(hidden: Tensor) -> Iterator[slice]:
+    size = POSITIONS if hidden.device.type == "cpu" else POSITIONS_GPU
+    for start in range(0, len(hidden), size):
+        yield slice(start, start + size)
 
 
 def _kl(p: Tensor, rest: Tensor, top: Tensor, q_rest: Tensor) -> Tensor:
@@ -64,8 +71,7 @@ class _HeadKL(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if wants_gradient else None
         d_weight = torch.zeros_like(weight) if wants_gradient else None
         count = len(hidden)
-        for start in range(0, count, POSITIONS):
-            part = slice(start, start + POSITIONS)
+        for part in _pieces(hidden):
             h, k, p = hidden[part], indices[part], probabilities[part].to(hidden.dtype)
             q = torch.softmax(h @ weight.T, dim=-1)
             top = q.gather(-1, k)

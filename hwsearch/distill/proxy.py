@@ -45,6 +45,7 @@ class Student:
         fresh: random weights from this seed in place of the teacher's slices.
         layers: the teacher's layers behind the student's; the best by default.
         order: of the text, one for each number.
+        device: to train on; products are in bfloat16 on a GPU, the loss in float32 everywhere.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class Student:
         fresh: int | None = None,
         layers: tuple[int, ...] | None = None,
         order: int = 0,
+        device: str = "cpu",
     ) -> None:
-        self.order = order
+        self.order, self.device = order, torch.device(device)
         teacher = task.teacher.model
         plan = StudentPlan(architecture, layers or task.layers[architecture.depth])
         self.task, self.architecture = task, architecture
@@ -64,6 +66,7 @@ class Student:
             if fresh is None
             else random_student(teacher, architecture, fresh)
         )
+        self.model.to(self.device)  # type: ignore[arg-type]
         quantise_layers(self.model.get_submodule("model.layers").children(), architecture, task.scheme)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.recipe.rate, betas=(0.9, 0.98), fused=True)
         self.step = 0
@@ -91,9 +94,11 @@ class Student:
                     end = end or until
                     group["lr"] *= max(0, end - self.step) / (end - cool_from)
             rows = self._rows()
-            inputs = torch.from_numpy(self.task.chunks[rows, :-1])
-            hidden = trunk(input_ids=inputs, use_cache=False).last_hidden_state
-            loss = head_kl(hidden.flatten(0, 1), head.weight, *self.task.outputs.batch(rows))
+            inputs = torch.from_numpy(self.task.chunks[rows, :-1]).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
+                hidden = trunk(input_ids=inputs, use_cache=False).last_hidden_state
+            indices, probabilities = (part.to(self.device) for part in self.task.outputs.batch(rows))
+            loss = head_kl(hidden.flatten(0, 1).float(), head.weight, indices, probabilities)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
@@ -162,7 +167,7 @@ class Student:
         """Go on from what `keep` wrote, if it did."""
         if not path.is_file():
             return
-        state = load_state(path)
+        state = load_state(path)  # on the CPU; loading puts it where the model is
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self._judged = state["step"], state["seconds"], None
@@ -176,7 +181,7 @@ def load_state(path: Path) -> dict[str, Any]:
         RunError: it is not there, or damaged.
     """
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         if missing := {"model", "optimizer", "step", "seconds", "curve"} - set(state):
             raise KeyError(", ".join(sorted(missing)))
         return state
@@ -194,15 +199,16 @@ def evaluate(
     trunk, head = model.get_submodule("model"), model.get_submodule("lm_head")
     assert isinstance(head.weight, Tensor)
     model.eval()
-    losses, hits = [], []
+    losses, hits, device = [], [], head.weight.device
     with torch.inference_mode():
         for start in range(0, len(chunks), EVALUATION_BATCH):
             rows = np.arange(start, min(start + EVALUATION_BATCH, len(chunks)))
-            part = torch.from_numpy(chunks[rows])
+            part = torch.from_numpy(chunks[rows]).to(device)
             hidden = trunk(input_ids=part[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
-            loss, best = positionwise_kl(hidden, head.weight, *outputs.batch(rows))
-            losses.append(loss.view(len(rows), -1).sum(1).double().numpy())
-            hits.append((best.view(len(rows), -1) == part[:, 1:]).sum(1).numpy())
+            indices, probabilities = (found.to(device) for found in outputs.batch(rows))
+            loss, best = positionwise_kl(hidden, head.weight, indices, probabilities)
+            losses.append(loss.view(len(rows), -1).sum(1).double().cpu().numpy())
+            hits.append((best.view(len(rows), -1) == part[:, 1:]).sum(1).cpu().numpy())
     return np.concatenate(losses), np.concatenate(hits)
 
 

@@ -33,16 +33,19 @@ class Workers:
 
     Args:
         spec: of the task.
-        count: processes; one a core by default.
+        count: processes; by default one a GPU, and where there is none one a core.
     """
 
     def __init__(self, spec: TaskSpec, count: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        self.count = min(count or cores, MOST)
+        self.count = min(count or gpus() or cores, MOST)
         context = multiprocessing.get_context("spawn")
-        self._done = context.Value("d", 0.0)
+        self._done, numbers = context.Value("d", 0.0), context.Value("i", 0)
         self._pool = ProcessPoolExecutor(
-            self.count, mp_context=context, initializer=_start, initargs=(spec, max(1, cores // self.count), self._done)
+            self.count,
+            mp_context=context,
+            initializer=_start,
+            initargs=(spec, max(1, cores // self.count), self._done, numbers),
         )
 
     def open(self) -> Future[Facts]:
@@ -82,9 +85,18 @@ class Workers:
 
 _workshop: Any = None
 _counter: Any = None
+_device = "cpu"
 
 
-def _start(spec: TaskSpec, threads: int, counter: Any) -> None:
+def gpus() -> int:
+    """GPUs that NVIDIA's driver shows to this process; torch is not asked, which takes seconds to import."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def _start(spec: TaskSpec, threads: int, counter: Any, numbers: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
     parent = os.getppid()
 
@@ -94,8 +106,13 @@ def _start(spec: TaskSpec, threads: int, counter: Any) -> None:
         os._exit(1)  # the parent was killed: nobody wants the result
 
     threading.Thread(target=watch, daemon=True).start()
-    global _workshop, _counter
+    global _workshop, _counter, _device
     import torch
+
+    with numbers.get_lock():
+        number = numbers.value
+        numbers.value += 1
+    _device = f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -177,7 +194,7 @@ def _trained(job: Job) -> ProxyScore:
     from hwsearch.distill.proxy import Student
 
     task = _workshop().task
-    student = Student(task, job.architecture, job.fresh, job.layers, job.order)
+    student = Student(task, job.architecture, job.fresh, job.layers, job.order, _device)
     path = Path(job.path)
     student.resume(path if path.is_file() or not job.start else Path(job.start))
     work = work_of(job.architecture, 1)
