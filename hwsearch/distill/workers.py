@@ -41,12 +41,8 @@ class Workers:
         self.count = min(count or gpus() or cores, MOST)
         context = multiprocessing.get_context("spawn")
         self._done, numbers = context.Value("d", 0.0), context.Value("i", 0)
-        self._pool = ProcessPoolExecutor(
-            self.count,
-            mp_context=context,
-            initializer=_start,
-            initargs=(spec, max(1, cores // self.count), self._done, numbers),
-        )
+        arguments = (spec, max(1, cores // self.count), self._done, numbers)
+        self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start, initargs=arguments)
 
     def open(self) -> Future[Facts]:
         """Load the teacher and the text: what is known before anything was computed."""

@@ -38,6 +38,8 @@ from hwsearch.search.result import Result
 
 DIRECTIONS = (optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MINIMIZE)
 METRICS = ("latency_ms", "loss")
+OURS = "hwsearch:"  # attributes that are no user's: Optuna Dashboard leaves them out
+RECORD, BEAT = OURS + "record", OURS + "beat"
 STALE_S = 120.0  # a beat that has stood still for so long is nobody's
 LOCK = 0x68777365  # of PostgreSQL, beside the study's own number
 
@@ -155,7 +157,7 @@ class Study:
 
     def _read(self, frozen: FrozenTrial) -> Trial:
         try:
-            trial = msgspec.json.decode(frozen.user_attrs["record"], type=_Record)
+            trial = msgspec.json.decode(frozen.system_attrs[RECORD], type=_Record)
             found = Trial(
                 number=frozen.number,
                 architecture=Architecture.from_json(trial.architecture),
@@ -187,32 +189,30 @@ class Study:
             state=TrialState.RUNNING,
             params=settings,
             distributions=distributions,
-            user_attrs={"record": _record(trial), "architecture": architecture.id},
+            user_attrs={"architecture": architecture.id},
+            system_attrs={RECORD: _record(trial)},
         )
         place = self._storage.create_new_trial(self._study._study_id, template_trial=frozen)
         return replace(trial, place=place, number=self._storage.get_trial_number_from_id(place))
 
     def take(self, trial: Trial, owner: str) -> Trial:
         """Put a trial into an owner's hands."""
-        trial = replace(trial, owner=owner, turn=_now())
-        self._set(trial, record=_record(trial))
-        return trial
+        return self._keep(replace(trial, owner=owner, turn=_now()))
 
     def passed(self, trial: Trial, result: Result) -> Trial:
         """A rung is passed: the trial waits for what comes next."""
-        trial = replace(trial, owner="", result=result, losses=(*trial.losses, result.loss or 0.0))
-        self._set(trial, record=_record(trial))
-        return trial
+        return self._keep(replace(trial, owner="", result=result, losses=(*trial.losses, result.loss or 0.0)))
 
     def end(self, trial: Trial, reason: str = "") -> None:
         """A trial will not be trained any further; with a reason where it has failed."""
-        trial = replace(trial, owner="", ended=True, reason=reason)
+        trial = self._keep(replace(trial, owner="", ended=True, reason=reason))
         r, shown = trial.result, dict[str, Any]()
         if r is not None and not reason:
             shown = {"high_ms": r.latency.high_ms, "quality": r.quality, "retention": r.retention, "steps": r.steps}
             shown |= {"rungs": len(trial.losses), "parameters": r.architecture.parameters, "size_mib": r.size_mib}
             shown |= {"seconds": r.seconds}
-        self._set(trial, record=_record(trial), **({"reason": reason} if reason else shown))
+        for name, value in ({"reason": reason} if reason else shown).items():
+            self._storage.set_trial_user_attr(trial.place, name, value)
         if r is None or reason:
             self._study.tell(trial.number, state=TrialState.FAIL)
         else:
@@ -220,7 +220,7 @@ class Study:
 
     def beat(self, trial: Trial) -> None:
         """Say that a trial's owner is alive."""
-        self._set(trial, beat=_now())
+        self._storage.set_trial_system_attr(trial.place, BEAT, _now())
 
     def abandoned(self, trial: Trial) -> bool:
         """Whether a trial's owner is dead, as far as can be seen from here."""
@@ -235,7 +235,7 @@ class Study:
             except psutil.NoSuchProcess:
                 return True
         frozen = self._study.get_trials(deepcopy=False)[trial.number]
-        now, beat = time.monotonic(), int(frozen.user_attrs.get("beat", trial.turn))
+        now, beat = time.monotonic(), int(frozen.system_attrs.get(BEAT, trial.turn))
         if trial.number not in self._beats or self._beats[trial.number][0] != beat:
             self._beats[trial.number] = (beat, now)
         return now - self._beats[trial.number][1] > STALE_S
@@ -243,11 +243,13 @@ class Study:
     def describe(self, **facts: Any) -> None:
         """Keep what whoever joins must know."""
         for name, fact in facts.items():
-            self._study.set_user_attr(name, msgspec.json.encode(fact).decode())
+            text = msgspec.json.encode(fact).decode()
+            self._storage.set_study_system_attr(self._study._study_id, OURS + name, text)
 
     def described(self) -> dict[str, Any]:
         """What `describe` kept."""
-        return {name: json.loads(fact) for name, fact in self._study.user_attrs.items()}
+        kept = self._storage.get_study_system_attrs(self._study._study_id)
+        return {name.removeprefix(OURS): json.loads(fact) for name, fact in kept.items() if name.startswith(OURS)}
 
     def copy(self, path: Path) -> None:
         """Write the whole study to an SQLite file."""
@@ -263,9 +265,9 @@ class Study:
         if self._engine is not None:
             self._engine.dispose()
 
-    def _set(self, trial: Trial, **attributes: Any) -> None:
-        for name, value in attributes.items():
-            self._storage.set_trial_user_attr(trial.place, name, value)
+    def _keep(self, trial: Trial) -> Trial:
+        self._storage.set_trial_system_attr(trial.place, RECORD, _record(trial))
+        return trial
 
 
 class _Record(msgspec.Struct):
