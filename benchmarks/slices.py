@@ -1,7 +1,7 @@
 """What a student begins with: hwsearch's slices beside each of their parts left out, and beside other ways.
 
 Every tenth student of the table (`benchmarks/students.py`) is begun each way and trained at the search's recipe; what
-counts is held-out KL on *select* before training, after a short run and after a longer one, over that of hwsearch's own.
+counts is held-out KL on *select* before training, after a short run and after a longer one, over that of hwsearch's.
 
 - channels: the widest directions are channels, not principal directions of the residual stream
 - no take-over: output projections keep their columns, and do not make up for the dropped ones
@@ -128,14 +128,12 @@ def refit(student: Student) -> None:
             (layer.self_attn.o_proj, layer.input_layernorm, stream[f"mid{kept[i]}"]),
             (layer.mlp.down_proj, layer.post_attention_layernorm, stream[f"in{after}"]),
         ):
-            own = seen(lambda: model.model(input_ids=inputs, use_cache=False), x=projection, stream=norm)
-            left = target @ basis - own["stream"] - own["x"] @ projection.weight.T
-            projection.weight += solved(own["x"], left).T
+            read = seen(lambda: model.model(input_ids=inputs, use_cache=False), x=projection, stream=norm)
+            left = target @ basis - read["stream"] - read["x"] @ projection.weight.T
+            projection.weight += solved(read["x"], left).T
     if not student.architecture.tied:
-        ends = [
-            net.model(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1) for net in (model, teacher)
-        ]
-        model.lm_head.weight.copy_(teacher.lm_head.weight @ solved(*ends).T)
+        own, its = (net.model(input_ids=inputs, use_cache=False).last_hidden_state for net in (model, teacher))
+        model.lm_head.weight.copy_(teacher.lm_head.weight @ solved(own.flatten(0, 1), its.flatten(0, 1)).T)
     layers = model.get_submodule("model.layers").children()
     quantise_layers(layers, student.architecture, student.task.scheme)
 

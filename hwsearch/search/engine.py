@@ -102,8 +102,10 @@ class Engine:
         """
         if self.measured:
             self.measured.correct_prices(self.proposer, FINALISTS)
+        from hwsearch.search.study import results_of
+
         trials = self._trials()
-        complete = [trial.result for trial in trials if trial.result is not None and not trial.reason]
+        complete = results_of(trials, len(self.plan.wishes.rungs))
         if not complete:
             reasons = "; ".join(sorted({trial.reason for trial in trials}))
             raise RunError(f"every trial failed in training: {reasons}")

@@ -8,7 +8,7 @@ from typing import Any
 from hwsearch.errors import RunError
 from hwsearch.files import read_json
 from hwsearch.search.result import Result
-from hwsearch.search.study import Study
+from hwsearch.search.study import Study, results_of
 from hwsearch.search.summary import KEYS
 
 
@@ -34,9 +34,10 @@ def stored_trials(folder: Path) -> list[Result]:
         RunError: it has no study.
     """
     study = open_study(folder)
-    trials = [trial.result for trial in study.trials() if trial.result is not None and not trial.reason]
+    trials = study.trials()
+    found = results_of(trials, max((len(trial.losses) for trial in trials), default=1))
     study.close()
-    return trials
+    return found
 
 
 def open_study(folder: Path) -> Study:

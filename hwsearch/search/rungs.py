@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Protocol
 
 KEEP = 3  # one in this many goes on
@@ -68,6 +69,21 @@ def beaten(trials: Iterable[Climber], rungs: int) -> list[int]:
             behind = group[len(group) // KEEP + CONTENDERS :]
             found += [t.number for t in behind if t.waits and len(t.losses) == rung]
     return found
+
+
+def leveled(losses: Sequence[Sequence[float]], rungs: int) -> list[float]:
+    """What each trial is expected to lose, as if all had passed the last rung: those that stopped earlier by the median
+    of what the further ones gained from there on.
+
+    Args:
+        losses: of each trial, a rung each, one at least.
+        rungs: how many there are.
+    """
+    gains = [1.0]
+    for rung in range(rungs - 1, 0, -1):
+        ratios = [found[rung] / found[rung - 1] for found in losses if len(found) > rung and found[rung - 1] > 0]
+        gains.append(gains[-1] * (median(ratios) if ratios else 1.0))
+    return [found[-1] * gains[rungs - len(found)] for found in losses]
 
 
 def _bands(trials: Iterable[Climber], rung: int) -> list[list[Climber]]:

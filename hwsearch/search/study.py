@@ -16,7 +16,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -35,6 +35,7 @@ from hwsearch.architecture import Architecture
 from hwsearch.errors import RunError
 from hwsearch.files import whole
 from hwsearch.search.result import Result
+from hwsearch.search.rungs import leveled
 
 DIRECTIONS = (optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MINIMIZE)
 METRICS = ("latency_ms", "loss")
@@ -81,6 +82,13 @@ class Trial(msgspec.Struct, frozen=True):
     def waits(self) -> bool:
         """It may go on, and nobody trains it."""
         return not self.owner and not self.ended
+
+
+def results_of(trials: Sequence[Trial], rungs: int) -> list[Result]:
+    """The results of what was trained, with losses that compare whatever rung each has reached."""
+    known = [trial for trial in trials if trial.result is not None and not trial.reason]
+    losses = leveled([trial.losses for trial in known], rungs)
+    return [replace(trial.result, loss=loss) for trial, loss in zip(known, losses, strict=True) if trial.result]
 
 
 class Study:

@@ -168,11 +168,11 @@ def test_a_sequence_longer_than_the_teacher_reads_is_refused(workshop: Workshop)
         Workshop(replace(workshop.spec, sequence=129))
 
 
-def test_one_doubling_is_a_straight_line_in_log_log() -> None:
-    assert expected_loss([(50, 0.8), (100, 0.4)], 200) == pytest.approx(0.2)
-    assert expected_loss([(10, 3.0), (50, 0.8), (100, 0.4)], 200) == pytest.approx(
-        0.2
-    )  # the point nearest to half the steps
+def test_half_a_doubling_on_is_a_straight_line_in_log_log() -> None:
+    on = 0.4 / 2**0.5
+    assert expected_loss([(50, 0.8), (100, 0.4)], 200) == pytest.approx(on)
+    assert expected_loss([(10, 3.0), (50, 0.8), (100, 0.4)], 200) == pytest.approx(on)  # nearest to half the steps
+    assert expected_loss([(50, 0.8), (100, 0.4)], 110) == pytest.approx(0.4 / 1.1)  # not beyond full training
     assert expected_loss([(100, 0.4)], 200) == 0.4
     assert expected_loss([(50, 0.4), (100, 0.5)], 200) == 0.5  # a rising curve is not extrapolated upwards
 

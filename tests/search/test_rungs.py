@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hwsearch.search.rungs import BAND, CONTENDERS, KEEP, band_of, beaten, promoted
+from hwsearch.search.rungs import BAND, CONTENDERS, KEEP, band_of, beaten, leveled, promoted
 
 
 @dataclass
@@ -59,3 +59,10 @@ def test_who_lies_far_behind_has_lost() -> None:
     assert [students[n].losses[0] for n in lost] == [float(i) for i in range(9 // KEEP + CONTENDERS, 9)]
     assert not set(lost) & set(promoted(students, 2))
     assert beaten(one_band(CONTENDERS), 2) == []
+
+
+def test_losses_of_all_rungs_compare() -> None:
+    found = leveled([(2.0, 1.0), (4.0, 2.4), (3.0, 1.5), (8.0,)], 2)
+    assert found == [1.0, 2.4, 1.5, 4.0]  # the others' losses fell to a half in the median
+    assert leveled([(2.0,), (3.0,)], 2) == [2.0, 3.0]
+    assert leveled([(4.0, 2.0, 1.0), (4.0, 2.0), (4.0,)], 3) == [1.0, 1.0, 1.0]
