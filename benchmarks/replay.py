@@ -1,7 +1,8 @@
 """Scores, rungs and samplers, replayed on the table of students that were trained to full (`benchmarks/students.py`).
 
 - proxy: how well short runs of every length order the students as full training does, beside what costs nothing;
-- rungs: trials in random order, stopped by the search's own rule, against no early stopping;
+- rungs: trials in random order, stopped by the search's own rule, against no early stopping: the front as the search
+  has it, by what its students lose after full training;
 - samplers: the search's own beside random, NSGA-II and TPE of plain Optuna on the raw space. A proposal becomes the
   nearest student of the table: ours the nearest that was not tried, as it trains none twice; plain Optuna's the nearest
   of all, as it knows no better. Samplers see the short runs' scores, and are judged by full training.
@@ -33,7 +34,7 @@ from hwsearch.search.null import NullTrainer
 from hwsearch.search.plan import RUNGS
 from hwsearch.search.proposer import Proposer
 from hwsearch.search.rank import agreement
-from hwsearch.search.rungs import promoted
+from hwsearch.search.rungs import leveled, promoted
 from hwsearch.search.sampler import Sampler
 from hwsearch.search.study import Trial
 
@@ -159,15 +160,28 @@ def rungs(students: Sequence[Student], full: int, seeds: int) -> dict[str, Any]:
             loss = students[number].expected(steps[rung], full)
             climbing[number] = Trial(number, trial.architecture, {}, {}, 0, trial.ms, (*trial.losses, loss))
         whole = [number for number, trial in climbing.items() if len(trial.losses) == len(steps)]
-        found.append((spent / (len(students) * full), judge(whole), len(whole)))
-    shares, volumes, counts = (np.array(column) for column in zip(*found, strict=True))
+        losses = leveled([trial.losses for trial in climbing.values()], len(steps))
+        front = beaten_by_none([(t.ms, loss, n) for (n, t), loss in zip(climbing.items(), losses, strict=True)])
+        found.append((spent / (len(students) * full), judge(front), judge(whole), len(whole)))
+    shares, volumes, ends, counts = (np.array(column) for column in zip(*found, strict=True))
     return {
         "steps": steps,
         "share_of_steps": round(float(shares.mean()), 3),
         "hypervolume": round(float(volumes.mean()), 4),
         "worst": round(float(volumes.min()), 4),
+        "hypervolume_of_the_ended": round(float(ends.mean()), 4),
         "trained_to_the_end": round(float(counts.mean()), 1),
     }
+
+
+def beaten_by_none(points: Sequence[tuple[float, float, int]]) -> list[int]:
+    """Numbers of the points (latency, loss, number) with a lower loss than everything that is as fast."""
+    found, least = list[int](), np.inf
+    for _, loss, number in sorted(points):
+        if loss < least:
+            found.append(number)
+            least = loss
+    return found
 
 
 def features(a: Architecture) -> list[float]:
