@@ -51,13 +51,16 @@ def pareto(document: dict[str, Any], trials: Sequence[Result]) -> go.Figure:
     """Latency against accuracy: trials, front, finalists, chosen, hand-made, teacher, budget."""
     figure = go.Figure()
     everyone = [result.to_json() for result in trials]
-    _points(figure, everyone, "trials, short run (select)", MUTED, "circle-open", 8)
-    edge = document["front"]
+    lengths = sorted({result.steps for result in trials})
+    for steps in lengths:
+        symbol = "circle" if steps == lengths[-1] else "circle-open"
+        _points(figure, [r for r in everyone if r["steps"] == steps], f"{steps} steps (select)", MUTED, symbol, 8)
+    edge = furthest(document["front"])
     figure.add_scatter(
         x=[r["latency"]["median_ms"] for r in edge],
         y=[_percent(r["quality"]) for r in edge],
         mode="lines",
-        name="front of the short runs",
+        name=f"front after {lengths[-1]} steps" if lengths else "front",
         line={"color": MUTED, "width": 1.5, "dash": "dot"},
         hoverinfo="skip",
     )
@@ -104,6 +107,12 @@ def pareto(document: dict[str, Any], trials: Sequence[Result]) -> go.Figure:
     figure.update_xaxes(title="latency of the workload, ms (bars: 90 % interval)", type="log")
     figure.update_yaxes(title="next-token accuracy, % (bars: 90 % interval)")
     return _styled(figure, 520)
+
+
+def furthest(front: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a front, the students that were trained furthest: accuracies after other steps do not compare."""
+    most = max((r["steps"] for r in front), default=0)
+    return [r for r in front if r["steps"] == most]
 
 
 def where_time_goes(document: dict[str, Any]) -> go.Figure:

@@ -38,7 +38,7 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "measured": measured(document),
             "missing": document.get("missing_baselines", {}),
             "margin_ms": step_ms(document["budget_ms"]),
-            "margin": margin(document["front"], step_ms(document["budget_ms"])),
+            "margin": margin(figures.furthest(document["front"]), step_ms(document["budget_ms"])),
             "duration": format_seconds(document["seconds"]),
             "figures": {
                 "pareto": _drawn(figures.pareto(document, trials), first=True),
