@@ -76,7 +76,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 class Steps(click.IntRange):
     """A number of training steps, or "auto" for what was measured to suffice."""
 
-    name = "steps"
+    name = "integer or auto"
 
     def __init__(self) -> None:
         super().__init__(4)
