@@ -41,6 +41,7 @@ DIRECTIONS = (optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.
 METRICS = ("latency_ms", "loss")
 OURS = "hwsearch:"  # attributes that are no user's: Optuna Dashboard leaves them out
 RECORD, BEAT = OURS + "record", OURS + "beat"
+LEFT = "left"  # owner of what was begun and given up
 STALE_S = 120.0  # a beat that has stood still for so long is nobody's
 LOCK = 0x68777365  # of PostgreSQL, beside the study's own number
 
@@ -226,6 +227,12 @@ class Study:
         else:
             self._study.tell(trial.number, [r.latency.median_ms, r.loss or 0.0])
 
+    def leave(self, owner: str) -> None:
+        """Put an owner's trials into nobody's hands: it will not finish them."""
+        for trial in self.trials():
+            if trial.owner == owner:
+                self._keep(replace(trial, owner=LEFT))
+
     def beat(self, trial: Trial) -> None:
         """Say that a trial's owner is alive."""
         self._storage.set_trial_system_attr(trial.place, BEAT, _now())
@@ -234,6 +241,8 @@ class Study:
         """Whether a trial's owner is dead, as far as can be seen from here."""
         if not trial.owner or trial.ended:
             return False
+        if trial.owner == LEFT:
+            return True
         host, pid, born, _ = trial.owner.split("/")
         if host == socket.gethostname():
             if int(pid) == os.getpid():

@@ -76,25 +76,32 @@ class Trials:
             RunError: a training process was killed, or the disk is full: the study is as it was before its rung.
         """
         with membership() as owner:
-            climbing: list[Climb] = []
-            beaten_at = time.monotonic()
-            while True:
-                while len(climbing) < self.at_once and (climb := self._next(owner)) is not None:
-                    climbing.append(climb)
-                if not climbing:
-                    if self._others():
-                        tell("waiting for other workers")
-                        time.sleep(1)
-                        continue
-                    return self.study.trials()
-                first = climbing[0]
-                while not wait([first.score], timeout=0.5).done:
-                    tell(f"trial {first.trial.number + 1} of {self.plan.wishes.trials}")
-                    if time.monotonic() - beaten_at > BEAT_S:
-                        beaten_at = time.monotonic()
-                        for climb in climbing:
-                            self.study.beat(climb.trial)
-                self._note(climbing.pop(0))
+            try:
+                return self._run(owner, tell)
+            except BaseException:
+                self.study.leave(owner)  # this process may live on
+                raise
+
+    def _run(self, owner: str, tell: Callable[[str], None]) -> list[Trial]:
+        climbing: list[Climb] = []
+        last_beat = time.monotonic()
+        while True:
+            while len(climbing) < self.at_once and (climb := self._next(owner)) is not None:
+                climbing.append(climb)
+            if not climbing:
+                if self._others():
+                    tell("waiting for other workers")
+                    time.sleep(1)
+                    continue
+                return self.study.trials()
+            first = climbing[0]
+            while not wait([first.score], timeout=0.5).done:
+                tell(f"trial {first.trial.number + 1} of {self.plan.wishes.trials}")
+                if time.monotonic() - last_beat > BEAT_S:
+                    last_beat = time.monotonic()
+                    for climb in climbing:
+                        self.study.beat(climb.trial)
+            self._note(climbing.pop(0))
 
     def _next(self, owner: str) -> Climb | None:
         """What to train now, in this owner's hands; None where there is nothing."""

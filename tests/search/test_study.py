@@ -84,6 +84,17 @@ def test_the_living_keep_their_trials_and_the_dead_lose_them(tmp_path: Path) -> 
     study.close()
 
 
+def test_what_was_given_up_is_anybodys_at_once(tmp_path: Path) -> None:
+    study = Study(tmp_path / "study.db", "mine")
+    with membership() as owner:
+        begun(study, owner)
+        study.leave(owner)
+        (trial,) = study.trials()
+        assert study.abandoned(trial)
+        assert not trial.waits  # it is not paused: it is to be finished first
+    study.close()
+
+
 def test_a_beat_that_stands_still_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(tmp_path / "study.db", "mine")
     trial = begun(study, "elsewhere/1/2.00/0")
