@@ -24,16 +24,10 @@ from hwsearch.bench.measurer import measurer_of
 from hwsearch.distill.job import TaskSpec
 from hwsearch.errors import NothingFits
 from hwsearch.search.main_job import run_search
-from hwsearch.search.null import NullTrainer
+from hwsearch.search.null import NullProgress, NullTrainer
 from hwsearch.search.plan import Wishes
 from hwsearch.units import Budget
 from hwsearch.workload import Workload
-
-
-class Silent:
-    def say(self, text: str) -> None: ...
-    def stage(self, name: str, total: float) -> None: ...
-    def at(self, done: float, total: float | None = None, note: str = "") -> None: ...
 
 
 def main() -> None:
@@ -59,7 +53,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     _, document = run_search(
-                        profile, target, wishes, TaskSpec(), NullTrainer(), Silent(), lambda *_: None,
+                        profile, target, wishes, TaskSpec(), NullTrainer(), NullProgress(), lambda *_: None,
                         Path(folder) / "run", measurer=ruler,
                     )  # fmt: skip
                 except NothingFits:

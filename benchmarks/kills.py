@@ -28,7 +28,7 @@ from hwsearch.distill.job import Job, ProxyScore, TaskSpec
 from hwsearch.files import write_text
 from hwsearch.profiles import find_profile
 from hwsearch.search.main_job import run_search
-from hwsearch.search.null import NullTrainer
+from hwsearch.search.null import NullProgress, NullTrainer
 from hwsearch.search.plan import Wishes
 from hwsearch.search.study import Study
 from hwsearch.search.worker import join
@@ -37,12 +37,6 @@ from hwsearch.workload import Workload
 
 NAME, WORKERS, SECONDS = "kills", 2, 0.3
 STATES = {"sqlite": "sqlite:///{}/study.db", "journal": "{}/study.log"}
-
-
-class Silent:
-    def say(self, text: str) -> None: ...
-    def stage(self, name: str, total: float) -> None: ...
-    def at(self, done: float, total: float | None = None, note: str = "") -> None: ...
 
 
 class Slow(NullTrainer):
@@ -70,7 +64,7 @@ def play(role: str, storage: str, folder: Path, trials: int) -> None:
     """One of the three processes."""
     trainer = Slow(folder / "log.txt")
     if role == "worker":
-        join(Study(storage, NAME, make=False), lambda _: trainer, Silent())
+        join(Study(storage, NAME, make=False), lambda _: trainer, NullProgress())
         return
     profile = find_profile("jetson-orin")
     wishes = Wishes(budget=Budget(ms=500.0), workload=Workload(64, 128, 0, 256), trials=trials)
@@ -80,7 +74,7 @@ def play(role: str, storage: str, folder: Path, trials: int) -> None:
         wishes,
         TaskSpec(),
         trainer,
-        Silent(),
+        NullProgress(),
         lambda *_: None,
         folder / "run",
         storage=storage,

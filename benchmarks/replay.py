@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
+from msgspec.structs import replace
 from students import TABLE, plan_of
 
 from hwsearch.architecture import Architecture
@@ -31,8 +32,8 @@ from hwsearch.distill.job import Facts, expected_loss
 from hwsearch.files import read_json
 from hwsearch.precision import Precision
 from hwsearch.search.null import NullTrainer
+from hwsearch.search.pareto import unbeaten
 from hwsearch.search.plan import RUNGS
-from hwsearch.search.proposer import Proposer
 from hwsearch.search.rank import agreement
 from hwsearch.search.rungs import leveled, promoted
 from hwsearch.search.sampler import Sampler
@@ -151,17 +152,19 @@ def rungs(students: Sequence[Student], full: int, seeds: int) -> dict[str, Any]:
                 number = ready[0]
             elif waiting:
                 number = waiting.pop(0)
-                climbing[number] = Trial(number, students[number].architecture, {}, {}, 0, students[number].ms)
+                climbing[number] = Trial(
+                    number=number, architecture=students[number].architecture, ms=students[number].ms
+                )
             else:
                 break
             trial = climbing[number]
             rung = len(trial.losses)
             spent += steps[rung] - (steps[rung - 1] if rung else 0)
             loss = students[number].expected(steps[rung], full)
-            climbing[number] = Trial(number, trial.architecture, {}, {}, 0, trial.ms, (*trial.losses, loss))
+            climbing[number] = replace(trial, losses=(*trial.losses, loss))
         whole = [number for number, trial in climbing.items() if len(trial.losses) == len(steps)]
         losses = leveled([trial.losses for trial in climbing.values()], len(steps))
-        front = beaten_by_none([(t.ms, loss, n) for (n, t), loss in zip(climbing.items(), losses, strict=True)])
+        front = unbeaten([(t.ms, loss, n) for (n, t), loss in zip(climbing.items(), losses, strict=True)])
         found.append((spent / (len(students) * full), judge(front), judge(whole), len(whole)))
     shares, volumes, ends, counts = (np.array(column) for column in zip(*found, strict=True))
     return {
@@ -172,16 +175,6 @@ def rungs(students: Sequence[Student], full: int, seeds: int) -> dict[str, Any]:
         "hypervolume_of_the_ended": round(float(ends.mean()), 4),
         "trained_to_the_end": round(float(counts.mean()), 1),
     }
-
-
-def beaten_by_none(points: Sequence[tuple[float, float, int]]) -> list[int]:
-    """Numbers of the points (latency, loss, number) with a lower loss than everything that is as fast."""
-    found, least = list[int](), np.inf
-    for _, loss, number in sorted(points):
-        if loss < least:
-            found.append(number)
-            least = loss
-    return found
 
 
 def features(a: Architecture) -> list[float]:
@@ -208,7 +201,7 @@ def replay(name: str, seed: int, device: str) -> list[float]:
         return among[int(distances.argmin())]
 
     if name == "hwsearch":
-        proposer = Proposer(plan.space, plan.strain, facts.sensitivities, facts.layers)
+        proposer = plan.proposer(facts)
         sampler, trials = Sampler(seed, proposer.corners()), list[Trial]()
         while len(tried) < max(TRIALS):
             asked = sampler.ask(trials)
@@ -216,8 +209,14 @@ def replay(name: str, seed: int, device: str) -> list[float]:
             assert proposal is not None
             number = nearest(proposal, [i for i in range(len(students)) if i not in tried])
             tried.append(number)
-            trial = Trial(len(trials), proposal, asked.params, asked.distributions, 0, students[number].ms)
-            trial = Trial(*(getattr(trial, f) for f in trial.__struct_fields__[:6]), losses=(scores[number],))
+            trial = Trial(
+                number=len(trials),
+                architecture=proposal,
+                settings=asked.params,
+                distributions=asked.distributions,
+                ms=students[number].ms,
+                losses=(scores[number],),
+            )
             sampler.kept(asked, trial)
             trials.append(trial)
         return [judge(tried[:n]) for n in TRIALS]

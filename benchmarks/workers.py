@@ -18,12 +18,12 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import optuna
-from kills import Silent
 
 from hwsearch.distill.job import Job, ProxyScore, TaskSpec, work_of
 from hwsearch.distill.workers import Workers
 from hwsearch.profiles import find_profile
 from hwsearch.search.main_job import run_search
+from hwsearch.search.null import NullProgress
 from hwsearch.search.plan import Wishes
 from hwsearch.search.study import Study
 from hwsearch.units import Budget
@@ -45,7 +45,16 @@ def begin(storage: str, folder: Path, trials: int, steps: int) -> None:
     workers = Beginner(spec)
     try:
         run_search(
-            profile, target, wishes, spec, workers, Silent(), lambda *_: None, folder, storage=storage, name="workers"
+            profile,
+            target,
+            wishes,
+            spec,
+            workers,
+            NullProgress(),
+            lambda *_: None,
+            folder,
+            storage=storage,
+            name="workers",
         )
     except KeyboardInterrupt:
         pass

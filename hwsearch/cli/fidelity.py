@@ -29,8 +29,6 @@ def fidelity(folder: Path, candidates: int, full_steps: int | None, ceiling: boo
     from hwsearch.search.description import Description
     from hwsearch.search.fidelity import keep, measure
     from hwsearch.search.finished import open_study
-    from hwsearch.search.main_job import prepare
-    from hwsearch.search.trainer import result_of
 
     study = open_study(folder)
     description = Description(study)
@@ -38,11 +36,7 @@ def fidelity(folder: Path, candidates: int, full_steps: int | None, ceiling: boo
     workers = Workers(description.spec)
     try:
         with Progress() as progress:
-            facts = result_of(workers.open())
-            description.check(facts.digest)
-            prepare(workers, facts.blocks, progress)
-            facts = result_of(workers.finish())
-            plan = description.plan(facts.architecture)
+            facts, plan = description.open(workers, progress)
             document = measure(
                 plan,
                 facts,

@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
-from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
-from hwsearch.distill.job import TaskSpec
+from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.errors import RunError
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import differences
 from hwsearch.search.study import Study
 from hwsearch.search.summary import versions
+from hwsearch.search.trainer import Progress, Trainer, complete, result_of
 
 
 def describe(study: Study, plan: Plan, identity: dict[str, Any], spec: TaskSpec, folder: Path) -> None:
@@ -62,15 +62,30 @@ class Description:
         self.folder = Path(self._known["folder"])
         self.ready = "at_once" in self._known
 
-    def check(self, task: str) -> None:
-        """Whether this machine works with the same.
+    def open(self, trainer: Trainer, progress: Progress) -> tuple[Facts, Plan]:
+        """The task on this machine, complete, and what the price decides, as the main job has it.
 
         Args:
-            task: digest of teacher, text and recipe here.
+            trainer: of the task.
+            progress: who is told.
 
         Raises:
-            RunError: it does not.
+            RunError: the study was begun with another teacher, text, recipe or other versions than are here.
         """
+        facts = result_of(trainer.open())
+        self._check(facts.digest)
+        facts = complete(trainer, facts, progress)
+        plan = Plan(
+            msgspec.convert(self._known["wishes"], Wishes),
+            msgspec.convert(self._known["profile"], DeviceProfile),
+            msgspec.convert(self._known["target"], Target),
+            facts.architecture,
+            self._known["measures"],
+            self._known.get("correction", 1.0),
+        )
+        return facts, plan
+
+    def _check(self, task: str) -> None:
         identity = self._known["identity"]
         for what, there, here in (
             ("teacher, text or recipe", identity["task"], task),
@@ -81,14 +96,3 @@ class Description:
                     f"study {self.name!r} was begun with other {what} ({there}) than are here ({here}); "
                     "give it the same: --teacher, --data, --eval, constraints.txt"
                 )
-
-    def plan(self, teacher: Architecture) -> Plan:
-        """What the price decides, as the main job has it."""
-        return Plan(
-            msgspec.convert(self._known["wishes"], Wishes),
-            msgspec.convert(self._known["profile"], DeviceProfile),
-            msgspec.convert(self._known["target"], Target),
-            teacher,
-            self._known["measures"],
-            self._known.get("correction", 1.0),
-        )

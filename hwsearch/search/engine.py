@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,14 +19,13 @@ from hwsearch.search.baselines import HandMade, hand_made
 from hwsearch.search.measured import Measurements, Measurer
 from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
-from hwsearch.search.proposer import Given, Proposer
+from hwsearch.search.proposer import Given
 from hwsearch.search.result import Result, scored
 from hwsearch.search.run import Run
 from hwsearch.search.rungs import KEEP
+from hwsearch.search.study import Study, Trial, results_of
 from hwsearch.search.trainer import Progress, Trainer, result_of
-
-if TYPE_CHECKING:
-    from hwsearch.search.study import Study, Trial
+from hwsearch.search.trials import Trials
 
 FINALISTS = 3
 
@@ -90,7 +88,7 @@ class Engine:
         self.plan, self.facts, self.trainer, self.run, self.progress = plan, facts, trainer, run, progress
         self.study, self.asked = study, 0
         self.measured = Measurements(plan, run, measurer, progress) if measurer else None
-        self.proposer = Proposer(plan.space, plan.strain, facts.sensitivities, facts.layers, plan.admits)
+        self.proposer = plan.proposer(facts)
         self._begun, self._steps = 0.0, 0.0  # of training, for the progress
 
     def search(self) -> Outcome:
@@ -102,8 +100,6 @@ class Engine:
         """
         if self.measured:
             self.measured.correct_prices(self.proposer, FINALISTS)
-        from hwsearch.search.study import results_of
-
         trials = self._trials()
         complete = results_of(trials, len(self.plan.wishes.rungs))
         if not complete:
@@ -139,8 +135,6 @@ class Engine:
 
     def _trials(self) -> list[Trial]:
         """Every trial, none of them in anybody's hands."""
-        from hwsearch.search.trials import Trials
-
         wishes, study = self.plan.wishes, self.study
         before = study.trials()
         seen: set[Architecture] = set()

@@ -23,7 +23,7 @@ from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Facts, Job, TaskSpec, expected_loss
 from hwsearch.files import pretty, read_or_drop, write_text
 from hwsearch.search.plan import RUNGS, Plan, Wishes
-from hwsearch.search.proposer import RATIOS, Proposer
+from hwsearch.search.proposer import RATIOS
 from hwsearch.search.rank import Agreement, agreement
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
@@ -72,7 +72,7 @@ def stratified(
         most_ms, middle_ms: latencies.
         seed: of the draw.
     """
-    proposer = Proposer(plan.space, plan.strain, facts.sensitivities, facts.layers, plan.admits)
+    proposer = plan.proposer(facts)
     rng = np.random.default_rng(seed)
     least = float(plan.price(plan.space.smallest).median_ms.min())
     wanted = [(ms, False) for ms in np.geomspace(min(1.05 * least, most_ms), most_ms, spread)]

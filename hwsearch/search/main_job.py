@@ -21,7 +21,7 @@ from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run, default_folder
 from hwsearch.search.study import Study
 from hwsearch.search.summary import summarise, versions
-from hwsearch.search.trainer import Progress, Trainer, result_of
+from hwsearch.search.trainer import Progress, Trainer, complete, result_of
 from hwsearch.units import format_ms
 
 Deliver = Callable[[Run, Outcome, dict[str, Any]], None]
@@ -109,8 +109,7 @@ def _search(
         if stored is not None and stored["asked_trials"] >= wishes.trials:
             progress.say(f"this run was finished before; its answer stands in {run.folder}")
             return run.folder, stored
-        prepare(trainer, facts.blocks, progress)
-        facts = result_of(trainer.finish())
+        facts = complete(trainer, facts, progress)
         progress.say(f"teacher: next-token accuracy {facts.quality:.1%} on select")
         study = Study(storage or run.path("study.db"), name or run.name)
         try:
@@ -126,17 +125,6 @@ def _search(
         return run.folder, document
     finally:
         run.close()
-
-
-def prepare(trainer: Trainer, blocks: int, progress: Progress) -> None:
-    """Have the task's pieces computed."""
-    progress.stage("teacher's outputs", blocks + 1)
-    pieces = trainer.prepare(blocks)
-    while not all(piece.done() for piece in pieces):
-        progress.at(sum(piece.done() for piece in pieces))
-        time.sleep(0.2)
-    for piece in pieces:
-        result_of(piece)
 
 
 def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:

@@ -99,6 +99,19 @@ class NullTrainer:
         return Facts("null-teacher", "0" * 16, self.teacher, "no text", 2, 0.6, layers, sensitivities)
 
 
+class NullProgress:
+    """Tells nobody."""
+
+    def say(self, text: str) -> None:
+        """A line of text."""
+
+    def stage(self, name: str, total: float) -> None:
+        """What begins."""
+
+    def at(self, done: float, total: float | None = None, note: str = "") -> None:
+        """How far it is."""
+
+
 class NullMeasurer:
     """A target on which everything takes `ratio` times what is estimated, give or take 2 %.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from hwsearch.search.result import Result
@@ -12,10 +13,17 @@ T = TypeVar("T")
 
 def front(results: Sequence[Result]) -> list[Result]:
     """Those with a lower loss than everything that is as fast or faster, the fastest first."""
-    found: list[Result] = []
-    for result in sorted((r for r in results if r.loss is not None), key=lambda r: (r.latency.median_ms, r.loss)):
-        if not found or (result.loss or 0.0) < (found[-1].loss or 0.0):
-            found.append(result)
+    known = [(result.latency.median_ms, result.loss, result) for result in results if result.loss is not None]
+    return unbeaten(known)
+
+
+def unbeaten(points: Iterable[tuple[float, float, T]]) -> list[T]:
+    """Of (x, y, what it is), what has a lower y than everything of the same x or a smaller one, in order of x."""
+    found, least = list[T](), math.inf
+    for _, y, item in sorted(points, key=lambda point: point[:2]):
+        if y < least:
+            found.append(item)
+            least = y
     return found
 
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Runtime, Target
+from hwsearch.distill.job import Facts
 from hwsearch.errors import NothingFits
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.precision import Precision
+from hwsearch.search.proposer import Proposer
 from hwsearch.search.result import Result, memory_mib
 from hwsearch.space import SearchSpace, derive
 from hwsearch.units import Budget, format_ms
@@ -164,6 +166,10 @@ class Plan:
             size_mib=architecture.size_mib,
             memory_mib=memory_mib(architecture, self.wishes.workload),
         )
+
+    def proposer(self, facts: Facts) -> Proposer:
+        """Of students inside the budget and the limits; `facts` of the task, complete."""
+        return Proposer(self.space, self.strain, facts.sensitivities, facts.layers, self.admits)
 
     def check(self) -> None:
         """Raise unless something fits.

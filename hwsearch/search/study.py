@@ -12,51 +12,41 @@ it leaves in the trial has stood still for two minutes of the observer's own clo
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import optuna
-import optuna.storages.journal
-import psutil
-from filelock import FileLock
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hwsearch.architecture import Architecture
 from hwsearch.errors import RunError
 from hwsearch.files import whole
+from hwsearch.search.owner import LEFT, alive
 from hwsearch.search.result import Result
 from hwsearch.search.rungs import leveled
+from hwsearch.search.storage import Address, close_storage, locked, open_storage, public
 
 DIRECTIONS = (optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MINIMIZE)
 METRICS = ("latency_ms", "loss")
 OURS = "hwsearch:"  # attributes that are no user's: Optuna Dashboard leaves them out
 RECORD, BEAT = OURS + "record", OURS + "beat"
-LEFT = "left"  # owner of what was begun and given up
 STALE_S = 120.0  # a beat that has stood still for so long is nobody's
-LOCK = 0x68777365  # of PostgreSQL, beside the study's own number
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-class Trial(msgspec.Struct, frozen=True):
-    """One student of a study.
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What the storage keeps of a trial beside Optuna's own.
 
     Attributes:
-        number: in the study.
         architecture: of the student.
-        settings: what was suggested, by name.
-        distributions: from which, by name.
-        place: its id in the storage.
         ms: latency, as it was when the trial began.
         losses: expected after full training, as each rung that was passed has it.
         result: the whole score of the last of them.
@@ -66,11 +56,7 @@ class Trial(msgspec.Struct, frozen=True):
         reason: why it failed; empty unless it did.
     """
 
-    number: int
     architecture: Architecture
-    settings: dict[str, Any]
-    distributions: dict[str, BaseDistribution]
-    place: int
     ms: float
     losses: tuple[float, ...] = ()
     result: Result | None = None
@@ -78,6 +64,22 @@ class Trial(msgspec.Struct, frozen=True):
     turn: int = 0
     ended: bool = False
     reason: str = ""
+
+
+class Trial(Record, frozen=True, kw_only=True):
+    """One student of a study.
+
+    Attributes:
+        number: in the study.
+        settings: what was suggested, by name.
+        distributions: from which, by name.
+        place: its id in the storage.
+    """
+
+    number: int = 0
+    settings: dict[str, Any] = {}
+    distributions: dict[str, BaseDistribution] = {}
+    place: int = 0
 
     @property
     def waits(self) -> bool:
@@ -96,7 +98,7 @@ class Study:
     """A study in its storage.
 
     Args:
-        storage: an SQLite file; or a URL of SQLAlchemy's, or the path of a journal file.
+        address: of the storage: an SQLite file; or a URL of SQLAlchemy's, or the path of a journal file.
         name: of the study; a file that holds one under another name keeps it, wherever its folder has moved.
         make: whether a study that is not there is begun.
 
@@ -107,13 +109,13 @@ class Study:
         RunError: the storage cannot be opened, or holds no study of hwsearch.
     """
 
-    def __init__(self, storage: Path | str, name: str, make: bool = True) -> None:
+    def __init__(self, address: Address, name: str, make: bool = True) -> None:
         try:
-            self._storage = _open(storage)
+            self._storage = open_storage(address)
             names = optuna.get_all_study_names(self._storage)
-            self.name = next(iter(names), name) if isinstance(storage, Path) else name
+            self.name = next(iter(names), name) if isinstance(address, Path) else name
             if not make and self.name not in names:
-                raise RunError(f"no study {name!r} in {_public(storage)} (have: {', '.join(names) or 'none'})")
+                raise RunError(f"no study {name!r} in {public(address)} (have: {', '.join(names) or 'none'})")
             self._study = optuna.create_study(
                 storage=self._storage, study_name=self.name, directions=list(DIRECTIONS), load_if_exists=True
             )
@@ -124,39 +126,20 @@ class Study:
         except RunError:
             raise
         except ImportError as error:
-            raise RunError(f"{_public(storage)} needs a driver: pip install 'hwsearch[postgres]' ({error})") from error
+            raise RunError(f"{public(address)} needs a driver: pip install 'hwsearch[postgres]' ({error})") from error
         except Exception as error:  # SQLAlchemy, its drivers and Optuna raise their own kinds for a broken storage
             reason = next(iter(str(error).splitlines()), "")
-            way = "move it away or choose another --out" if isinstance(storage, Path) else "check --storage"
+            way = "move it away or choose another --out" if isinstance(address, Path) else "check --storage"
             raise RunError(
-                f"{_public(storage)} is not a study that can be opened ({type(error).__name__}: {reason[:120]}); {way}"
+                f"{public(address)} is not a study that can be opened ({type(error).__name__}: {reason[:120]}); {way}"
             ) from error
-        self._where = storage
-        self._engine: Any = getattr(getattr(self._storage, "_backend", None), "engine", None)
+        self._address = address
         self._ended: dict[int, Trial] = {}
         self._beats: dict[int, tuple[int, float]] = {}
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Nobody else decides anything in the meantime."""
-        url = str(self._where)
-        if "://" not in url or url.startswith("sqlite"):
-            path = self._where if isinstance(self._where, Path) else Path(url.split(":///", 1)[-1])
-            with FileLock(f"{path}.alone"):  # ".lock" is what Optuna's journal calls its own
-                yield
-            return
-        engine = self._engine
-        if engine is None or engine.dialect.name != "postgresql":
-            raise RunError(f"studies lie in SQLite, a journal file or PostgreSQL; got {url.split(':')[0]}")
-        import sqlalchemy
-
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            key = {"lock": LOCK, "study": self._study._study_id}
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:lock, :study)"), key)
-            try:
-                yield
-            finally:
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:lock, :study)"), key)
+        return locked(self._address, self._storage, self._study._study_id)
 
     def trials(self) -> list[Trial]:
         """Every trial, in the order of its number."""
@@ -166,23 +149,21 @@ class Study:
 
     def _read(self, frozen: FrozenTrial) -> Trial:
         try:
-            trial = msgspec.json.decode(frozen.system_attrs[RECORD], type=_Record)
-            found = Trial(
-                number=frozen.number,
-                architecture=Architecture.from_json(trial.architecture),
-                settings=frozen.params,
-                distributions=frozen.distributions,
-                place=frozen._trial_id,
-                result=None if trial.result is None else Result.from_json(trial.result),
-                **{name: getattr(trial, name) for name in ("ms", "losses", "owner", "turn", "ended", "reason")},
-            )
-        except (KeyError, ValueError, TypeError) as error:
+            record = msgspec.json.decode(frozen.system_attrs[RECORD], type=Record)
+        except (KeyError, ValueError) as error:
             raise RunError(
                 f"trial {frozen.number} of the study has no record of hwsearch; is it another program's study?"
             ) from error
+        trial = Trial(
+            **asdict(record),
+            number=frozen.number,
+            settings=frozen.params,
+            distributions=frozen.distributions,
+            place=frozen._trial_id,
+        )
         if frozen.state.is_finished():
-            self._ended[frozen.number] = found
-        return found
+            self._ended[frozen.number] = trial
+        return trial
 
     def begin(
         self,
@@ -193,7 +174,14 @@ class Study:
         owner: str,
     ) -> Trial:
         """A new trial, in its owner's hands."""
-        trial = Trial(0, architecture, settings, distributions, 0, ms, owner=owner, turn=_now())
+        trial = Trial(
+            architecture=architecture,
+            ms=ms,
+            settings=settings,
+            distributions=distributions,
+            owner=owner,
+            turn=_now(),
+        )
         frozen = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=settings,
@@ -241,16 +229,8 @@ class Study:
         """Whether a trial's owner is dead, as far as can be seen from here."""
         if not trial.owner or trial.ended:
             return False
-        if trial.owner == LEFT:
-            return True
-        host, pid, born, _ = trial.owner.split("/")
-        if host == socket.gethostname():
-            if int(pid) == os.getpid():
-                return trial.owner not in _MEMBERS
-            try:
-                return f"{psutil.Process(int(pid)).create_time():.2f}" != born
-            except psutil.NoSuchProcess:
-                return True
+        if (seen := alive(trial.owner)) is not None:
+            return not seen
         frozen = self._study.get_trials(deepcopy=False)[trial.number]
         now, beat = time.monotonic(), int(frozen.system_attrs.get(BEAT, trial.turn))
         if trial.number not in self._beats or self._beats[trial.number][0] != beat:
@@ -271,75 +251,25 @@ class Study:
     def copy(self, path: Path) -> None:
         """Write the whole study to an SQLite file."""
         with whole(path) as temporary:
-            there = _open(temporary)
+            there = open_storage(temporary)
             optuna.copy_study(
                 from_study_name=self.name, from_storage=self._storage, to_storage=there, to_study_name=self.name
             )
-            there._backend.engine.dispose()  # type: ignore[attr-defined]
+            close_storage(there)
 
     def close(self) -> None:
         """Release the storage."""
-        if self._engine is not None:
-            self._engine.dispose()
+        close_storage(self._storage)
 
     def _keep(self, trial: Trial) -> Trial:
         self._storage.set_trial_system_attr(trial.place, RECORD, _record(trial))
         return trial
 
 
-class _Record(msgspec.Struct):
-    architecture: dict[str, Any]
-    ms: float
-    losses: tuple[float, ...]
-    result: dict[str, Any] | None
-    owner: str
-    turn: int
-    ended: bool
-    reason: str
-
-
 def _record(trial: Trial) -> str:
-    names = ("ms", "losses", "owner", "turn", "ended", "reason")
-    record = _Record(
-        architecture=trial.architecture.to_json(),
-        result=None if trial.result is None else trial.result.to_json(),
-        **{name: getattr(trial, name) for name in names},
-    )
+    record = Record(**{name: getattr(trial, name) for name in Record.__struct_fields__})
     return msgspec.json.encode(record).decode()
 
 
 def _now() -> int:
     return time.time_ns() // 1000
-
-
-_MEMBERS: set[str] = set()  # of this process
-_NUMBERS = count()
-
-
-@contextmanager
-def membership() -> Iterator[str]:
-    """A name to own trials by, for as long as the block lasts."""
-    name = f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.2f}/{next(_NUMBERS)}"
-    _MEMBERS.add(name)
-    try:
-        yield name
-    finally:
-        _MEMBERS.discard(name)
-
-
-def _open(storage: Path | str) -> optuna.storages.BaseStorage:
-    url = f"sqlite:///{storage}" if isinstance(storage, Path) else storage
-    if "://" not in url:
-        backend = optuna.storages.journal.JournalFileBackend(url)
-        return optuna.storages.JournalStorage(backend)
-    arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    url = url.replace("postgresql://", "postgresql+psycopg://", 1)
-    opened = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
-    return optuna.storages.get_storage(opened)
-
-
-def _public(storage: Path | str) -> str:
-    """A storage's address without a password."""
-    text = str(storage)
-    head, at, tail = text.rpartition("@")
-    return f"{head.split('://')[0]}://...@{tail}" if at else text

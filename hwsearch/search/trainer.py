@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
 from typing import Any, Protocol, TypeVar
@@ -32,6 +33,18 @@ class Trainer(Protocol):
     def run(self, function: Callable[..., T], *arguments: Any) -> Future[T]: ...
     @property
     def work_done(self) -> float: ...
+
+
+def complete(trainer: Trainer, facts: Facts, progress: Progress) -> Facts:
+    """Have the task's pieces computed, those that are not there yet; the facts with what they say."""
+    progress.stage("teacher's outputs", facts.blocks + 1)
+    pieces = trainer.prepare(facts.blocks)
+    while not all(piece.done() for piece in pieces):
+        progress.at(sum(piece.done() for piece in pieces))
+        time.sleep(0.2)
+    for piece in pieces:
+        result_of(piece)
+    return result_of(trainer.finish())
 
 
 def result_of(future: Future[T]) -> T:

@@ -16,12 +16,13 @@ from typing import NamedTuple
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Job, ProxyScore
 from hwsearch.errors import TrainingError
+from hwsearch.search.owner import membership
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Proposer
 from hwsearch.search.result import scored
 from hwsearch.search.rungs import beaten, promoted
 from hwsearch.search.sampler import Sampler
-from hwsearch.search.study import Study, Trial, membership
+from hwsearch.search.study import Study, Trial
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
 BEAT_S = 15.0  # between signs of life
@@ -107,31 +108,38 @@ class Trials:
         """What to train now, in this owner's hands; None where there is nothing."""
         with self.study.alone():
             trials = self.study.trials()
-            for trial in sorted(trials, key=lambda trial: trial.turn):
-                if self.study.abandoned(trial):
-                    return self._begin(self.study.take(trial, owner))
-            rungs, over = len(self.plan.wishes.rungs), self._over(trials)
-            if self._time_left() or not trials:
-                for number in promoted(trials, rungs, over):
-                    return self._begin(self.study.take(trials[number], owner))
-            if over:
-                if self._time_left() and not any(trial.owner for trial in trials):
-                    for trial in trials:
-                        if trial.waits:
-                            self.study.end(trial)
-                return None
-            asked = self.sampler.ask(trials)
-            architecture = self.proposer(asked, {trial.architecture for trial in trials})
-            if architecture is None:
-                self.exhausted = True
-                self.sampler.dropped(asked)
-                self.progress.say(f"the space inside the budget is used up after {len(trials)} students")
-            else:
-                ms = self.plan.price.one(architecture).median_ms
-                trial = self.study.begin(architecture, ms, asked.params, asked.distributions, owner)
-                self.sampler.kept(asked, trial)
-                return self._begin(trial)
-        return self._next(owner)
+            trial = self._old(trials, owner)
+            if trial is None and not self._over(trials):
+                trial = self._new(trials, owner) or self._old(trials, owner)
+            if trial is None and self._time_left() and not any(other.owner for other in trials):
+                for other in trials:
+                    if other.waits:
+                        self.study.end(other)
+        return None if trial is None else self._begin(trial)
+
+    def _old(self, trials: list[Trial], owner: str) -> Trial | None:
+        """A trial that was begun, to be trained on: a dead worker's, or one that goes on to its next rung."""
+        for trial in sorted(trials, key=lambda trial: trial.turn):
+            if self.study.abandoned(trial):
+                return self.study.take(trial, owner)
+        if self._time_left():
+            for number in promoted(trials, len(self.plan.wishes.rungs), self._over(trials)):
+                return self.study.take(trials[number], owner)
+        return None
+
+    def _new(self, trials: list[Trial], owner: str) -> Trial | None:
+        """A student that was not tried yet; None where the space inside the budget has no more."""
+        asked = self.sampler.ask(trials)
+        architecture = self.proposer(asked, {trial.architecture for trial in trials})
+        if architecture is None:
+            self.exhausted = True
+            self.sampler.dropped(asked)
+            self.progress.say(f"the space inside the budget is used up after {len(trials)} students")
+            return None
+        ms = self.plan.price.one(architecture).median_ms
+        trial = self.study.begin(architecture, ms, asked.params, asked.distributions, owner)
+        self.sampler.kept(asked, trial)
+        return trial
 
     def _begin(self, trial: Trial) -> Climb:
         wishes, rung = self.plan.wishes, len(trial.losses)

@@ -18,11 +18,9 @@ import platformdirs
 
 from hwsearch.distill.job import TaskSpec
 from hwsearch.search.description import Description
-from hwsearch.search.main_job import prepare
-from hwsearch.search.proposer import Proposer
 from hwsearch.search.run import state_of
 from hwsearch.search.study import Study
-from hwsearch.search.trainer import Progress, Trainer, result_of
+from hwsearch.search.trainer import Progress, Trainer
 from hwsearch.search.trials import Trials
 
 
@@ -56,18 +54,13 @@ def join(
     own = {"teacher": teacher, "data": data, "held_out": held_out}
     own = {name: path for name, path in own.items() if path}
     trainer = make_trainer(msgspec.structs.replace(description.spec, **own))
-    facts = result_of(trainer.open())
-    description.check(facts.digest)
-    prepare(trainer, facts.blocks, progress)
-    facts = result_of(trainer.finish())
-    plan = description.plan(facts.architecture)
+    facts, plan = description.open(trainer, progress)
     folder = out or description.folder
     if not folder.is_dir():
         folder = out or platformdirs.user_cache_path("hwsearch") / "studies" / study.name
         progress.say(f"this machine has no {description.folder}; students in training are kept in {folder}")
     (folder / "students").mkdir(parents=True, exist_ok=True)
-    proposer = Proposer(plan.space, plan.strain, facts.sensitivities, facts.layers, plan.admits)
-    trials = Trials(plan, proposer, study, trainer, partial(state_of, folder), trainer.count, progress)
+    trials = Trials(plan, plan.proposer(facts), study, trainer, partial(state_of, folder), trainer.count, progress)
     progress.stage("training", float(plan.wishes.trials))
     found = trials.run(lambda note: progress.at(float(sum(t.ended for t in study.trials())), note=note))
     return {"study": study.name, "rungs": trials.trained, "trials": len(found)}

@@ -12,9 +12,10 @@ from hwsearch.errors import RunError
 from hwsearch.profiles import find_profile
 from hwsearch.search import study as module
 from hwsearch.search.null import TEACHER
+from hwsearch.search.owner import membership
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.result import Result
-from hwsearch.search.study import Study, Trial, membership
+from hwsearch.search.study import Study, Trial
 from hwsearch.units import Budget
 from hwsearch.workload import Workload
 
@@ -66,7 +67,8 @@ def test_the_living_keep_their_trials_and_the_dead_lose_them(tmp_path: Path) -> 
         assert not study.abandoned(mine)
     assert study.abandoned(mine)  # whoever it was has left, though the process is alive
     script = (
-        "from hwsearch.search.study import *; from hwsearch.search.null import TEACHER; import sys, time\n"
+        "from hwsearch.search.study import *; from hwsearch.search.owner import *; import sys, time\n"
+        "from hwsearch.search.null import TEACHER\n"
         f"study = Study(Path({str(tmp_path / 'study.db')!r}), 'mine')\n"
         "with membership() as owner:\n"
         "    study.begin(TEACHER, 1.0, {}, {}, owner); print('begun', flush=True); time.sleep(60)\n"

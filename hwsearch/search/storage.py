@@ -1,0 +1,76 @@
+"""Where a study lies: SQLite by default, a journal file, or PostgreSQL across machines; and a lock beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import optuna.storages.journal
+from filelock import FileLock
+
+from hwsearch.errors import RunError
+
+LOCK = 0x68777365  # of PostgreSQL, beside the study's own number
+
+Address = Path | str  # an SQLite file; or a URL of SQLAlchemy's, or the path of a journal file
+
+
+def open_storage(address: Address) -> optuna.storages.BaseStorage:
+    """Optuna's storage there; begun where there is none."""
+    url = f"sqlite:///{address}" if isinstance(address, Path) else address
+    if "://" not in url:
+        backend = optuna.storages.journal.JournalFileBackend(url)
+        return optuna.storages.JournalStorage(backend)
+    arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+    opened = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+    return optuna.storages.get_storage(opened)
+
+
+def close_storage(storage: optuna.storages.BaseStorage) -> None:
+    """Release its connections, where it has any."""
+    if (engine := _engine(storage)) is not None:
+        engine.dispose()
+
+
+@contextmanager
+def locked(address: Address, storage: optuna.storages.BaseStorage, study: int) -> Iterator[None]:
+    """Alone with a study, among all processes that use this.
+
+    Args:
+        address: of the storage.
+        storage: opened.
+        study: its id there.
+    """
+    url = str(address)
+    if "://" not in url or url.startswith("sqlite"):
+        path = address if isinstance(address, Path) else Path(url.split(":///", 1)[-1])
+        with FileLock(f"{path}.alone"):  # ".lock" is what Optuna's journal calls its own
+            yield
+        return
+    engine = _engine(storage)
+    if engine is None or engine.dialect.name != "postgresql":
+        raise RunError(f"studies lie in SQLite, a journal file or PostgreSQL; got {url.split(':')[0]}")
+    import sqlalchemy
+
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        key = {"lock": LOCK, "study": study}
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:lock, :study)"), key)
+        try:
+            yield
+        finally:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:lock, :study)"), key)
+
+
+def public(address: Address) -> str:
+    """Its address without a password."""
+    text = str(address)
+    head, at, tail = text.rpartition("@")
+    return f"{head.split('://')[0]}://...@{tail}" if at else text
+
+
+def _engine(storage: optuna.storages.BaseStorage) -> Any:
+    return getattr(getattr(storage, "_backend", None), "engine", None)
