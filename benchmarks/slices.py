@@ -134,8 +134,7 @@ def refit(student: Student) -> None:
     if not student.architecture.tied:
         own, its = (net.model(input_ids=inputs, use_cache=False).last_hidden_state for net in (model, teacher))
         model.lm_head.weight.copy_(teacher.lm_head.weight @ solved(own.flatten(0, 1), its.flatten(0, 1)).T)
-    layers = model.get_submodule("model.layers").children()
-    quantise_layers(layers, student.architecture, student.task.scheme)
+    quantise_layers(model, student.architecture, student.task.scheme)
 
 
 def curve(architecture: Architecture, name: str, steps: tuple[int, ...]) -> list[float]:

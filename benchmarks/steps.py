@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.distill import proxy
+from hwsearch.distill import objective
 from hwsearch.distill.families import architecture_of
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
@@ -67,14 +67,14 @@ def in_process(threads: int) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     task = Workshop(SPEC).task
-    fused, losses = proxy.head_kl, {}
+    fused, losses = objective.head_kl, {}
     for shape in SHAPES:
         one, best = student(task, *shape), {"fused": 1e9, "plain": 1e9}
         for _ in range(ROUNDS):
             for name, loss in (("fused", fused), ("plain", plain_kl)):
-                proxy.head_kl = loss  # type: ignore[assignment]
+                objective.head_kl = loss  # type: ignore[assignment]
                 best[name] = min(best[name], seconds_a_step(one))
-        proxy.head_kl = fused
+        objective.head_kl = fused
         losses[f"{shape[0]}x{shape[1]}"] = {**best, "times_faster": best["plain"] / best["fused"]}
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:

@@ -78,7 +78,10 @@ class SearchSpace(msgspec.Struct, frozen=True):
         return self.build(depth, width, heads, ffn, plan)
 
     def fits(self, width: int, heads: tuple[int, int]) -> bool:
-        """Whether stock Transformers loads the combination: configurations want heads to divide the width."""
+        """Whether stock Transformers loads the combination: configurations want heads to divide the width, and those
+        of encoders have no size of a head besides."""
+        if self.teacher.block == "encoder":
+            return width == heads[0] * self.teacher.head_dim
         return width % heads[0] == 0
 
     @property
@@ -118,7 +121,11 @@ def derive(
     shape, step = teacher.layers[0], runtime.alignment
     beside = runtime.float_beside()
     own_depths = depths or range(1, teacher.depth + 1)
-    own_widths = widths or _sizes(teacher.width, step)
+    own_widths = widths or (
+        [n * teacher.head_dim for n in range(1, shape.heads + 1)]
+        if teacher.block == "encoder"
+        else _sizes(teacher.width, step)
+    )
     own_ffns = ffns or _sizes(shape.ffn, 2 * step)
     group = shape.heads // shape.kv_heads
     # All heads of some groups, or one head of each: what keeps the teacher's grouping or drops it.

@@ -43,14 +43,11 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
-    """A checkpoint of the Llama family with random weights, and a tokenizer."""
-    import torch
+def save_tokenizer(folder: Path, text_file: Path) -> None:
+    """A byte-level tokenizer of 320 tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("teacher")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -62,6 +59,16 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> P
     )
     tokenizer.train([str(text_file)], trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """A checkpoint of the Llama family with random weights, and a tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("teacher")
+    save_tokenizer(folder, text_file)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=320,
@@ -78,3 +85,43 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> P
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """A checkpoint of the BERT family with random weights that tells texts of three classes apart, and a tokenizer."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("classifier")
+    save_tokenizer(folder, text_file)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=320,
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        pad_token_id=0,
+        id2label={0: "red", 1: "green", 2: "blue"},
+        label2id={"red": 0, "green": 1, "blue": 2},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of texts with a class each."""
+    import csv
+
+    path = tmp_path_factory.mktemp("labelled") / "texts.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for i in range(600):
+            words = " ".join(f"{name}{i * i % 97}" for name in ("point", "first", "return", "class")[: 1 + i % 4])
+            writer.writerow([f"def {words}, {i}", ("red", "green", "blue")[i % 3]])
+    return path

@@ -33,13 +33,21 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 @click.option("--device", required=True, help="Name, alias or TOML file of a device; 'hwsearch devices' lists them.")
 @click.option("--budget", type=BudgetType(), required=True, help="As 280ms, 1.5s, or 0.25x of the teacher's latency.")
 @click.option(
-    "--teacher", help="Folder of a causal language model (Llama, Qwen2, Mistral); the embedded one by default."
+    "--teacher",
+    help="Folder of a causal language model (Llama, Qwen2, Mistral) or a BERT classifier; the embedded one by default.",
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Text to distil on; the Python standard library by default."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Text to distil on, the Python standard library by default; for a classifier a CSV, TSV, JSONL or Parquet "
+    "file.",
 )
 @click.option(
     "--eval", "held_out", type=click.Path(path_type=Path), help="Text to judge on; a part of --data by default."
+)
+@click.option("--text-column", default="text", show_default=True, help="Of such a file.")
+@click.option(
+    "--label-column", default="label", show_default=True, help="Of such a file; without it the teacher's answers count."
 )
 @click.option("--runtime", help="On the device; the profile's first by default.")
 @click.option("--power-mode", help="Of the device; the profile's first by default.")
@@ -103,6 +111,8 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         chunks=min(TaskSpec().chunks, wishes.long_steps * Recipe().batch),
         recipe=Recipe(seed=wishes.seed),
         scheme=profile.runtimes[target.runtime].scheme,
+        text_column=options["text_column"],
+        label_column=options["label_column"],
     )
     workers = Workers(spec)
     try:

@@ -16,9 +16,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from hwsearch.distill.data import UNLABELLED
+from hwsearch.distill.families import family_of
+from hwsearch.distill.objective import Objective
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TINY = 1e-12
 EXPLAINED = 0.99  # of the variance of feed-forward activations
 
 
@@ -29,10 +34,12 @@ class Importance:
     Attributes:
         heads: importance of the query heads, [layers, heads].
         ffn: importance of the feed-forward units, [layers, ffn].
-        stream: second moments of the residual stream at the input of each norm, divided by its root mean square, by the
-            norm's name, [width, width] each, trace = width.
+        stream: second moments of what reads the residual stream (`Family.reads`), by the module's name, [width, width];
+            divided by its root mean square where a norm does so, trace = width.
         attention, feed_forward: second moments of the inputs of the output projections, a layer each, [channels,
             channels].
+        channels: importance of the channels of the residual stream and of what is pooled of it, by axis, [width]; empty
+            for families that rotate.
     """
 
     heads: Tensor
@@ -40,17 +47,21 @@ class Importance:
     stream: dict[str, Tensor]
     attention: tuple[Tensor, ...]
     feed_forward: tuple[Tensor, ...]
+    channels: dict[str, Tensor]
 
 
-def measure_importance(model: PreTrainedModel, chunks: Tensor, batch: int = 16) -> Importance:
+def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Tensor, batch: int = 16) -> Importance:
     """Statistics of `model` over `chunks` of token ids, [chunks, sequence + 1]; the last column holds only labels."""
-    layers = list(model.get_submodule("model.layers").children())
+    family = family_of(model.config)
+    layers = family.layers_of(model)
     heads = int(model.config.num_attention_heads)
-    watched: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name.endswith("norm")}
-    norms = tuple(watched)
+    matrices = [name for name, weight in model.state_dict().items() if weight.dim() == 2]
+    axes = {read: family.axes(name)[1][1] for name in matrices if (read := family.read_by(name))}
+    watched: dict[str, nn.Module] = {name: model.get_submodule(name) for name in axes}
+    streams = tuple(watched)
     for i, layer in enumerate(layers):
-        watched[f"attention.{i}"] = layer.get_submodule("self_attn.o_proj")
-        watched[f"feed_forward.{i}"] = layer.get_submodule("mlp.down_proj")
+        watched[f"attention.{i}"] = layer.get_submodule(family.attention[-1])
+        watched[f"feed_forward.{i}"] = layer.get_submodule(family.feed_forward[-1])
 
     inputs: dict[str, Tensor] = {}
 
@@ -71,14 +82,19 @@ def measure_importance(model: PreTrainedModel, chunks: Tensor, batch: int = 16) 
     try:
         for start in range(0, len(chunks), batch):
             part = chunks[start : start + batch]
-            logits = model(input_ids=part[:, :-1], use_cache=False).logits
-            nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum").backward()
+            logits, labels = objective.logits(model, part), objective.labels(part)
+            labels = torch.where(labels == UNLABELLED, logits.argmax(-1), labels)
+            nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
             model.zero_grad(set_to_none=True)
             for name, value in inputs.items():
                 assert value.grad is not None
-                x, slope = value.detach().flatten(0, 1), value.grad.flatten(0, 1)  # [tokens, channels]
-                if name in norms:
-                    x = x * x.square().mean(-1, keepdim=True).rsqrt()
+                x, slope = value.detach().flatten(0, -2), value.grad.flatten(0, -2)  # [tokens, channels]
+                x = x * (slope != 0).any(-1, keepdim=True)  # padding, and what nothing is read of, counts for nothing
+                if name in streams:
+                    if family.rotates:
+                        x = x * x.square().mean(-1, keepdim=True).clamp_min(TINY).rsqrt()
+                    else:
+                        add(f"taylor.{axes[name]}", (x * slope).abs().sum(0))
                 else:
                     products = x * slope
                     if name.startswith("attention"):
@@ -95,28 +111,30 @@ def measure_importance(model: PreTrainedModel, chunks: Tensor, batch: int = 16) 
     return Importance(
         heads=torch.stack([sums[f"taylor.attention.{i}"] for i in every]),
         ffn=torch.stack([sums[f"taylor.feed_forward.{i}"] for i in every]),
-        stream={name: sums[name] / tokens for name in norms},
+        stream={name: sums[name] / tokens for name in streams},
         attention=tuple(sums[f"attention.{i}"] / tokens for i in every),
         feed_forward=tuple(sums[f"feed_forward.{i}"] / tokens for i in every),
+        channels={axis: sums[f"taylor.{axis}"] for axis in set(axes.values()) if not family.rotates},
     )
 
 
-def ffn_dimensions(model: PreTrainedModel, chunks: Tensor) -> int:
+def ffn_dimensions(model: PreTrainedModel, objective: Objective, chunks: Tensor) -> int:
     """Principal components that hold 99 % of the variance of the feed-forward activations, summed over the layers: how
     much of a student's feed-forward parts is used, for one forward pass over `chunks`, [chunks, sequence + 1]."""
     found: list[int] = []
 
     def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG001
-        x = arguments[0].detach().flatten(0, 1).double()
+        x = arguments[0].detach().flatten(0, -2).double()
         x = x - x.mean(0)
         variances = torch.linalg.eigvalsh(x.T @ x).flip(0).clamp_min(0)
         found.append(int((variances.cumsum(0) < EXPLAINED * variances.sum()).sum()) + 1)
 
-    layers = model.get_submodule("model.layers").children()
-    handles = [layer.get_submodule("mlp.down_proj").register_forward_pre_hook(add) for layer in layers]
+    family = family_of(model.config)
+    last = family.feed_forward[-1]
+    handles = [layer.get_submodule(last).register_forward_pre_hook(add) for layer in family.layers_of(model)]
     try:
         with torch.no_grad():
-            model(input_ids=chunks[:, :-1], use_cache=False)
+            objective.logits(model, chunks)
     finally:
         for handle in handles:
             handle.remove()

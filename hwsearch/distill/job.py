@@ -11,6 +11,7 @@ import msgspec
 from hwsearch.architecture import Architecture
 from hwsearch.precision import Scheme
 
+METRICS = {"lm": "next-token accuracy", "classify": "accuracy"}  # what quality is, by what stands on top
 AHEAD = 0.5  # doublings that a loss is extrapolated
 
 
@@ -38,8 +39,9 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         teacher: folder of a checkpoint; empty for the embedded one.
         data, held_out: text files; empty for the standard library and for a split of `data`.
+        text_column, label_column: of labelled texts.
         sequence: tokens of an input.
-        chunks: to train on, at most.
+        chunks: to train on, at most; four texts of a classifier count as one.
         held_out_chunks: to judge by on *select* and on *report* each, at most.
         recipe: how to train.
         scheme: how the runtime quantises.
@@ -53,6 +55,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     held_out_chunks: int = 384
     recipe: Recipe = Recipe()
     scheme: Scheme = Scheme()
+    text_column: str = "text"
+    label_column: str = "label"
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -63,7 +67,7 @@ class Facts(msgspec.Struct, frozen=True):
         digest: hash of teacher, text and everything else that a score depends on.
         architecture: the teacher's, in fp32.
         corpus: what the text is called.
-        quality: the teacher's next-token accuracy on *select*.
+        quality: the teacher's on *select*.
         layers: the best layers to keep, by depth.
         sensitivities: KL to itself of the teacher with one part in int8, a pair (attention, feed-forward) for each
             layer.
@@ -116,7 +120,7 @@ class ProxyScore(msgspec.Struct, frozen=True):
     Attributes:
         loss: held-out KL to the teacher in nats a token, `expected_loss`.
         measured_loss: the same as measured.
-        quality: held-out next-token accuracy, with its 90 % bootstrap interval.
+        quality: held-out accuracy, with its 90 % bootstrap interval.
         teacher_quality: the teacher's accuracy on the same tokens.
         retention: quality over it, with its paired interval.
         steps: trained.

@@ -44,12 +44,22 @@ def positionwise_kl(hidden: Tensor, weight: Tensor, indices: Tensor, probabiliti
     as of `head_kl`."""
     losses, best = [], []
     for part in _pieces(hidden):
-        p = probabilities[part].to(hidden.dtype)
         q = torch.softmax(hidden[part] @ weight.T, dim=-1)
-        top = q.gather(-1, indices[part])
-        losses.append(_kl(p, (1 - p.sum(-1)).clamp_min(0), top, (1 - top.sum(-1)).clamp_min(_SMALL_REST)))
+        losses.append(kl(q, indices[part], probabilities[part].to(hidden.dtype)))
         best.append(q.argmax(-1))
     return torch.cat(losses), torch.cat(best)
+
+
+def kl(q: Tensor, indices: Tensor, probabilities: Tensor) -> Tensor:
+    """KL(teacher || student) of each position, [positions], differentiable.
+
+    Args:
+        q: what the student says, [positions, classes].
+        indices, probabilities: what the teacher says, [positions, k], as of `head_kl`.
+    """
+    top = q.gather(-1, indices)
+    rest = (1 - probabilities.sum(-1)).clamp_min(0)
+    return _kl(probabilities, rest, top, (1 - top.sum(-1)).clamp_min(_SMALL_REST))
 
 
 def _pieces(hidden: Tensor) -> Iterator[slice]:

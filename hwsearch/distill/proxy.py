@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hwsearch.distill.job import ProxyScore, expected_loss
-from hwsearch.distill.losses import head_kl, positionwise_kl
 from hwsearch.distill.quantise import quantise_layers
 from hwsearch.distill.student import StudentPlan, build_student, random_student
 from hwsearch.distill.task import HeldOut, Task
-from hwsearch.distill.teacher import Outputs
 from hwsearch.errors import RunError
 from hwsearch.files import whole
 
@@ -67,8 +64,14 @@ class Student:
             else random_student(teacher, architecture, fresh)
         )
         self.model.to(self.device)  # type: ignore[arg-type]
-        quantise_layers(self.model.get_submodule("model.layers").children(), architecture, task.scheme)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.recipe.rate, betas=(0.9, 0.98), fused=True)
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = (
+                    0.0  # the teacher's outputs say more than labels, and a student is too small to learn by heart
+                )
+        quantise_layers(self.model, architecture, task.scheme)
+        self.rate = task.recipe.rate * task.teacher.objective.rate
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.rate, betas=(0.9, 0.98), fused=True)
         self.step = 0
         self.seconds = 0.0
         self.curve: list[tuple[int, float]] = []
@@ -84,21 +87,18 @@ class Student:
         """Train up to step `until`; `advance` is told of every step. From step `cool_from` on the rate falls linearly,
         to zero at `end`."""
         recipe, started = self.task.recipe, time.perf_counter()
-        trunk, head = self.model.get_submodule("model"), self.model.get_submodule("lm_head")
-        assert isinstance(head.weight, Tensor)
+        objective = self.task.teacher.objective
         self.model.train()
         while self.step < until:
             for group in self.optimizer.param_groups:
-                group["lr"] = recipe.rate * min(1.0, (self.step + 1) / recipe.warm_up)
+                group["lr"] = self.rate * min(1.0, (self.step + 1) / recipe.warm_up)
                 if cool_from is not None and self.step > cool_from:
                     end = end or until
                     group["lr"] *= max(0, end - self.step) / (end - cool_from)
             rows = self._rows()
-            inputs = torch.from_numpy(self.task.chunks[rows, :-1]).to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
-                hidden = trunk(input_ids=inputs, use_cache=False).last_hidden_state
+            chunks = torch.from_numpy(self.task.chunks[rows]).to(self.device)
             indices, probabilities = (part.to(self.device) for part in self.task.outputs.batch(rows))
-            loss = head_kl(hidden.flatten(0, 1).float(), head.weight, indices, probabilities)
+            loss = objective.loss(self.model, chunks, indices, probabilities)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
@@ -110,32 +110,32 @@ class Student:
 
     def _rows(self) -> NDArray[np.int64]:
         """The chunks of this step: every pass over the data in an order of its own, the same for all students."""
-        count, batch = len(self.task.chunks), self.task.recipe.batch
+        count, batch = len(self.task.chunks), self.task.recipe.batch * self.task.teacher.objective.inputs_a_chunk
         places = np.arange(self.step * batch, (self.step + 1) * batch)
         seed = (self.task.recipe.seed, self.order) if self.order else (self.task.recipe.seed,)
         orders = {p: np.random.default_rng((*seed, int(p))).permutation(count) for p in set(places // count)}
         return np.array([orders[place // count][place % count] for place in places])
 
     def evaluate(self, held_out: HeldOut) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """KL to the teacher summed over each chunk, and next tokens that are right, both of shape [chunks]; once for
-        each step and set."""
+        """KL to the teacher summed over each chunk, and answers that are right, both of shape [chunks]; once for each
+        step and set."""
         if self._judged is None or self._judged[0] != self.step or self._judged[1] is not held_out:
-            self._judged = (self.step, held_out, evaluate(self.model, held_out.chunks, held_out.outputs))
+            self._judged = (self.step, held_out, evaluate(self.model, held_out))
         return self._judged[2]
 
     def mark(self, held_out: HeldOut) -> None:
         """Add a point to the curve."""
         started = time.perf_counter()
         losses, _ = self.evaluate(held_out)
-        self.curve.append((self.step, float(losses.sum() / held_out.chunks[:, 1:].size)))
+        self.curve.append((self.step, float(losses.sum() / held_out.labels.size)))
         self.seconds += time.perf_counter() - started
 
     def score(self, held_out: HeldOut, horizon: int = 0) -> ProxyScore:
         """Judge the student as it stands, its loss as it is expected at `horizon` steps."""
         losses, hits = self.evaluate(held_out)
-        tokens = held_out.chunks.shape[1] - 1
-        measured = float(losses.sum() / (tokens * len(losses)))
-        quality, retention = bootstrap(hits, held_out.teacher_hits, tokens)
+        answers = held_out.labels.shape[1]
+        measured = float(losses.sum() / held_out.labels.size)
+        quality, retention = bootstrap(hits, held_out.teacher_hits, answers)
         return ProxyScore(
             loss=expected_loss(self.curve, horizon) if horizon and self.curve else measured,
             measured_loss=measured,
@@ -192,40 +192,35 @@ def load_state(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def evaluate(
-    model: PreTrainedModel, chunks: NDArray[np.int64], outputs: Outputs
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """KL to the teacher summed over each chunk, and next tokens that are right, both of shape [chunks]."""
-    trunk, head = model.get_submodule("model"), model.get_submodule("lm_head")
-    assert isinstance(head.weight, Tensor)
+def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """KL to the teacher summed over each chunk, and answers that are right, both of shape [chunks]."""
     model.eval()
-    losses, hits, device = [], [], head.weight.device
+    losses, hits = [], []
     with torch.inference_mode():
-        for start in range(0, len(chunks), EVALUATION_BATCH):
-            rows = np.arange(start, min(start + EVALUATION_BATCH, len(chunks)))
-            part = torch.from_numpy(chunks[rows]).to(device)
-            hidden = trunk(input_ids=part[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
-            indices, probabilities = (found.to(device) for found in outputs.batch(rows))
-            loss, best = positionwise_kl(hidden, head.weight, indices, probabilities)
+        for start in range(0, len(held_out.chunks), EVALUATION_BATCH):
+            rows = np.arange(start, min(start + EVALUATION_BATCH, len(held_out.chunks)))
+            chunks = torch.from_numpy(held_out.chunks[rows]).to(model.device)
+            indices, probabilities = (found.to(model.device) for found in held_out.outputs.batch(rows))
+            loss, best = held_out.objective.judge(model, chunks, indices, probabilities)
             losses.append(loss.view(len(rows), -1).sum(1).double().cpu().numpy())
-            hits.append((best.view(len(rows), -1) == part[:, 1:]).sum(1).cpu().numpy())
+            hits.append((best.view(len(rows), -1).cpu().numpy() == held_out.labels[rows]).sum(1))
     return np.concatenate(losses), np.concatenate(hits)
 
 
-def divergence(model: PreTrainedModel, chunks: NDArray[np.int64], outputs: Outputs) -> float:
-    """Mean KL to the teacher, nats a token."""
-    losses, _ = evaluate(model, chunks, outputs)
-    return float(losses.sum() / chunks[:, 1:].size)
+def divergence(model: PreTrainedModel, held_out: HeldOut) -> float:
+    """Mean KL to the teacher, nats an answer."""
+    losses, _ = evaluate(model, held_out)
+    return float(losses.sum() / held_out.labels.size)
 
 
 def bootstrap(
-    hits: NDArray[np.int64], teacher_hits: NDArray[np.int64], tokens: int
+    hits: NDArray[np.int64], teacher_hits: NDArray[np.int64], answers: int
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """(value, low, high) of accuracy and of retention, resampling chunks, student and teacher together; 90 %
     intervals."""
     rows = np.random.default_rng(0).integers(0, len(hits), (RESAMPLES, len(hits)))
     resampled, teacher = hits[rows].sum(1), teacher_hits[rows].sum(1)
-    accuracy = resampled / (tokens * len(hits))
+    accuracy = resampled / (answers * len(hits))
     retention = resampled / np.maximum(teacher, 1)
 
     def interval(value: float, samples: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -233,6 +228,6 @@ def bootstrap(
         return value, float(low), float(high)
 
     return (
-        interval(float(hits.sum() / (tokens * len(hits))), accuracy),
+        interval(float(hits.sum() / (answers * len(hits))), accuracy),
         interval(float(hits.sum() / max(1, teacher_hits.sum())), retention),
     )

@@ -9,14 +9,17 @@ few vectorised passes take a fraction of the time (`benchmarks/steps.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.families import ATTENTION_LINEARS, FEED_FORWARD_LINEARS
+from hwsearch.distill.families import family_of
 from hwsearch.precision import Precision, Scheme
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 RANGE_MOMENTUM = 0.95  # of the running range of static activations
 _TINY = 1e-8
@@ -139,11 +142,12 @@ def restore(model: nn.Module) -> None:
                 module._buffers.pop(name, None)
 
 
-def quantise_layers(layers: Iterable[nn.Module], architecture: Architecture, scheme: Scheme) -> None:
+def quantise_layers(model: PreTrainedModel, architecture: Architecture, scheme: Scheme) -> None:
     """Quantise the parts of a student's layers that `architecture` has in int8, in place. Float parts stay in float32:
     fp16's rounding is three orders of magnitude finer than int8's.
     """
-    for module, layer in zip(layers, architecture.layers, strict=True):
-        for names, precision in ((ATTENTION_LINEARS, layer.attention), (FEED_FORWARD_LINEARS, layer.feed_forward)):
+    family = family_of(model.config)
+    for module, layer in zip(family.layers_of(model), architecture.layers, strict=True):
+        for names, precision in ((family.attention, layer.attention), (family.feed_forward, layer.feed_forward)):
             if precision is Precision.INT8:
                 quantise(module, names, scheme)

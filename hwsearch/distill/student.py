@@ -5,6 +5,8 @@ class.
 - Width: the residual stream is rotated to its principal directions and the first are kept (Ashkboos et al. 2024,
   SliceGPT, arXiv:2401.15024). A root-mean-square norm does not see a rotation once its weights are folded into the
   matrices behind it; the last one's are folded into the output head, which therefore parts from the embedding.
+  Where the norms are of another kind, or stand behind the parts, the most important channels are kept, and what reads
+  the stream takes over as below.
 - Heads and units: the most important are kept, and their output projections solve a ridge regression for the
   contribution of all.
 
@@ -75,20 +77,16 @@ def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Impor
     student = empty_student(teacher, plan.architecture)
     for name in student.state_dict():
         layer, axes = family.axes(name)
-        origin = (
-            name
-            if layer is None
-            else name.replace(f"{family.prefix}{layer}.", f"{family.prefix}{plan.layers[layer]}.", 1)
-        )
+        origin = _origin(name, plan, family)
         weight = source[origin]
         for position, axis in enumerate(axes):
-            indices = kept.get(f"{axis}.{layer}")
+            indices = kept.get(f"{axis}.{layer}", kept.get(axis))
             if indices is None or len(indices) == weight.shape[position]:
                 continue
-            moments = _moments(axis, position, plan.layers[layer or 0], importance)
+            moments = _moments(axis, position, origin, importance, family)
             weight = weight.index_select(position, indices) if moments is None else _take_over(weight, moments, indices)
         weights[name] = weight
-    if plan.architecture.width < int(teacher.config.hidden_size):
+    if family.rotates and plan.architecture.width < int(teacher.config.hidden_size):
         weights = _rotate(weights, plan, importance, family)
     student.load_state_dict(weights)
     return student
@@ -110,13 +108,15 @@ def empty_student(teacher: PreTrainedModel, architecture: Architecture) -> PreTr
 
 
 def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -> dict[str, Tensor]:
-    """Indices kept along "head.N", "kv_head.N" and "ffn.N" of the student's layer N."""
-    config, shape = teacher.config, plan.architecture.layers[0]
+    """Indices kept along "head.N", "kv_head.N" and "ffn.N" of the student's layer N, and where the residual stream is
+    not rotated along "width" and "pooled"."""
+    config, shape, width = teacher.config, plan.architecture.layers[0], plan.architecture.width
+    family = family_of(config)
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     group, wanted_group = heads // kv_heads, shape.heads // shape.kv_heads
     sizes = (
-        ("width", plan.architecture.width, config.hidden_size),
+        ("width", width, config.hidden_size),
         ("kv_heads", shape.kv_heads, kv_heads),
         ("heads per key-value head", wanted_group, group),
         ("ffn", shape.ffn, config.intermediate_size),
@@ -129,12 +129,19 @@ def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -
         raise ArchitectureError(
             f"heads are kept whole: head_dim is {head_dim_of(config)}; got {plan.architecture.head_dim}"
         )
-    if plan.architecture.tied and plan.architecture.width < config.hidden_size:
+    if not family.own_head_dim and shape.heads * plan.architecture.head_dim != width:
+        raise ArchitectureError(
+            f"a {config.model_type} shares its width among the heads: {shape.heads} of {plan.architecture.head_dim} "
+            f"channels are not {width}"
+        )
+    if plan.architecture.tied and width < config.hidden_size:
         raise ArchitectureError(
             "a narrower student has a head of its own (tied = false): the last norm is folded into it"
         )
 
     kept: dict[str, Tensor] = {}
+    if not family.rotates:
+        kept = {axis: _largest(values, width) for axis, values in importance.channels.items()}
     for i, origin in enumerate(plan.layers):
         by_group = importance.heads[origin].view(kv_heads, group)
         groups = _largest(by_group.sum(1), shape.kv_heads)
@@ -145,11 +152,22 @@ def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -
     return kept
 
 
-def _moments(axis: str, position: int, layer: int, importance: Importance) -> Tensor | None:
-    """Second moments of what a weight reads along an axis, where it is an output projection."""
-    if position != 1 or axis not in ("head", "ffn"):
+def _origin(name: str, plan: StudentPlan, family: Family) -> str:
+    """The teacher's weight behind a student's."""
+    layer, rest = family.place(name)
+    return name if layer is None else family.named(plan.layers[layer], rest)
+
+
+def _moments(axis: str, position: int, origin: str, importance: Importance, family: Family) -> Tensor | None:
+    """Second moments of what a weight reads along an axis that narrows."""
+    if position != 1:
         return None
-    return (importance.attention if axis == "head" else importance.feed_forward)[layer]
+    if axis in ("head", "ffn"):
+        layer, _ = family.place(origin)
+        assert layer is not None
+        return (importance.attention if axis == "head" else importance.feed_forward)[layer]
+    read = family.read_by(origin)
+    return None if read is None else importance.stream[read]
 
 
 def _take_over(weight: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
@@ -165,12 +183,8 @@ def _take_over(weight: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
 def _rotate(weights: dict[str, Tensor], plan: StudentPlan, importance: Importance, family: Family) -> dict[str, Tensor]:
     """Fold the norms' weights away and keep the first principal directions of the residual stream."""
     width = plan.architecture.width
-    origins = {name: name for name in weights}
-    for i, layer in enumerate(plan.layers):
-        here, there = f"{family.prefix}{i}.", f"{family.prefix}{layer}."
-        origins.update({name: there + name.removeprefix(here) for name in weights if name.startswith(here)})
     norms = {
-        name: importance.stream[origins[name].removesuffix(".weight")]
+        name: importance.stream[_origin(name, plan, family).removesuffix(".weight")]
         for name in weights
         if family.axes(name)[1] == ("width",) and "norm" in name
     }
@@ -192,21 +206,11 @@ def _rotate(weights: dict[str, Tensor], plan: StudentPlan, importance: Importanc
         elif axes[0] == "width":  # writes to the stream
             rotated[name] = basis.T @ weight
         elif axes[-1] == "width":  # reads the stream, through a norm but for the embedding
-            norm = _norm_before(name, family)
-            rotated[name] = (weight if norm is None else weight * weights[norm]) @ basis
+            norm = family.read_by(name)
+            rotated[name] = (weight if norm is None else weight * weights[f"{norm}.weight"]) @ basis
         else:
             rotated[name] = weight
     return rotated
-
-
-def _norm_before(name: str, family: Family) -> str | None:
-    """The norm through which a weight reads the residual stream."""
-    if name == "lm_head.weight":
-        return "model.norm.weight"
-    for part, norm in (("self_attn.", "input_layernorm.weight"), ("mlp.", "post_attention_layernorm.weight")):
-        if name.startswith(family.prefix) and part in name:
-            return name.split(part)[0] + norm
-    return None
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
@@ -218,14 +222,15 @@ def _channels(heads: Tensor, head_dim: int) -> Tensor:
     return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
 
 
-def with_layers(trunk: nn.Module, layers: Sequence[int], run: Callable[[], float]) -> float:
-    """What `run` returns while `trunk` has only some of its layers."""
-    config: Any = trunk.config
-    whole = trunk.layers
-    assert isinstance(whole, nn.ModuleList)
-    depth = config.num_hidden_layers
+def with_layers(model: PreTrainedModel, layers: Sequence[int], run: Callable[[], float]) -> float:
+    """What `run` returns while `model` has only some of its layers."""
+    config: Any = model.config
+    place, depth = family_of(config).layers, config.num_hidden_layers
+    whole = model.get_submodule(place)
     try:
-        trunk.layers, config.num_hidden_layers = nn.ModuleList([whole[i] for i in layers]), len(layers)
+        model.set_submodule(place, nn.ModuleList([whole.get_submodule(str(i)) for i in layers]))
+        config.num_hidden_layers = len(layers)
         return run()
     finally:
-        trunk.layers, config.num_hidden_layers = whole, depth
+        model.set_submodule(place, whole)
+        config.num_hidden_layers = depth

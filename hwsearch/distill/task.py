@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,21 @@ import torch
 from safetensors.torch import load_file, save
 
 from hwsearch import __version__
-from hwsearch.distill.data import SPLITS, Corpus, Split, draw_chunks, standard_library, text_files
-from hwsearch.distill.families import architecture_of
+from hwsearch.distill.data import (
+    SPLITS,
+    UNLABELLED,
+    Corpus,
+    Split,
+    draw_chunks,
+    draw_texts,
+    labelled_texts,
+    standard_library,
+    text_files,
+)
+from hwsearch.distill.families import architecture_of, family_of
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import Facts, Recipe, TaskSpec
+from hwsearch.distill.objective import Classes, Objective
 from hwsearch.distill.student import choose_layers, with_layers
 from hwsearch.distill.teacher import Outputs, Teacher, load_teacher, teacher_outputs
 from hwsearch.errors import DataError
@@ -44,19 +55,31 @@ class HeldOut:
     """A held-out set and what the teacher makes of it.
 
     Attributes:
+        objective: what is to be said of it.
         chunks: token ids, [chunks, sequence + 1].
         outputs: the teacher's.
-        teacher_hits: next tokens that it gets right, [chunks].
     """
 
+    objective: Objective
     chunks: NDArray[np.int64]
     outputs: Outputs
-    teacher_hits: NDArray[np.int64]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The right answers, [chunks, answers]; the teacher's own where nobody has given any."""
+        given: NDArray[np.int64] = self.objective.labels(self.chunks)
+        return np.where(given == UNLABELLED, self.outputs.indices[:, :, 0], given)
+
+    @cached_property
+    def teacher_hits(self) -> NDArray[np.int64]:
+        """Answers that the teacher gets right, [chunks]."""
+        hits: NDArray[np.int64] = (self.outputs.indices[:, :, 0] == self.labels).sum(1)
+        return hits
 
     @property
     def teacher_quality(self) -> float:
-        """Its next-token accuracy."""
-        return float(self.teacher_hits.sum() / self.chunks[:, 1:].size)
+        """The share of them."""
+        return float(self.teacher_hits.sum() / self.labels.size)
 
 
 @dataclass(frozen=True)
@@ -100,7 +123,7 @@ class Workshop:
         limit = int(getattr(self.teacher.model.config, "max_position_embeddings", spec.sequence))
         if spec.sequence > limit:
             raise DataError(f"the teacher reads at most {limit} tokens; --sequence asks for {spec.sequence}")
-        corpus = read_corpus(spec)
+        corpus = read_corpus(spec, self.teacher)
         self.corpus = corpus.name
         settings = msgspec.json.encode(
             (__version__, spec.sequence, spec.chunks, spec.held_out_chunks, spec.recipe, spec.scheme)
@@ -131,11 +154,13 @@ class Workshop:
         path = self.folder / "statistics.safetensors"
         if (stored := read_or_drop(path, load_file)) is not None:
             return stored
-        chunks = torch.from_numpy(self.tokens["train"][:STATISTICS_CHUNKS])
-        importance = measure_importance(self.teacher.model, chunks)
+        few = STATISTICS_CHUNKS * self.teacher.objective.inputs_a_chunk
+        chunks = torch.from_numpy(self.tokens["train"][:few])
+        importance = measure_importance(self.teacher.model, self.teacher.objective, chunks)
         layers, sensitivities = self._layers(), self._sensitivities()
         tensors = {"heads": importance.heads, "ffn": importance.ffn, "sensitivities": torch.from_numpy(sensitivities)}
-        tensors |= {f"stream.{name}": value for name, value in importance.stream.items()}
+        for kind in ("stream", "channels"):
+            tensors |= {f"{kind}.{name}": value for name, value in getattr(importance, kind).items()}
         for i, (attention, feed_forward) in enumerate(zip(importance.attention, importance.feed_forward, strict=True)):
             tensors |= {f"attention.{i}": attention, f"feed_forward.{i}": feed_forward}
         tensors |= {f"layers.{depth}": torch.tensor(kept) for depth, kept in layers.items()}
@@ -160,9 +185,8 @@ class Workshop:
             importance = Importance(
                 heads=stored["heads"],
                 ffn=stored["ffn"],
-                stream={
-                    name.removeprefix("stream."): value for name, value in stored.items() if name.startswith("stream.")
-                },
+                stream=_under("stream.", stored),
+                channels=_under("channels.", stored),
                 attention=tuple(stored[f"attention.{i}"] for i in range(depth)),
                 feed_forward=tuple(stored[f"feed_forward.{i}"] for i in range(depth)),
             )
@@ -185,13 +209,18 @@ class Workshop:
         path, spec = self.folder / "tokens.safetensors", self.spec
         stored = read_or_drop(path, load_file)
         if stored is None:
-            tokenizer, held_out = self.teacher.tokenizer, spec.held_out_chunks
+            teacher, held_out = self.teacher, spec.held_out_chunks
             counts: dict[Split, int] = {"train": spec.chunks, "select": held_out, "report": held_out}
             stored = {}
-            for split, count in counts.items():
+            for split, chunks in counts.items():
                 seed = spec.recipe.seed if split == "train" else None
-                chunks = draw_chunks(corpus.texts[split], tokenizer, count, spec.sequence, seed)
-                stored[split] = torch.from_numpy(chunks)
+                texts, count = corpus.texts[split], chunks * teacher.objective.inputs_a_chunk
+                drawn = (
+                    draw_chunks(texts, teacher.tokenizer, count, spec.sequence, seed)
+                    if corpus.labels is None
+                    else draw_texts(texts, corpus.labels[split], teacher.tokenizer, count, spec.sequence, seed)
+                )
+                stored[split] = torch.from_numpy(drawn)
             _write(path, stored)
         return {name: stored[name].numpy() for name in SPLITS}
 
@@ -199,43 +228,40 @@ class Workshop:
         return teacher_outputs(self.teacher, self.tokens[split][part], self.folder)
 
     def _held_out(self, split: Split) -> HeldOut:
-        chunks, outputs = self.tokens[split], self._outputs(split)
-        return HeldOut(chunks, outputs, (outputs.indices[:, :, 0] == chunks[:, 1:]).sum(1))
+        return HeldOut(self.teacher.objective, self.tokens[split], self._outputs(split))
 
     def _layers(self) -> dict[int, tuple[int, ...]]:
         from hwsearch.distill.proxy import divergence
 
-        model = self.teacher.model
-        chunks, outputs = self._probe()
-        trunk = model.get_submodule("model")
+        model, probe = self.teacher.model, self._probe()
         count = int(model.config.num_hidden_layers)
 
         @cache
         def loss(kept: Sequence[int]) -> float:
-            return with_layers(trunk, kept, lambda: divergence(model, chunks, outputs))
+            return with_layers(model, kept, lambda: divergence(model, probe))
 
         return {depth: choose_layers(count, depth, loss) for depth in range(1, count + 1)}
 
     def _sensitivities(self) -> NDArray[np.float64]:
-        from hwsearch.distill.families import ATTENTION_LINEARS, FEED_FORWARD_LINEARS
         from hwsearch.distill.proxy import divergence
         from hwsearch.distill.quantise import quantise, restore
 
-        model = self.teacher.model
-        chunks, outputs = self._probe()
+        model, probe = self.teacher.model, self._probe()
+        family = family_of(model.config)
         found = []
-        for layer in model.get_submodule("model.layers").children():
-            for names in (ATTENTION_LINEARS, FEED_FORWARD_LINEARS):
+        for layer in family.layers_of(model):
+            for names in (family.attention, family.feed_forward):
                 quantise(layer, names, self.spec.scheme)
-                found.append(divergence(model, chunks, outputs))
+                found.append(divergence(model, probe))
                 restore(model)
         return np.array(found).reshape(-1, 2)
 
-    def _probe(self) -> tuple[NDArray[np.int64], Outputs]:
-        outputs = self._outputs("train", slice(0, BLOCK))
-        return self.tokens["train"][:SUBSET_CHUNKS], Outputs(
-            outputs.indices[:SUBSET_CHUNKS], outputs.probabilities[:SUBSET_CHUNKS]
-        )
+    def _probe(self) -> HeldOut:
+        """A few training chunks, to look at the teacher's parts with."""
+        outputs, objective = self._outputs("train", slice(0, BLOCK)), self.teacher.objective
+        few = SUBSET_CHUNKS * objective.inputs_a_chunk
+        chosen = Outputs(outputs.indices[:few], outputs.probabilities[:few])
+        return HeldOut(objective, self.tokens["train"][:few], chosen)
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -243,8 +269,19 @@ def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         temporary.write_bytes(save(tensors))  # a full disk is an OSError here
 
 
-def read_corpus(spec: TaskSpec) -> Corpus:
-    """The text that a spec names."""
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those whose name begins so, by the rest of it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def read_corpus(spec: TaskSpec, teacher: Teacher) -> Corpus:
+    """The text that a spec names, for a teacher."""
+    if isinstance(teacher.objective, Classes):
+        if not spec.data:
+            raise DataError("a classifier is distilled on texts of its own: --data FILE.csv with a column of text")
+        held_out = Path(spec.held_out) if spec.held_out else None
+        names = {str(name): int(number) for name, number in (teacher.model.config.label2id or {}).items()}
+        return labelled_texts(Path(spec.data), held_out, spec.text_column, spec.label_column, names)
     if not spec.data:
         if spec.held_out:
             raise DataError("--eval is the held-out part of --data; give both")

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwsearch.distill.families import family_of
+from hwsearch.distill.families import head_of
+from hwsearch.distill.objective import Objective, objective_of
 from hwsearch.errors import TeacherError
 from hwsearch.files import read_or_drop, whole
 
@@ -39,12 +40,14 @@ class Teacher:
         name: what a person calls it.
         model: in float32, in evaluation mode.
         tokenizer: beside it.
+        objective: what it was made for.
         digest: hash of the weights, the configuration and the tokenizer, 16 hex digits.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    objective: Objective
     digest: str
 
 
@@ -53,8 +56,8 @@ class Outputs:
     """What the teacher says of some chunks.
 
     Attributes:
-        indices: the k most likely next tokens of each position, [chunks, sequence, k].
-        probabilities: of them, [chunks, sequence, k], float16.
+        indices: the k most likely classes of each answer (next tokens of a language model), [chunks, answers, k].
+        probabilities: of them, [chunks, answers, k], float16.
     """
 
     indices: NDArray[np.integer[Any]]
@@ -72,7 +75,7 @@ class Outputs:
         return cls(np.concatenate([p.indices for p in parts]), np.concatenate([p.probabilities for p in parts]))
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Indices and probabilities of some chunks, [chunks x sequence, k], int64 and float32."""
+        """Indices and probabilities of some chunks, [chunks x answers, k], int64 and float32."""
         k = self.indices.shape[-1]
         indices = torch.from_numpy(self.indices[rows].reshape(-1, k).astype(np.int64))
         return indices, torch.from_numpy(self.probabilities[rows].reshape(-1, k).astype(np.float32))
@@ -84,13 +87,18 @@ def embedded_teacher() -> Path:
 
 
 def load_teacher(source: str | None) -> Teacher:
-    """Load a causal language model from a folder, or the embedded one.
+    """Load a checkpoint from a folder, or the embedded one.
 
     Raises:
         TeacherError: no checkpoint there, a broken one, or one of a family that is not supported.
     """
     _quiet()
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
 
     folder = Path(source) if source else embedded_teacher()
     name = folder.resolve().name if source else "embedded-teacher"
@@ -104,8 +112,8 @@ def load_teacher(source: str | None) -> Teacher:
         )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        family_of(config)
-        model = AutoModelForCausalLM.from_pretrained(
+        kind = AutoModelForCausalLM if head_of(config) == "lm" else AutoModelForSequenceClassification
+        model = kind.from_pretrained(
             folder,
             config=config,
             local_files_only=True,
@@ -127,7 +135,8 @@ def load_teacher(source: str | None) -> Teacher:
             f"the checkpoint {folder} has {config.vocab_size} embeddings for a tokenizer of {ids} tokens; "
             "save the two together"
         )
-    return Teacher(name, model.eval().requires_grad_(False), tokenizer, _digest(model, tokenizer))
+    objective = objective_of(config, tokenizer)
+    return Teacher(name, model.eval().requires_grad_(False), tokenizer, objective, _digest(model, tokenizer))
 
 
 def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path) -> Outputs:
@@ -138,21 +147,21 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path) ->
         chunks: token ids; the last column holds only labels.
         cache: folder that keeps them.
     """
-    vocab = int(teacher.model.config.vocab_size)
-    k = min(TOP_K, vocab)
+    classes = int(teacher.objective.classes(teacher.model.config))
+    k = min(TOP_K, classes)
     key = hashlib.sha256(
         f"{teacher.digest} {k} {chunks.shape} ".encode() + np.ascontiguousarray(chunks).tobytes()
     ).hexdigest()[:24]
     path = cache / f"{key}.npz"
     if (stored := read_or_drop(path, Outputs.read)) is not None:
         return stored
-    indices = np.empty((*chunks[:, 1:].shape, k), np.uint16 if vocab <= 2**16 else np.int32)
-    probabilities = np.empty((*chunks[:, 1:].shape, k), np.float16)
-    inputs = torch.from_numpy(chunks[:, :-1])
+    answers = teacher.objective.labels(chunks).shape
+    indices = np.empty((*answers, k), np.uint16 if classes <= 2**16 else np.int32)
+    probabilities = np.empty((*answers, k), np.float16)
     with torch.inference_mode():
-        for start in range(0, len(inputs), BATCH):
+        for start in range(0, len(chunks), BATCH):
             part = slice(start, start + BATCH)
-            top = torch.softmax(teacher.model(input_ids=inputs[part], use_cache=False).logits, -1).topk(k)
+            top = torch.softmax(teacher.objective.logits(teacher.model, torch.from_numpy(chunks[part])), -1).topk(k)
             indices[part], probabilities[part] = top.indices.numpy(), top.values.numpy()
     with whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, indices=indices, probabilities=probabilities)

@@ -160,7 +160,9 @@ def ffn_dimensions_of(workshop: Any, architecture: Architecture) -> int:
     from hwsearch.distill.proxy import Student
 
     task = workshop.task
-    return ffn_dimensions(Student(task, architecture).model, torch.from_numpy(task.chunks[:SAMPLE]))
+    return ffn_dimensions(
+        Student(task, architecture).model, task.teacher.objective, torch.from_numpy(task.chunks[:SAMPLE])
+    )
 
 
 def _train(job: Job) -> ProxyScore:

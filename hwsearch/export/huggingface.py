@@ -46,7 +46,7 @@ def export_student(teacher: Teacher, scheme: Scheme, architecture: Architecture,
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; choose another --to")
     model = empty_student(teacher.model, architecture)
-    quantise_layers(model.get_submodule("model.layers").children(), architecture, scheme)
+    quantise_layers(model, architecture, scheme)
     try:
         model.load_state_dict(load_state(state)["model"])
     except RuntimeError as error:  # names or shapes that do not fit

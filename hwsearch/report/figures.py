@@ -105,7 +105,7 @@ def pareto(document: dict[str, Any], trials: Sequence[Result]) -> go.Figure:
         font={"color": BUDGET},
     )
     figure.update_xaxes(title="latency of the workload, ms (bars: 90 % interval)", type="log")
-    figure.update_yaxes(title="next-token accuracy, % (bars: 90 % interval)")
+    figure.update_yaxes(title=f"{teacher['metric']}, % (bars: 90 % interval)")
     return _styled(figure, 520)
 
 

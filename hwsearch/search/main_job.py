@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from hwsearch.device import DeviceProfile, Target
-from hwsearch.distill.job import Facts, TaskSpec
+from hwsearch.distill.job import METRICS, Facts, TaskSpec
 from hwsearch.errors import NothingFits
 from hwsearch.files import pretty, write_text
 from hwsearch.search.description import describe
@@ -110,7 +110,7 @@ def _search(
             progress.say(f"this run was finished before; its answer stands in {run.folder}")
             return run.folder, stored
         facts = complete(trainer, facts, progress)
-        progress.say(f"teacher: next-token accuracy {facts.quality:.1%} on select")
+        progress.say(f"teacher: {METRICS[facts.architecture.head]} {facts.quality:.1%} on select")
         study = Study(storage or run.path("study.db"), name or run.name)
         try:
             describe(study, plan, identity, spec, run.folder)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from hwsearch.distill.job import METRICS
 from hwsearch.search.engine import Outcome
 from hwsearch.search.plan import Plan
 from hwsearch.search.result import Result
@@ -38,6 +39,7 @@ def summarise(
         nearest: the nearest miss when nothing fits.
     """
     teacher = {
+        "metric": METRICS[plan.teacher.head],
         "quality": outcome.teacher_quality if outcome else None,
         "precision": str(plan.teacher_precision),
         "latency": msgspec.to_builtins(plan.teacher_latency),

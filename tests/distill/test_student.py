@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.families import architecture_of
 from hwsearch.distill.importance import Importance, measure_importance
-from hwsearch.distill.student import StudentPlan, build_student, choose_layers, random_student, with_layers
+from hwsearch.distill.student import StudentPlan, build_student, choose_layers, random_student
 from hwsearch.distill.teacher import Teacher, load_teacher
 from hwsearch.errors import ArchitectureError, TeacherError
 from hwsearch.precision import Precision
@@ -26,7 +26,7 @@ def chunks() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def importance(teacher: Teacher, chunks: torch.Tensor) -> Importance:
-    return measure_importance(teacher.model, chunks)
+    return measure_importance(teacher.model, teacher.objective, chunks)
 
 
 def shape(
@@ -35,14 +35,6 @@ def shape(
     own = architecture_of(teacher.model.config, Precision.FP32)
     layers = uniform_layers(depth, heads, kv_heads, ffn, [(Precision.FP32, Precision.FP32)] * depth)
     return replace(own, width=width, tied=width == own.width, layers=layers)
-
-
-def test_the_teachers_own_shape_gives_its_own_outputs_exactly(
-    teacher: Teacher, importance: Importance, chunks: torch.Tensor
-) -> None:
-    student = build_student(teacher.model, StudentPlan(shape(teacher), (0, 1, 2)), importance)
-    with torch.no_grad():
-        assert torch.equal(student(chunks).logits, teacher.model(chunks).logits)
 
 
 def test_a_rotation_that_drops_nothing_changes_nothing(
@@ -92,16 +84,6 @@ def test_dropped_units_are_taken_over_by_the_kept_ones(
     assert error(solved) < 0.9 * error(plain)
 
 
-def test_a_student_is_stock(teacher: Teacher, importance: Importance, chunks: torch.Tensor, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    student = build_student(teacher.model, StudentPlan(shape(teacher, 64, 2, 1, 64, 2), (0, 2)), importance)
-    student.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    with torch.no_grad():
-        assert torch.equal(student.eval()(chunks).logits, loaded(chunks).logits)
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -127,20 +109,6 @@ def test_layers_are_chosen_together() -> None:
     assert many == (37, 38, 39)
 
 
-def test_leaving_layers_out_is_undone(teacher: Teacher, chunks: torch.Tensor) -> None:
-    trunk = teacher.model.get_submodule("model")
-
-    def logits() -> torch.Tensor:
-        with torch.no_grad():
-            return teacher.model(chunks, use_cache=False).logits
-
-    whole = logits()
-    found: list[torch.Tensor] = []
-    with_layers(trunk, (0, 2), lambda: float(found.append(logits()) is None))
-    assert not torch.equal(found[0], whole)
-    assert torch.equal(logits(), whole)
-
-
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
@@ -148,7 +116,7 @@ def test_leaving_layers_out_is_undone(teacher: Teacher, chunks: torch.Tensor) ->
         (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 100), "cannot load"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot load"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "'bert'"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "'t5'"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "cannot load"),
     ],
 )
@@ -162,4 +130,4 @@ def test_a_checkpoint_that_is_none_is_one_clear_line(
     break_it(folder)  # type: ignore[operator]
     with pytest.raises(TeacherError, match=says) as error:
         load_teacher(str(folder))
-    assert str(folder) in str(error.value) or "bert" in says
+    assert str(folder) in str(error.value) or "t5" in says

@@ -65,7 +65,7 @@ def test_what_is_loaded_computes_what_was_trained(trained: tuple[Student, Path],
     assert all(low < high for low, high in plan["ranges"].values())
     assert Architecture.from_json(json.loads((folder / "architecture.json").read_text())) == student.architecture
     # With its int8 parts rounded by the plan beside it, the loaded model is the trained one.
-    quantise_layers(loaded.model.layers, student.architecture, STATIC)
+    quantise_layers(loaded, student.architecture, STATIC)
     for name, (low, high) in plan["ranges"].items():
         module = loaded.get_submodule(name)
         module.low.fill_(low)

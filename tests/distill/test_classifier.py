@@ -1,0 +1,89 @@
+"""Short runs of a classifier's students: the task is another, the promises are the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace
+
+from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
+from hwsearch.distill.job import Recipe, TaskSpec
+from hwsearch.distill.proxy import Student
+from hwsearch.distill.task import Workshop
+from hwsearch.errors import DataError
+
+
+def spec_of(teacher: Path, data: Path | str, label_column: str = "label") -> TaskSpec:
+    return TaskSpec(
+        teacher=str(teacher),
+        data=str(data),
+        sequence=24,
+        chunks=60,
+        held_out_chunks=10,
+        recipe=Recipe(batch=2),
+        label_column=label_column,
+    )
+
+
+@pytest.fixture(scope="module")
+def workshop(tiny_classifier: Path, labelled_file: Path) -> Workshop:
+    torch.set_num_threads(1)
+    return Workshop(spec_of(tiny_classifier, labelled_file))
+
+
+def narrow(workshop: Workshop, plan: str = "fp32") -> Architecture:
+    own = workshop.facts().architecture
+    return replace(own, width=64, layers=uniform_layers(2, 4, 4, 96, parse_precisions(plan, 2)))
+
+
+def test_the_architecture_is_an_encoder_with_a_classifier(workshop: Workshop) -> None:
+    own = workshop.facts().architecture
+    assert (own.block, own.head, own.norm, own.gated_ffn) == ("encoder", "classify", "layernorm", False)
+    assert own.parameters == pytest.approx(
+        sum(weight.numel() for weight in workshop.teacher.model.parameters()), rel=0.05
+    )
+
+
+def test_the_teachers_own_students_lose_nothing(workshop: Workshop) -> None:
+    student = Student(workshop.task, workshop.facts().architecture)
+    score = student.score(workshop.task.select)
+    assert score.measured_loss < 1e-5
+    assert score.retention == 1.0
+    assert score.quality == workshop.task.select.teacher_quality
+    assert sorted(workshop.finish().layers) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("plan", ["fp32", "int8"])
+def test_training_brings_a_student_nearer(workshop: Workshop, plan: str) -> None:
+    student = Student(workshop.task, narrow(workshop, plan))
+    student.mark(workshop.task.select)
+    student.train(60)
+    student.mark(workshop.task.select)
+    (_, before), (_, after) = student.curve
+    assert after < 0.9 * before
+
+
+def test_going_on_equals_never_having_stopped(workshop: Workshop, tmp_path: Path) -> None:
+    whole, first = (Student(workshop.task, narrow(workshop)) for _ in range(2))
+    whole.train(12)
+    first.train(5)
+    first.keep(tmp_path / "state.pt")
+    second = Student(workshop.task, narrow(workshop))
+    second.resume(tmp_path / "state.pt")
+    second.train(12)
+    for mine, other in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_without_labels_the_teachers_answers_count(tiny_classifier: Path, labelled_file: Path) -> None:
+    """What is learned is the same; what quality is told by is the teacher."""
+    alone = Workshop(spec_of(tiny_classifier, labelled_file, "nothing"))
+    assert alone.finish().quality == 1.0
+    assert np.all(alone.tokens["train"][:, -1] == -1)
+    assert float(alone.task.importance.heads.min()) > 0
+
+
+def test_a_classifier_wants_texts_of_its_own(tiny_classifier: Path) -> None:
+    with pytest.raises(DataError, match="a classifier is distilled on texts of its own: --data FILE"):
+        Workshop(spec_of(tiny_classifier, ""))

@@ -1,0 +1,131 @@
+"""What every family promises: slices of the full shape are the teacher, what is most important is kept, students are
+stock."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from hwsearch.architecture import Architecture, uniform_layers
+from hwsearch.distill.families import FAMILIES, architecture_of, family_of
+from hwsearch.distill.importance import Importance, measure_importance
+from hwsearch.distill.student import StudentPlan, build_student, random_student, with_layers
+from hwsearch.distill.teacher import Teacher, load_teacher
+from hwsearch.errors import ArchitectureError, TeacherError
+from hwsearch.precision import Precision
+
+PLAIN = (Precision.FP32, Precision.FP32)
+
+
+@pytest.fixture(scope="module", params=["tiny_teacher", "tiny_classifier"])
+def teacher(request: pytest.FixtureRequest) -> Teacher:
+    return load_teacher(str(request.getfixturevalue(request.param)))
+
+
+@pytest.fixture(scope="module")
+def chunks() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    found = torch.randint(1, 320, (24, 33), generator=generator)
+    found[::3, 20:-1] = 0  # short ones
+    found[:, -1] %= 3
+    return found
+
+
+@pytest.fixture(scope="module")
+def importance(teacher: Teacher, chunks: torch.Tensor) -> Importance:
+    return measure_importance(teacher.model, teacher.objective, chunks)
+
+
+def shape(teacher: Teacher, depth: int = 3, width: int = 96, heads: int = 6, ffn: int = 128) -> Architecture:
+    own = architecture_of(teacher.model.config, Precision.FP32)
+    kv_heads = heads // (own.layers[0].heads // own.layers[0].kv_heads)
+    layers = uniform_layers(depth, heads, kv_heads, ffn, [PLAIN] * depth)
+    return replace(own, width=width, tied=own.tied and width == own.width, layers=layers)
+
+
+def says(teacher: Teacher, model: Any, chunks: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.log_softmax(teacher.objective.logits(model.eval(), chunks), -1)
+
+
+def test_the_teachers_own_shape_is_the_teacher(teacher: Teacher, importance: Importance, chunks: torch.Tensor) -> None:
+    student = build_student(teacher.model, StudentPlan(shape(teacher), (0, 1, 2)), importance)
+    assert torch.equal(says(teacher, student, chunks), says(teacher, teacher.model, chunks))
+
+
+@pytest.mark.parametrize("part", ["ffn", "width"])
+def test_slices_are_nearer_to_the_teacher_than_fresh_weights(
+    teacher: Teacher, importance: Importance, chunks: torch.Tensor, part: str
+) -> None:
+    own_head_dim = family_of(teacher.model.config).own_head_dim
+    narrow = {"width": 72} if own_head_dim else {"width": 80, "heads": 5}
+    smaller = shape(teacher, **({"ffn": 96} if part == "ffn" else narrow))
+    plan, truth = StudentPlan(smaller, (0, 1, 2)), says(teacher, teacher.model, chunks)
+
+    def distance(student: Any) -> float:
+        return float((truth.exp() * (truth - says(teacher, student, chunks))).sum(-1).mean())
+
+    sliced = distance(build_student(teacher.model, plan, importance))
+    fresh = distance(random_student(teacher.model, smaller, 0))
+    assert sliced < 0.85 * fresh, (sliced, fresh)
+
+
+def test_a_student_is_stock(teacher: Teacher, importance: Importance, chunks: torch.Tensor, tmp_path: Path) -> None:
+    student = build_student(teacher.model, StudentPlan(shape(teacher, 2, 64, 4, 64), (0, 2)), importance)
+    student.save_pretrained(tmp_path)
+    loaded = type(teacher.model).from_pretrained(tmp_path)
+    assert torch.equal(says(teacher, loaded, chunks), says(teacher, student, chunks))
+    assert architecture_of(loaded.config, Precision.FP32).layers == shape(teacher, 2, 64, 4, 64).layers
+
+
+def test_leaving_layers_out_is_undone(teacher: Teacher, chunks: torch.Tensor) -> None:
+    whole = says(teacher, teacher.model, chunks)
+    found: list[torch.Tensor] = []
+    with_layers(teacher.model, (0, 2), lambda: float(found.append(says(teacher, teacher.model, chunks)) is None))
+    assert not torch.equal(found[0], whole)
+    assert torch.equal(says(teacher, teacher.model, chunks), whole)
+
+
+def test_every_weight_has_its_axes(teacher: Teacher) -> None:
+    family = family_of(teacher.model.config)
+    for name, weight in teacher.model.state_dict().items():
+        assert len(family.axes(name)[1]) == weight.dim(), name
+    assert all(hasattr(layer, "forward") for layer in family.layers_of(teacher.model))
+
+
+def test_an_encoder_shares_its_width_among_its_heads(tiny_classifier: Path, chunks: torch.Tensor) -> None:
+    teacher = load_teacher(str(tiny_classifier))
+    importance = measure_importance(teacher.model, teacher.objective, chunks)
+    with pytest.raises(ArchitectureError, match="shares its width among the heads: 4 of 16 channels are not 80"):
+        build_student(teacher.model, StudentPlan(shape(teacher, width=80, heads=4), (0, 1, 2)), importance)
+
+
+def test_padding_changes_nothing(tiny_classifier: Path) -> None:
+    """A text says the same, however long the texts beside it are; and its padding has no part in what is important."""
+    teacher = load_teacher(str(tiny_classifier))
+    text = torch.randint(1, 320, (1, 12), generator=torch.Generator().manual_seed(1))
+    alone = torch.cat([text, torch.zeros(1, 1, dtype=torch.long)], 1)
+    padded = torch.cat([text, torch.zeros(1, 21, dtype=torch.long)], 1)
+    beside = torch.cat([padded, torch.ones(1, 34, dtype=torch.long)[:, : padded.shape[1]]])
+    assert torch.allclose(says(teacher, teacher.model, beside)[0], says(teacher, teacher.model, alone)[0], atol=1e-5)
+    one, other = (measure_importance(teacher.model, teacher.objective, chunk) for chunk in (alone, padded))
+    assert torch.allclose(one.heads, other.heads, rtol=1e-3, atol=1e-6)
+
+
+def test_a_head_that_is_not_known_is_one_clear_line(tiny_classifier: Path, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    folder = tmp_path / "masked"
+    shutil.copytree(tiny_classifier, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(TeacherError, match=r"of the type bert are \.\.\.ForSequenceClassification"):
+        load_teacher(str(folder))
+
+
+def test_no_type_is_in_two_families() -> None:
+    names = [name for family in FAMILIES for name in family.model_types]
+    assert len(names) == len(set(names))
