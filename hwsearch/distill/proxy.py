@@ -87,7 +87,6 @@ class Student:
         """Train up to step `until`; `advance` is told of every step. From step `cool_from` on the rate falls linearly,
         to zero at `end`."""
         recipe, started = self.task.recipe, time.perf_counter()
-        objective = self.task.teacher.objective
         self.model.train()
         while self.step < until:
             for group in self.optimizer.param_groups:
@@ -95,10 +94,7 @@ class Student:
                 if cool_from is not None and self.step > cool_from:
                     end = end or until
                     group["lr"] *= max(0, end - self.step) / (end - cool_from)
-            rows = self._rows()
-            chunks = torch.from_numpy(self.task.chunks[rows]).to(self.device)
-            indices, probabilities = (part.to(self.device) for part in self.task.outputs.batch(rows))
-            loss = objective.loss(self.model, chunks, indices, probabilities)
+            loss = self.loss(self._rows())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
@@ -107,6 +103,12 @@ class Student:
             if advance:
                 advance(1)
         self.seconds += time.perf_counter() - started
+
+    def loss(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Mean KL to the teacher on some chunks, differentiable."""
+        chunks = torch.from_numpy(self.task.chunks[rows]).to(self.device)
+        indices, probabilities = (part.to(self.device) for part in self.task.outputs.batch(rows))
+        return self.task.teacher.objective.loss(self.model, chunks, indices, probabilities)
 
     def _rows(self) -> NDArray[np.int64]:
         """The chunks of this step: every pass over the data in an order of its own, the same for all students."""
