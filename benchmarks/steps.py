@@ -1,6 +1,8 @@
-"""What a training step costs, and what its two tricks save: the loss fused with the head, and a process for each core.
+"""What a training step costs, and what its tricks save: the loss fused with the head, rounding in vectorised passes,
+and a process for each core.
 
-Students of three sizes are trained for a few steps, each way in turn; the minimum of several rounds counts.
+Students of three sizes are trained for a few steps, each way in turn; the minimum of several rounds counts. Rounding is
+timed on students in int8.
 
 python benchmarks/steps.py
 """
@@ -12,16 +14,20 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
+from unittest import mock
 
 import msgspec
 import torch
 from torch import Tensor
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.distill import objective
+from hwsearch.distill import objective, quantise
 from hwsearch.distill.families import architecture_of
 from hwsearch.distill.job import TaskSpec
+from hwsearch.distill.losses import head_kl
 from hwsearch.distill.proxy import Student
+from hwsearch.distill.quantise import on_grid
 from hwsearch.distill.task import Task, Workshop
 from hwsearch.precision import Precision
 
@@ -39,9 +45,23 @@ def plain_kl(hidden: Tensor, weight: Tensor, indices: Tensor, probabilities: Ten
     return (inside.sum(-1) + torch.xlogy(rest, rest / q_rest)).mean()
 
 
-def student(task: Task, depth: int, width: int, heads: tuple[int, int], ffn: int) -> Student:
+def kernels(x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """`quantise.on_grid` by PyTorch's own fake-quantise kernels."""
+    if bounds is None:
+        zero = torch.zeros(scale.numel(), dtype=torch.int32)
+        if scale.dim():
+            return torch.fake_quantize_per_channel_affine(x, scale.flatten(), zero, 0, -127, 127)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero[0], -127, 127)
+    low, high = (int(end) for end in bounds)
+    zero = torch.tensor(-low if high - low == 255 else 0, dtype=torch.int32)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero, low + int(zero), high + int(zero))
+
+
+def student(
+    task: Task, depth: int, width: int, heads: tuple[int, int], ffn: int, precision: Precision = Precision.FP32
+) -> Student:
     teacher = architecture_of(task.teacher.model.config, Precision.FP32)
-    plan = [(Precision.FP32, Precision.FP32)] * depth
+    plan = [(precision, precision)] * depth
     shape: Architecture = msgspec.structs.replace(
         teacher, width=width, tied=False, layers=uniform_layers(depth, *heads, ffn, plan)
     )
@@ -52,6 +72,22 @@ def seconds_a_step(one: Student) -> float:
     started = time.perf_counter()
     one.train(one.step + STEPS)
     return (time.perf_counter() - started) / STEPS
+
+
+def name(shape: tuple[int, int, tuple[int, int], int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
+def in_turns(one: Student, module: Any, function: str, ways: dict[str, Any]) -> dict[str, float]:
+    """The least seconds of a step with each of two functions in a module's place, and how many times faster the first
+    is."""
+    best = dict.fromkeys(ways, 1e9)
+    for _ in range(ROUNDS):
+        for way, own in ways.items():
+            with mock.patch.object(module, function, own):
+                best[way] = min(best[way], seconds_a_step(one))
+    first, second = best.values()
+    return {**best, "times_faster": second / first}
 
 
 def in_process(threads: int) -> float:
@@ -67,21 +103,23 @@ def in_process(threads: int) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     task = Workshop(SPEC).task
-    fused, losses = objective.head_kl, {}
-    for shape in SHAPES:
-        one, best = student(task, *shape), {"fused": 1e9, "plain": 1e9}
-        for _ in range(ROUNDS):
-            for name, loss in (("fused", fused), ("plain", plain_kl)):
-                objective.head_kl = loss  # type: ignore[assignment]
-                best[name] = min(best[name], seconds_a_step(one))
-        objective.head_kl = fused
-        losses[f"{shape[0]}x{shape[1]}"] = {**best, "times_faster": best["plain"] / best["fused"]}
+    losses = {
+        name(shape): in_turns(student(task, *shape), objective, "head_kl", {"fused": head_kl, "plain": plain_kl})
+        for shape in SHAPES
+    }
+    rounding = {
+        name(shape): in_turns(
+            student(task, *shape, Precision.INT8), quantise, "on_grid", {"passes": on_grid, "kernels": kernels}
+        )
+        for shape in SHAPES
+    }
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
         together = max(pool.map(in_process, [1] * cores)) / cores
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         alone = pool.submit(in_process, cores).result()
-    print(json.dumps({"fused_loss": losses, "cores": cores, "processes_over_threads": alone / together}))
+    result = {"fused_loss": losses, "rounding": rounding, "cores": cores, "processes_over_threads": alone / together}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

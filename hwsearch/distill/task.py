@@ -115,10 +115,11 @@ class Workshop:
 
     Args:
         spec: of the task.
+        device: of the teacher's outputs.
     """
 
-    def __init__(self, spec: TaskSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: TaskSpec, device: str = "cpu") -> None:
+        self.spec, self.device = spec, device
         self.teacher = load_teacher(spec.teacher or None)
         limit = int(getattr(self.teacher.model.config, "max_position_embeddings", spec.sequence))
         if spec.sequence > limit:
@@ -225,7 +226,7 @@ class Workshop:
         return {name: stored[name].numpy() for name in SPLITS}
 
     def _outputs(self, split: Split, part: slice = slice(None)) -> Outputs:
-        return teacher_outputs(self.teacher, self.tokens[split][part], self.folder)
+        return teacher_outputs(self.teacher, self.tokens[split][part], self.folder, self.device)
 
     def _held_out(self, split: Split) -> HeldOut:
         return HeldOut(self.teacher.objective, self.tokens[split], self._outputs(split))

@@ -139,13 +139,14 @@ def load_teacher(source: str | None) -> Teacher:
     return Teacher(name, model.eval().requires_grad_(False), tokenizer, objective, _digest(model, tokenizer))
 
 
-def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path) -> Outputs:
+def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, device: str = "cpu") -> Outputs:
     """The teacher's outputs on `chunks`, [chunks, sequence + 1], from the cache or computed and cached.
 
     Args:
         teacher: whose.
         chunks: token ids; the last column holds only labels.
         cache: folder that keeps them.
+        device: to compute on; the teacher is back on the CPU afterwards, where students are cut out of it.
     """
     classes = int(teacher.objective.classes(teacher.model.config))
     k = min(TOP_K, classes)
@@ -158,11 +159,17 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path) ->
     answers = teacher.objective.labels(chunks).shape
     indices = np.empty((*answers, k), np.uint16 if classes <= 2**16 else np.int32)
     probabilities = np.empty((*answers, k), np.float16)
-    with torch.inference_mode():
-        for start in range(0, len(chunks), BATCH):
-            part = slice(start, start + BATCH)
-            top = torch.softmax(teacher.objective.logits(teacher.model, torch.from_numpy(chunks[part])), -1).topk(k)
-            indices[part], probabilities[part] = top.indices.numpy(), top.values.numpy()
+    model: Any = teacher.model
+    model.to(device)
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(chunks), BATCH):
+                part = slice(start, start + BATCH)
+                logits = teacher.objective.logits(model, torch.from_numpy(chunks[part]).to(device))
+                top = torch.softmax(logits, -1).topk(k)
+                indices[part], probabilities[part] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+    finally:
+        model.to("cpu")
     with whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, indices=indices, probabilities=probabilities)
     return Outputs(indices, probabilities)

@@ -115,7 +115,7 @@ def _start(spec: TaskSpec, threads: int, counter: Any, numbers: Any) -> None:
     from hwsearch.distill.task import Workshop
 
     _counter = counter
-    _workshop = _Lazy(lambda: Workshop(spec))
+    _workshop = _Lazy(lambda: Workshop(spec, _device))
 
 
 class _Lazy:
