@@ -23,18 +23,16 @@ from safetensors.torch import load_file, save
 from hwsearch import __version__
 from hwsearch.distill.data import (
     SPLITS,
-    UNLABELLED,
     Corpus,
     Split,
     draw_chunks,
-    draw_texts,
-    labelled_texts,
     standard_library,
     text_files,
 )
 from hwsearch.distill.families import architecture_of, family_of
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import Facts, Recipe, TaskSpec
+from hwsearch.distill.labelled import UNLABELLED, draw_texts, labelled_texts
 from hwsearch.distill.objective import Classes, Objective
 from hwsearch.distill.student import choose_layers, with_layers
 from hwsearch.distill.teacher import Outputs, Teacher, load_teacher, teacher_outputs

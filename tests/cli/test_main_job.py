@@ -31,3 +31,42 @@ def test_the_main_job_small(tmp_path: Path) -> None:
     assert status == 0
     assert chosen["architecture"]["id"] in text
     assert "90 % interval" in text
+
+
+def test_the_main_job_of_a_classifier(tiny_classifier: Path, labelled_file: Path, tmp_path: Path) -> None:
+    """Another task from end to end: search, fidelity, the exported student and what it says."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    out = tmp_path / "run"
+    task = ["--teacher", str(tiny_classifier), "--data", str(labelled_file), "--sequence", "24", "--batch", "64"]
+    arguments = ["--device", "graviton3", "--budget", "0.5x", "--trials", "3", "--steps", "6", "--out", str(out), *task]
+    status, text, err = run(*arguments, "--json")
+    assert status == 0, err
+    summary = json.loads(text)
+    assert summary["teacher"]["metric"] == "accuracy"
+    chosen = summary["chosen"]["architecture"]
+    assert (chosen["block"], chosen["head"]) == ("encoder", "classify")
+    assert chosen["width"] == chosen["layers"][0]["heads"] * chosen["head_dim"]
+    assert "next-token" not in (out / "report.html").read_text()
+    model = AutoModelForSequenceClassification.from_pretrained(out / "chosen")
+    tokens = AutoTokenizer.from_pretrained(out / "chosen")("def point4", return_tensors="pt")
+    with torch.no_grad():
+        logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
+    assert logits.shape == (1, 3)
+    assert model.config.id2label[0] == "red"
+    status, text, err = run("fidelity", str(out), "--candidates", "8", "--full-steps", "40", "--json")
+    assert status == 0, err
+    judged = json.loads(text)
+    assert judged["candidates"] == 8
+    assert {"parameters", "depth", "zero steps"} <= set(judged["baselines"])
+
+
+def test_a_class_that_the_teacher_does_not_know_is_one_clear_line(tiny_classifier: Path, tmp_path: Path) -> None:
+    data = tmp_path / "texts.csv"
+    data.write_text("text,label\n" + "some words,pink\n" * 300)
+    status, _, err = run(
+        "--device", "t4", "--budget", "0.5x", "--teacher", str(tiny_classifier), "--data", str(data), "--sequence", "24"
+    )
+    assert status == 1
+    assert "row 1: the teacher knows no class 'pink' (knows: red, green, blue); another column: --label-column" in err
