@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hwsearch.distill.data import UNLABELLED
 from hwsearch.distill.families import family_of
+from hwsearch.distill.labelled import UNLABELLED
 from hwsearch.distill.objective import Objective
 
 if TYPE_CHECKING:

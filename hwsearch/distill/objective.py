@@ -32,7 +32,7 @@ class Objective(Protocol):
         ...
 
     def labels(self, chunks: Any) -> Any:
-        """What is to be said of each row of token ids, [rows, answers]; `labelled.UNLABELLED` where that is not known."""
+        """What is to be said of each row of token ids, [rows, answers]; `UNLABELLED` where that is not known."""
         ...
 
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
