@@ -69,8 +69,9 @@ def _pieces(hidden: Tensor) -> Iterator[slice]:
 
 
 def _kl(p: Tensor, rest: Tensor, top: Tensor, q_rest: Tensor) -> Tensor:
-    inside: Tensor = torch.xlogy(p, p / top.clamp_min(_SMALL)).sum(-1)
-    return inside + torch.xlogy(rest, rest / q_rest)
+    # Not p log(p / q): where a p has been rounded to zero its gradient would be 0 / 0.
+    inside: Tensor = (torch.xlogy(p, p) - p * top.clamp_min(_SMALL).log()).sum(-1)
+    return inside + torch.xlogy(rest, rest) - rest * q_rest.log()
 
 
 class _HeadKL(torch.autograd.Function):

@@ -92,11 +92,14 @@ class NextToken:
 class Classes:
     """A classifier gives each text a class; texts are padded at their end.
 
+    The rate is the best of 0.8, 1.7, 2.8 and 4.2e-4 after 100 to 400 steps, for students of 2 x 96 and 4 x 64 in int8 of
+    the teacher of `benchmarks/classifier.py`.
+
     Args:
         padding: the token that fills up.
     """
 
-    inputs_a_chunk, rate = 4, 0.25
+    inputs_a_chunk, rate = 4, 0.06
 
     def __init__(self, padding: int) -> None:
         self.padding = padding

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hwsearch.distill.losses import POSITIONS, head_kl, positionwise_kl
+from hwsearch.distill.losses import POSITIONS, head_kl, kl, positionwise_kl
 
 COUNT, WIDTH, VOCAB = POSITIONS + 37, 8, 40
 
@@ -58,3 +58,13 @@ def test_a_hopeless_student_has_a_finite_loss_and_gradient() -> None:
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(hidden.grad).all()  # type: ignore[arg-type]
+
+
+def test_a_probability_that_was_rounded_to_zero_has_a_gradient() -> None:
+    logits = torch.tensor([[3.0, -20.0, -200.0]], requires_grad=True)
+    p = torch.tensor([[1.0, 0.0, 0.0]])
+    loss = kl(torch.softmax(logits, -1), torch.tensor([[0, 1, 2]]), p).sum()
+    loss.backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert torch.allclose(logits.grad, (torch.softmax(logits, -1) - p).detach(), atol=1e-6)
