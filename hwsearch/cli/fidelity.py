@@ -26,9 +26,10 @@ def fidelity(folder: Path, candidates: int, full_steps: int | None, ceiling: boo
     """Does a short run rank students as full training does? Trains some of a run's space to the end."""
     from hwsearch.distill.workers import Workers, ffn_dimensions_of
     from hwsearch.files import pretty, write_text
+    from hwsearch.report.page import write_page
     from hwsearch.search.description import Description
     from hwsearch.search.fidelity import keep, measure
-    from hwsearch.search.finished import open_study
+    from hwsearch.search.finished import open_study, stored_summary, stored_trials
 
     study = open_study(folder)
     description = Description(study)
@@ -52,8 +53,10 @@ def fidelity(folder: Path, candidates: int, full_steps: int | None, ceiling: boo
     finally:
         workers.close()
     write_text(folder / "fidelity.json", pretty(document))
+    if (folder / "summary.json").is_file():
+        write_page(folder / "report.html", stored_summary(folder), stored_trials(folder))
     if keep(facts.digest, document):
-        note(f"{document['steps']} steps are kept for this teacher and text: --steps auto")
+        note(f"{document['steps']} steps rank as full training for this teacher and text: --steps auto takes them")
     if as_json:
         print_json(document)
     else:

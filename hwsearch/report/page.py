@@ -36,6 +36,9 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "students": {"chosen": chosen, **baselines} if chosen else {},
             "better": [name for name, r in baselines.items() if chosen and r["quality"] > chosen["quality"]],
             "measured": measured(document),
+            "stages": document.get("stages", []),
+            "fidelity": document.get("fidelity"),
+            "agreement": agreement,
             "missing": document.get("missing_baselines", {}),
             "margin_ms": step_ms(document["budget_ms"]),
             "margin": margin(figures.furthest(document["front"]), step_ms(document["budget_ms"])),
@@ -48,6 +51,11 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             },
         }
     )
+
+
+def agreement(tau: float | None, low: float | None, high: float | None) -> str:
+    """A rank correlation with its interval."""
+    return "" if tau is None else f"{tau:.2f} ({low:.2f} to {high:.2f})"
 
 
 def measured(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
 
 import msgspec
 
@@ -20,6 +21,7 @@ from hwsearch.search.measured import Measurements, Measurer
 from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Given
+from hwsearch.search.rank import stages
 from hwsearch.search.result import Result, scored
 from hwsearch.search.run import Run
 from hwsearch.search.rungs import KEEP
@@ -45,6 +47,7 @@ class Outcome(msgspec.Struct):
         stopped: trials of these that others of their band have beaten before the last rung.
         infeasible: distinct architectures that were priced and met neither the budget nor the other limits.
         failed: trials whose training failed.
+        stages: how well shorter runs had ordered the students that were trained on, `rank.stages`.
         asked: trials that were begun; all that were wanted, where the space has no more.
     """
 
@@ -60,6 +63,7 @@ class Outcome(msgspec.Struct):
     failed: int = 0
     asked: int = 0
     overshot: list[Result] = []
+    stages: list[dict[str, Any]] = []
 
 
 class Engine:
@@ -130,8 +134,23 @@ class Engine:
             stopped=sum(r.steps < self.plan.wishes.rungs[-1] for r in complete),
             failed=len(trials) - len(complete),
             overshot=overshot,
+            stages=self._stages(trials, finalists),
             asked=self.asked,
         )
+
+    def _stages(self, trials: Sequence[Trial], finalists: Sequence[Result]) -> list[dict[str, Any]]:
+        """What the students that were trained on say of shorter runs."""
+        wishes = self.plan.wishes
+        steps = [*wishes.rungs, wishes.long_steps]
+        last = {result.trial: result.loss for result in finalists}
+        students = []
+        for trial in trials:
+            if trial.result is not None:
+                scores = dict(zip(steps, trial.losses, strict=False))
+                if (loss := last.get(trial.number)) is not None:
+                    scores[wishes.long_steps] = loss
+                students.append((trial.result, scores))
+        return stages(students, steps)
 
     def _trials(self) -> list[Trial]:
         """Every trial, none of them in anybody's hands."""

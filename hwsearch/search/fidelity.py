@@ -21,7 +21,7 @@ import platformdirs
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Facts, Job, TaskSpec, expected_loss
-from hwsearch.files import pretty, read_or_drop, write_text
+from hwsearch.files import pretty, read_json, read_or_drop, write_text
 from hwsearch.search.plan import RUNGS, Plan, Wishes
 from hwsearch.search.proposer import RATIOS
 from hwsearch.search.rank import Agreement, agreement
@@ -227,44 +227,30 @@ def _shown(whole: Agreement | None, band: Agreement | None) -> dict[str, Any]:
     }
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """What is kept for a teacher and text.
-
-    Attributes:
-        steps, full_steps: of the shortest run that passes, and of the full one that it was judged by.
-        measured: when, seconds since 1970.
-    """
-
-    steps: int
-    full_steps: int
-    measured: float
+def keep(task: str, document: dict[str, Any]) -> bool:
+    """Keep what was found for a teacher and text, for the reports of their runs and `--steps auto`; says whether a
+    short run passes."""
+    found = {name: value for name, value in document.items() if name != "rows"}
+    write_text(_path(task), pretty({**found, "measured": time.time()}))
+    return bool(document["passes"])
 
 
-def keep(task: str, document: dict[str, Any]) -> Path | None:
-    """Keep the shortest run that passes for `--steps auto`; None where none did."""
-    if not document["passes"]:
-        return None
-    path = _path(task)
-    write_text(path, pretty(Kept(document["steps"], document["full_steps"], time.time())))
-    return path
-
-
-def kept(task: str) -> Kept | None:
-    """The shortest run that passes for a teacher and text; None where it was not measured."""
-    return read_or_drop(_path(task), lambda path: msgspec.json.decode(path.read_bytes(), type=Kept))
+def kept(task: str) -> dict[str, Any] | None:
+    """What was found for a teacher and text, but for the rows; None where it was not measured."""
+    return read_or_drop(_path(task), read_json)
 
 
 def measured_steps(wishes: Wishes, task: str, progress: Progress) -> Wishes:
     """The wishes with the shortest run that passes for a teacher and text; as they are where it was not measured."""
     found = kept(task)
-    if found is None:
+    if found is None or not found["passes"]:
         progress.say(
-            f"no short run has been measured for this teacher and text: {wishes.steps} steps are taken. Measure one on "
-            "this run once it is done: hwsearch fidelity DIR"
+            f"no short run is known to rank this teacher's students on this text: {wishes.steps} steps are taken. "
+            "Measure some on this run once it is done: hwsearch fidelity DIR"
         )
         return wishes
-    progress.say(f"{found.steps} of {found.full_steps} steps rank as full training does (hwsearch fidelity)")
-    return msgspec.structs.replace(wishes, steps=found.steps, full_steps=found.full_steps)
+    progress.say(f"{found['steps']} of {found['full_steps']} steps rank as full training does (hwsearch fidelity)")
+    return msgspec.structs.replace(wishes, steps=found["steps"], full_steps=found["full_steps"])
 
 
 def _path(task: str) -> Path:

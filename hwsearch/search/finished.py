@@ -11,6 +11,8 @@ from hwsearch.search.result import Result
 from hwsearch.search.study import Study, results_of
 from hwsearch.search.summary import KEYS
 
+FIDELITY_KEYS = {"candidates", "band", "full_steps", "lengths", "baselines", "ceiling"}
+
 
 def stored_summary(folder: Path) -> dict[str, Any]:
     """The summary of a finished run.
@@ -24,6 +26,13 @@ def stored_summary(folder: Path) -> dict[str, Any]:
     document = read_json(path)
     if missing := sorted(KEYS - set(document)):
         raise RunError(f"{path} is no summary of a run: it lacks {', '.join(missing)}")
+    measured = folder / "fidelity.json"  # since the run
+    if measured.is_file():
+        document["fidelity"] = read_json(measured)
+        if missing := sorted(FIDELITY_KEYS - set(document["fidelity"])):
+            raise RunError(
+                f"{measured} lacks {', '.join(missing)}; delete it, or measure anew: hwsearch fidelity {folder}"
+            )
     return document
 
 

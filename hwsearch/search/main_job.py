@@ -16,6 +16,7 @@ from hwsearch.errors import NothingFits
 from hwsearch.files import pretty, write_text
 from hwsearch.search.description import describe
 from hwsearch.search.engine import Engine, Outcome
+from hwsearch.search.fidelity import kept
 from hwsearch.search.measured import Measurer
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run, default_folder
@@ -119,7 +120,11 @@ def _search(
                 study.copy(run.path("study.db"))  # the folder holds all that a report needs
         finally:
             study.close()
-        document = {**summarise(study.name, plan, outcome, time.monotonic() - started), "asked_trials": outcome.asked}
+        document = {
+            **summarise(study.name, plan, outcome, time.monotonic() - started),
+            "asked_trials": outcome.asked,
+            "fidelity": kept(facts.digest),
+        }
         deliver(run, outcome, document)
         write_text(run.path("summary.json"), pretty(document))
         return run.folder, document

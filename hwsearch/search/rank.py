@@ -1,15 +1,18 @@
-"""How well one order agrees with another, and how sure that is."""
+"""How well one order agrees with another, and how sure that is; what a run's own trials say of its short runs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
+from hwsearch.search.result import Result
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 RESAMPLES = 2000
 CONFIDENCE = 0.8
@@ -46,3 +49,27 @@ def agreement(score: Sequence[float], truth: Sequence[float]) -> Agreement | Non
     taus = (pairs * signs).sum((1, 2))[counted > 0] / counted[counted > 0]
     low, high = np.quantile(taus, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Agreement(float(kendalltau(x, y)[0]), float(low), float(high), float(spearmanr(x, y)[0]), len(x))
+
+
+def stages(students: Sequence[tuple[Result, Mapping[int, float]]], steps: Sequence[int]) -> list[dict[str, Any]]:
+    """How well each stage of a run ordered the students that were trained on to the next, beside what costs nothing.
+
+    Args:
+        students: each with its scores, by the steps after which it had them.
+        steps: of the stages, rising.
+    """
+    found = []
+    for short, long in pairwise(steps):
+        known = [(result, scores) for result, scores in students if short in scores and long in scores]
+        truth = [scores[long] for _, scores in known]
+        orders = {
+            "short run": [scores[short] for _, scores in known],
+            "parameters": [-float(result.architecture.parameters) for result, _ in known],
+            "depth": [-float(result.architecture.depth) for result, _ in known],
+            "latency": [-result.latency.median_ms for result, _ in known],
+        }
+        judged = {name: agreement(order, truth) for name, order in orders.items()}
+        if judged["short run"] is not None:
+            shown = {name: a and {"tau": a.tau, "low": a.low, "high": a.high} for name, a in judged.items()}
+            found.append({"steps": short, "further_steps": long, "students": len(known), "scores": shown})
+    return found

@@ -66,6 +66,7 @@ def summarise(
     document["overshot"] = [_finalist(result) for result in outcome.overshot] if outcome else []
     document["note"] = plan.profile.note
     document["missing_baselines"] = outcome.missing_baselines if outcome else {}
+    document["stages"] = outcome.stages if outcome else []
     if nearest is not None:
         document["nearest"] = nearest.to_json()
     document["trials"] = {

@@ -67,6 +67,37 @@ def test_the_page_is_whole_and_loads_nothing(found: tuple[dict[str, Any], Outcom
         assert result.architecture.id in html  # every trial on hover
 
 
+FIDELITY = {
+    "candidates": 12,
+    "band": 5,
+    "full_steps": 1066,
+    "ceiling": 0.97,
+    "lengths": [
+        {"steps": 160, "cost_share": 0.15, "passes": True, "tau": 0.91, "tau_low": 0.85, "tau_high": 0.96,
+         "tau_band": None, "tau_band_low": None, "tau_band_high": None}
+    ],
+    "baselines": {
+        "parameters": {"tau": 0.4, "tau_low": 0.2, "tau_high": 0.6, "tau_band": -0.1, "tau_band_low": -0.4,
+                       "tau_band_high": 0.2}
+    },
+}  # fmt: skip
+
+
+def test_the_page_says_how_far_short_runs_may_be_trusted(found: tuple[dict[str, Any], Outcome]) -> None:
+    document, outcome = found
+    alone, judged = page(document, outcome.trials), page({**document, "fidelity": FIDELITY}, outcome.trials)
+    stages = document["stages"]
+    assert [(stage["steps"], stage["further_steps"]) for stage in stages] == [(160, 426), (426, 1066)]
+    assert stages[0]["students"] > stages[1]["students"] == 3
+    short = stages[0]["scores"]["short run"]
+    assert f"{short['tau']:.2f} ({short['low']:.2f} to {short['high']:.2f})" in alone
+    assert "<code>hwsearch fidelity</code> does" in alone
+    assert "0.91 (0.85 to 0.96)" in judged
+    assert "-0.10 (-0.40 to 0.20)" in judged
+    assert "<code>hwsearch fidelity</code> does" not in judged
+    assert "How far the short runs" not in page({**document, "stages": []}, outcome.trials)
+
+
 def test_text_from_outside_is_escaped_everywhere(found: tuple[dict[str, Any], Outcome]) -> None:
     document, outcome = found
     evil = {
@@ -79,10 +110,14 @@ def test_text_from_outside_is_escaped_everywhere(found: tuple[dict[str, Any], Ou
     }
     evil["chosen"] = {**document["chosen"], "architecture": {**document["chosen"]["architecture"], "id": EVIL}}
     evil |= {"note": EVIL, "repriced_from": EVIL}
-    clean, dirty = read(page(document, outcome.trials)), read(page(evil, outcome.trials))
+    wrong = {**FIDELITY, "baselines": {EVIL: FIDELITY["baselines"]["parameters"]}, "candidates": EVIL}  # type: ignore[index]
+    clean, dirty = (
+        read(page({**document, "fidelity": FIDELITY}, outcome.trials)),
+        read(page({**evil, "fidelity": wrong}, outcome.trials)),
+    )
     assert dirty.tags.count("script") == clean.tags.count("script")
     assert "img" not in dirty.tags
-    assert EVIL not in page(evil, outcome.trials)
+    assert EVIL not in page({**evil, "fidelity": wrong}, outcome.trials)
 
 
 def test_a_search_without_an_answer_has_a_page(found: tuple[dict[str, Any], Outcome]) -> None:

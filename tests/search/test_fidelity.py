@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from hwsearch.profiles import find_profile
 from hwsearch.search import fidelity
 from hwsearch.search.fidelity import keep, kept, measure, measured_steps, stratified
 from hwsearch.search.null import TEACHER, NullTrainer
 from hwsearch.search.plan import Plan, Wishes
-from hwsearch.search.rank import agreement
+from hwsearch.search.rank import agreement, stages
 from hwsearch.units import Budget
 from tests.search.test_engine import BULK, Told
 
@@ -45,6 +46,23 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     found = [agreement(*draw(24)) for _ in range(120)]
     covered = np.mean([a is not None and a.low <= whole.tau <= a.high for a in found])
     assert 0.68 < covered < 0.92
+
+
+def test_stages_judge_those_that_went_on() -> None:
+    orin = find_profile("jetson-orin")
+    plan = Plan(Wishes(Budget(ms=500.0), BULK), orin, orin.target(), TEACHER)
+    smaller = plan.space.smallest[0]
+    priced = [plan.priced(replace(smaller, width=64 + 16 * i)) for i in range(5)]
+    students = [(result, {10: 5.0 - i, 20: 4.0 - i, 40: 3.0 + i}) for i, result in enumerate(priced)]
+    del students[0][1][40]
+    first, second = stages(students, [10, 20, 40])
+    assert (first["steps"], first["further_steps"], first["students"]) == (10, 20, 5)
+    assert first["scores"]["short run"]["tau"] == pytest.approx(1.0)
+    assert first["scores"]["parameters"]["tau"] == pytest.approx(1.0)
+    assert first["scores"]["depth"] is None  # all alike
+    assert second["students"] == 4
+    assert second["scores"]["short run"]["tau"] == pytest.approx(-1.0)
+    assert stages(students[:2], [10, 20, 40]) == []
 
 
 def test_candidates_are_spread_and_banded(plan: Plan) -> None:
@@ -83,5 +101,8 @@ def test_fidelity_of_the_null_score(plan: Plan, tmp_path: Path, monkeypatch: pyt
     assert keep(facts.digest, document)
     found = measured_steps(plan.wishes, facts.digest, told)
     assert (found.steps, found.long_steps, found.rungs) == (50, 1000, (50, 400))
-    keep("other", {**document, "passes": False})
-    assert kept("other") is None
+    assert not keep("other", {**document, "passes": False})
+    assert measured_steps(plan.wishes, "other", told) == plan.wishes
+    again = kept(facts.digest)
+    assert again is not None
+    assert again["lengths"] == document["lengths"]
