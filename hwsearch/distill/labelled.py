@@ -82,6 +82,8 @@ def _rows(path: Path, text_column: str, label_column: str, names: Mapping[str, i
         table = readers[path.suffix]()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except ImportError as error:
+        raise DataError(f"{path}: Parquet files are read by pyarrow: pip install pyarrow") from error
     except Exception as error:  # pandas and its engines raise their own kinds for what is no such file
         reason = next(iter(str(error).splitlines()), "")
         raise DataError(f"{path} is no {path.suffix[1:]} file in UTF-8: {type(error).__name__}: {reason}") from error

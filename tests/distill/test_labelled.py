@@ -54,7 +54,7 @@ def test_labelled_texts_come_in_several_forms(labelled_file: Path, tmp_path: Pat
         ("a.csv", "text,label\ncaf\u00e9,red\n".encode("latin-1"), "is no csv file in UTF-8"),
         ("a.csv", b"", "is no csv file"),
         ("a.jsonl", b"{not json", "is no jsonl file"),
-        ("a.parquet", b"PAR1", "is no parquet file"),
+        ("a.parquet", b"PAR1", "is no parquet file|pip install pyarrow"),
         ("a.txt", b"some words", "labelled texts come as .csv"),
     ],
 )
