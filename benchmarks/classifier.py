@@ -117,7 +117,7 @@ def main() -> None:
         make(WORK)
     profile = find_profile("t4")
     target = profile.target()
-    workload = Workload(batch=8, sequence=SEQUENCE)
+    workload = Workload(batch=256, sequence=SEQUENCE)  # far from the launch floor, where every student would be alike
     spec = TaskSpec(
         teacher=str(WORK), data=str(WORK / "texts.csv"), sequence=SEQUENCE,
         scheme=profile.runtimes[target.runtime].scheme,
@@ -125,7 +125,7 @@ def main() -> None:
     workers = Workers(spec)
     try:
         facts = complete(workers, result_of(workers.open()), Told())
-        plan = Plan(Wishes(budget=Budget(share=0.4), workload=workload), profile, target, facts.architecture)
+        plan = Plan(Wishes(budget=Budget(share=0.25), workload=workload), profile, target, facts.architecture)
         found: dict[str, Any] = measure(
             plan, facts, spec, workers, Told(), WORK / "students", options.candidates, options.full_steps, True,
             ffn_dimensions_of,
