@@ -98,7 +98,7 @@ def train(architecture: Architecture, run: Run, until: int) -> dict[str, Any]:
         if stop > student.step or not student.curve:
             student.train(stop)
             student.mark(task.select)
-    student.keep(path)
+            student.keep(path)
     return {"curve": student.curve, "seconds": student.seconds, "ffn_dimensions": dimensions}
 
 
