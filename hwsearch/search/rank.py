@@ -24,6 +24,7 @@ class Agreement(msgspec.Struct, frozen=True):
     Attributes:
         tau: Kendall's, -1 to 1.
         low, high: 80 % bootstrap interval of it, over candidates.
+        chance: how often an order at random agrees as well; of few candidates an interval alone would say too much.
         spearman: rank correlation.
         count: of candidates.
     """
@@ -31,6 +32,7 @@ class Agreement(msgspec.Struct, frozen=True):
     tau: float
     low: float
     high: float
+    chance: float
     spearman: float
     count: int
 
@@ -48,7 +50,8 @@ def agreement(score: Sequence[float], truth: Sequence[float]) -> Agreement | Non
     counted = pairs.sum((1, 2))
     taus = (pairs * signs).sum((1, 2))[counted > 0] / counted[counted > 0]
     low, high = np.quantile(taus, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Agreement(float(kendalltau(x, y)[0]), float(low), float(high), float(spearmanr(x, y)[0]), len(x))
+    tau, chance = kendalltau(x, y, alternative="greater")
+    return Agreement(float(tau), float(low), float(high), float(chance), float(spearmanr(x, y)[0]), len(x))
 
 
 def stages(students: Sequence[tuple[Result, Mapping[int, float]]], steps: Sequence[int]) -> list[dict[str, Any]]:
@@ -70,6 +73,9 @@ def stages(students: Sequence[tuple[Result, Mapping[int, float]]], steps: Sequen
         }
         judged = {name: agreement(order, truth) for name, order in orders.items()}
         if judged["short run"] is not None:
-            shown = {name: a and {"tau": a.tau, "low": a.low, "high": a.high} for name, a in judged.items()}
+            shown = {
+                name: a and {"tau": a.tau, "low": a.low, "high": a.high, "chance": a.chance}
+                for name, a in judged.items()
+            }
             found.append({"steps": short, "further_steps": long, "students": len(known), "scores": shown})
     return found

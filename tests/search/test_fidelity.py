@@ -29,6 +29,9 @@ def test_agreement_of_orders() -> None:
     assert reverse is not None
     assert (same.tau, same.low, same.spearman) == pytest.approx((1.0, 1.0, 1.0))
     assert (reverse.tau, reverse.high) == pytest.approx((-1.0, -1.0))
+    few = agreement([1, 2, 3], [4, 5, 6])
+    assert few is not None
+    assert few.chance == pytest.approx(1 / 6)  # three in order are nothing
     assert agreement([1, 1, 1, 1], [1, 2, 3, 4]) is None
     assert agreement([1, 2], [1, 2]) is None
 
