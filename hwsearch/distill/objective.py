@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hwsearch.distill.families import head_of
 from hwsearch.distill.losses import head_kl, kl, positionwise_kl
+from hwsearch.errors import TeacherError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -136,10 +138,11 @@ class Classes:
 
 
 def objective_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Objective:
-    """What a checkpoint was made for."""
-    from hwsearch.distill.families import head_of
-    from hwsearch.errors import TeacherError
+    """What a checkpoint was made for.
 
+    Raises:
+        TeacherError: for nothing that is supported, or texts cannot be filled up.
+    """
     if head_of(config) == "lm":
         return NextToken()
     if tokenizer.pad_token_id is None:
