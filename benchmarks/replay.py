@@ -28,7 +28,7 @@ from msgspec.structs import replace
 from students import TABLE, plan_of
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import Facts, expected_loss
+from hwsearch.distill.job import Facts
 from hwsearch.files import read_json
 from hwsearch.precision import Precision
 from hwsearch.search.null import NullTrainer
@@ -52,9 +52,11 @@ class Student(NamedTuple):
     curve: dict[int, float]
     row: dict[str, Any]
 
-    def expected(self, steps: int, full: int) -> float:
-        """As a short run would have it."""
-        return expected_loss([(s, self.curve[s]) for s in sorted(self.curve) if s <= steps], full)
+    def further(self, steps: int, doublings: float = 1.0) -> float:
+        """The loss that a straight line in log-log through a step and the one at half of it leads to."""
+        earlier = min((s for s in self.curve if 0 < s < steps), key=lambda s: abs(np.log(2 * s / steps)))
+        slope = np.log(self.curve[steps] / self.curve[earlier]) / np.log(steps / earlier)
+        return float(self.curve[steps] * 2 ** (doublings * min(slope, 0.0)))
 
 
 def load(device: str) -> tuple[list[Student], int]:
@@ -112,10 +114,8 @@ def proxies(students: Sequence[Student], full: int) -> dict[str, Any]:
 
     result: dict[str, Any] = {"candidates": len(students), "band": sum(inside), "full_steps": full}
     lengths = sorted({mark(students[0], share * full) for share in (0.02, 0.04, 0.08, 0.12, 0.15, 0.2, 0.3, 0.4)})
-    result["steps"] = {
-        s: {"share": round(s / full, 3), **judged([x.expected(s, full) for x in students])} for s in lengths
-    }
-    result["not_extrapolated"] = {s: judged([x.curve[s] for x in students]) for s in lengths}
+    result["steps"] = {s: {"share": round(s / full, 3), **judged([x.curve[s] for x in students])} for s in lengths}
+    result["extrapolated_by_a_doubling"] = {s: judged([x.further(s) for x in students]) for s in lengths}
     free: dict[str, Callable[[Student], float]] = {
         "parameters": lambda s: -s.architecture.parameters,
         "depth": lambda s: -s.architecture.depth,
@@ -160,8 +160,7 @@ def rungs(students: Sequence[Student], full: int, seeds: int) -> dict[str, Any]:
             trial = climbing[number]
             rung = len(trial.losses)
             spent += steps[rung] - (steps[rung - 1] if rung else 0)
-            loss = students[number].expected(steps[rung], full)
-            climbing[number] = replace(trial, losses=(*trial.losses, loss))
+            climbing[number] = replace(trial, losses=(*trial.losses, students[number].curve[steps[rung]]))
         whole = [number for number, trial in climbing.items() if len(trial.losses) == len(steps)]
         losses = leveled([trial.losses for trial in climbing.values()], len(steps))
         front = unbeaten([(t.ms, loss, n) for (n, t), loss in zip(climbing.items(), losses, strict=True)])
@@ -191,7 +190,7 @@ def replay(name: str, seed: int, device: str) -> list[float]:
     students, full = load(device)
     judge, short = Judge(students, full), mark(students[0], RUNGS[0] * full)
     places = np.array([features(s.architecture) for s in students])
-    scores = [s.expected(short, full) for s in students]
+    scores = [s.curve[short] for s in students]
     facts: Facts = NullTrainer().finish().result()
     plan = plan_of(device, facts)
     tried: list[int] = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -12,7 +10,6 @@ from hwsearch.architecture import Architecture
 from hwsearch.precision import Scheme
 
 METRICS = {"lm": "next-token accuracy", "classify": "accuracy"}  # what quality is, by what stands on top
-AHEAD = 0.5  # doublings that a loss is extrapolated
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,7 +89,6 @@ class Job(msgspec.Struct, frozen=True):
         start: a shorter run's state to go on from where `path` has none.
         architecture: of the student.
         steps: to train up to.
-        horizon: steps of a full training, beyond which no loss is extrapolated; 0 where it is taken as measured.
         cool_from: step from which on the rate falls to zero; None keeps it constant.
         marks: further steps at which the held-out KL is noted.
         order: of the text, one for each number.
@@ -105,7 +101,6 @@ class Job(msgspec.Struct, frozen=True):
     architecture: Architecture
     steps: int
     start: str = ""
-    horizon: int = 0
     cool_from: int | None = None
     marks: tuple[int, ...] = ()
     order: int = 0
@@ -118,8 +113,7 @@ class ProxyScore(msgspec.Struct, frozen=True):
     """What a short run says of an architecture.
 
     Attributes:
-        loss: held-out KL to the teacher in nats a token, `expected_loss`.
-        measured_loss: the same as measured.
+        loss: held-out KL to the teacher, nats an answer.
         quality: held-out accuracy, with its 90 % bootstrap interval.
         teacher_quality: the teacher's accuracy on the same tokens.
         retention: quality over it, with its paired interval.
@@ -129,7 +123,6 @@ class ProxyScore(msgspec.Struct, frozen=True):
     """
 
     loss: float
-    measured_loss: float
     quality: float
     quality_low: float
     quality_high: float
@@ -146,22 +139,3 @@ def work_of(architecture: Architecture, steps: int) -> float:
     """How much work training is: parameters that every token goes through times steps, with a floor for what no size
     saves."""
     return (architecture.parameters + 150_000.0) * steps
-
-
-def expected_loss(curve: Sequence[tuple[int, float]], horizon: int) -> float:
-    """The loss a little further on, at which students stand in the order of full training: along a straight line in
-    log-log through the last point and the one nearest to half its steps, half a doubling on but not beyond `horizon`.
-    The last loss itself while there are no two points.
-
-    Further on the doubt about the slope costs more than the slope tells: with 64 students, after 16 % of 1,024 steps,
-    Kendall's tau with full training is 0.916 not extrapolated, 0.924 half a doubling on, 0.929 a whole one, and 0.898
-    at full training itself; after 16 % of 2,048 (41 students) 0.893, 0.888, 0.880 and 0.837
-    (`python benchmarks/replay.py`).
-    """
-    step, loss = curve[-1]
-    earlier = [(s, value) for s, value in curve[:-1] if s > 0]
-    if not earlier or loss <= 0 or horizon <= step:
-        return loss
-    s, value = min(earlier, key=lambda point: abs(math.log(point[0] * 2 / step)))
-    slope = math.log(loss / value) / math.log(step / s)
-    return float(loss * min(2**AHEAD, horizon / step) ** min(slope, 0.0))

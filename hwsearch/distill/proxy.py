@@ -1,9 +1,9 @@
 """Score an architecture by a short distillation from teacher slices.
 
 What makes a short run rank as a long one does: it starts from importance-sorted slices, it keeps the long run's
-constant learning rate and data order, it is judged on one fixed held-out set, and its loss is extrapolated by one
-doubling of the steps, because curves of small and large students cross. A longer run of the same student goes on where
-the short one stopped.
+constant learning rate and data order, and it is judged on one fixed held-out set. Its loss is taken as measured:
+drawn on along its slope it orders students no better (`python benchmarks/replay.py`). A longer run of the same student
+goes on where the short one stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hwsearch.distill.job import ProxyScore, expected_loss
+from hwsearch.distill.job import ProxyScore
 from hwsearch.distill.quantise import quantise_layers
 from hwsearch.distill.student import StudentPlan, build_student, random_student
 from hwsearch.distill.task import HeldOut, Task
@@ -132,15 +132,13 @@ class Student:
         self.curve.append((self.step, float(losses.sum() / held_out.labels.size)))
         self.seconds += time.perf_counter() - started
 
-    def score(self, held_out: HeldOut, horizon: int = 0) -> ProxyScore:
-        """Judge the student as it stands, its loss as it is expected at `horizon` steps."""
+    def score(self, held_out: HeldOut) -> ProxyScore:
+        """Judge the student as it stands."""
         losses, hits = self.evaluate(held_out)
         answers = held_out.labels.shape[1]
-        measured = float(losses.sum() / held_out.labels.size)
         quality, retention = bootstrap(hits, held_out.teacher_hits, answers)
         return ProxyScore(
-            loss=expected_loss(self.curve, horizon) if horizon and self.curve else measured,
-            measured_loss=measured,
+            loss=float(losses.sum() / held_out.labels.size),
             quality=quality[0],
             quality_low=quality[1],
             quality_high=quality[2],

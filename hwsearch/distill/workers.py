@@ -202,10 +202,10 @@ def _trained(job: Job) -> ProxyScore:
             _counter.value += work * steps
 
     held_out = getattr(task, job.split)
-    for stop in sorted({*job.marks, job.steps // 2, job.steps}):
+    for stop in sorted({*job.marks, job.steps}):
         if student.step < stop or (stop == 0 and not student.curve):
             student.train(stop, advance, job.cool_from, job.steps)
             if job.split == "select":
                 student.mark(held_out)
             student.keep(path)
-    return student.score(held_out, job.horizon)
+    return student.score(held_out)

@@ -171,8 +171,9 @@ def curves(document: dict[str, Any], trials: Sequence[Result]) -> go.Figure:
         figure.add_scatter(
             x=steps,
             y=losses,
-            mode="lines",
+            mode="lines+markers",
             line={"color": MUTED, "width": 1},
+            marker={"size": 4},
             name="trials",
             legendgroup="trials",
             showlegend=i == 0,

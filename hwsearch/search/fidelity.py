@@ -20,7 +20,7 @@ import numpy as np
 import platformdirs
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import Facts, Job, TaskSpec, expected_loss
+from hwsearch.distill.job import Facts, Job, TaskSpec
 from hwsearch.files import pretty, read_json, read_or_drop, write_text
 from hwsearch.search.plan import RUNGS, Plan, Wishes
 from hwsearch.search.proposer import RATIOS
@@ -130,7 +130,7 @@ def measure(
     budget = plan.budget_ms
     students = stratified(plan, facts, candidates - band, band, budget, 0.9 * budget)
     shorts = sorted({max(2, int(share * full_steps)) for share in SHARES})
-    marks = tuple(sorted({0, *shorts, *(s // 2 for s in shorts)}))
+    marks = (0, *shorts)
     cool = int(RUNGS[-1] * full_steps)
 
     def job(number: int, order: int) -> Job:
@@ -149,7 +149,7 @@ def measure(
         progress.at(float(len(futures) - len(waiting)))
     scores = [result_of(future) for future in futures]
     curves = [dict(score.curve) for score in scores[: len(students)]]
-    full = [score.measured_loss for score in scores[: len(students)]]
+    full = [score.loss for score in scores[: len(students)]]
     inside = [student.band for student in students]
 
     def judged(score: Sequence[float]) -> tuple[Agreement | None, Agreement | None]:
@@ -157,10 +157,7 @@ def measure(
         return agreement(score, full), agreement(*zip(*own, strict=True))
 
     evaluation = spec.held_out_chunks / spec.recipe.batch / 3  # a pass forward is a third of a step
-    lengths = [
-        length(steps, full_steps, *judged([expected(c, steps, full_steps) for c in curves]), evaluation)
-        for steps in shorts
-    ]
+    lengths = [length(steps, full_steps, *judged([curve[steps] for curve in curves]), evaluation) for steps in shorts]
     chosen = next((found for found in lengths if found.passes), None) or max(
         lengths, key=lambda found: (found.all.low if found.all else -1.0, -found.steps)
     )
@@ -172,7 +169,7 @@ def measure(
         "feed-forward PCA dimensions": [-float(result_of(d) or 0) for d in dimensions],
     }
     baselines = {name: judged(score) for name, score in free.items()}
-    ceiling = agreement([score.measured_loss for score in scores[len(students) :]], full) if second else None
+    ceiling = agreement([score.loss for score in scores[len(students) :]], full) if second else None
     return {
         "candidates": len(students),
         "band": sum(inside),
@@ -200,15 +197,9 @@ def measure(
     }
 
 
-def expected(curve: dict[int, float], steps: int, full_steps: int) -> float:
-    """What a short run of so many steps would have said of a student with this curve."""
-    known = [(s, loss) for s, loss in sorted(curve.items()) if s in (steps // 2, steps)]
-    return expected_loss(known, full_steps)
-
-
 def length(steps: int, full_steps: int, whole: Agreement | None, band: Agreement | None, evaluation: float) -> Length:
     """Judge a length of short runs; `evaluation` is the cost of one look at the held-out set, in steps."""
-    share = (steps + 2 * evaluation) / (full_steps + evaluation)
+    share = (steps + evaluation) / (full_steps + evaluation)
     shown = _shown(whole, band)
     passes = all(shown[name] is not None and shown[name] >= least for name, least in PASSES.items())
     return Length(steps, share, whole, band, passes)

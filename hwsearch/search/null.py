@@ -68,12 +68,11 @@ class NullTrainer:
         def after(steps: int) -> float:
             return 0.02 + lost * (1 + 2 / math.sqrt(max(1, steps))) + (0.2 if job.layers else 0.0)
 
-        loss = after(job.horizon or job.steps)
+        loss = after(job.steps)
         quality = 0.6 * math.exp(-0.3 * loss)
         return _done(
             ProxyScore(
                 loss=loss,
-                measured_loss=after(job.steps),
                 quality=quality,
                 quality_low=quality - 0.005,
                 quality_high=quality + 0.005,
@@ -83,7 +82,7 @@ class NullTrainer:
                 retention_high=quality / 0.6 + 0.008,
                 steps=job.steps,
                 seconds=0.0,
-                curve=tuple((s, after(s)) for s in sorted({*job.marks, job.steps // 2, job.steps})),
+                curve=tuple((s, after(s)) for s in sorted({*job.marks, job.steps})),
             )
         )
 

@@ -26,7 +26,7 @@ class Climber(Protocol):
     Attributes:
         number: of the trial.
         ms: its latency.
-        losses: expected at the end of a full training, as each rung has it that was passed.
+        losses: at each rung that was passed.
         waits: whether it is neither in training nor ended.
     """
 

@@ -147,7 +147,6 @@ class Trials:
             path=str(self.state_of(trial.number, trial.architecture)),
             architecture=trial.architecture,
             steps=wishes.rungs[rung],
-            horizon=wishes.long_steps,
         )
         return Climb(trial, rung, self.trainer.train(job))
 

@@ -11,7 +11,7 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
-from hwsearch.distill.job import Recipe, TaskSpec, expected_loss
+from hwsearch.distill.job import Recipe, TaskSpec
 from hwsearch.distill.proxy import Student, bootstrap, load_state
 from hwsearch.distill.task import Workshop
 from hwsearch.errors import DataError, RunError
@@ -90,7 +90,7 @@ def test_another_tokenizer_is_another_task(workshop: Workshop, tiny_teacher: Pat
 def test_the_teacher_itself_has_no_loss(workshop: Workshop) -> None:
     own = workshop.facts().architecture
     score = Student(workshop.task, own).score(workshop.task.select)
-    assert score.measured_loss == pytest.approx(0.0, abs=1e-3)  # its outputs are kept in half precision
+    assert score.loss == pytest.approx(0.0, abs=1e-3)  # its outputs are kept in half precision
     assert score.retention == 1.0
     assert score.retention_low == score.retention_high == 1.0
 
@@ -101,10 +101,10 @@ def test_training_lowers_the_loss_and_going_on_equals_never_having_stopped(
 ) -> None:
     task, shape = workshop.task, student_shape(workshop, plan)
     whole = Student(task, shape)
-    before = whole.score(task.select).measured_loss
+    before = whole.score(task.select).loss
     whole.train(30, cool_from=20, end=30)
     after = whole.score(task.select)
-    assert after.measured_loss < 0.8 * before
+    assert after.loss < 0.8 * before
 
     first = Student(task, shape)
     first.train(17, cool_from=20, end=30)
@@ -112,7 +112,7 @@ def test_training_lowers_the_loss_and_going_on_equals_never_having_stopped(
     second = Student(task, shape)
     second.resume(tmp_path / "state.pt")
     second.train(30, cool_from=20, end=30)
-    assert second.score(task.select).measured_loss == after.measured_loss
+    assert second.score(task.select).loss == after.loss
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, second.model.state_dict()[name]), name
 
@@ -166,15 +166,6 @@ def test_a_pickle_from_outside_is_not_run(tmp_path: Path) -> None:
 def test_a_sequence_longer_than_the_teacher_reads_is_refused(workshop: Workshop) -> None:
     with pytest.raises(DataError, match="at most 128 tokens"):
         Workshop(replace(workshop.spec, sequence=129))
-
-
-def test_half_a_doubling_on_is_a_straight_line_in_log_log() -> None:
-    on = 0.4 / 2**0.5
-    assert expected_loss([(50, 0.8), (100, 0.4)], 200) == pytest.approx(on)
-    assert expected_loss([(10, 3.0), (50, 0.8), (100, 0.4)], 200) == pytest.approx(on)  # nearest to half the steps
-    assert expected_loss([(50, 0.8), (100, 0.4)], 110) == pytest.approx(0.4 / 1.1)  # not beyond full training
-    assert expected_loss([(100, 0.4)], 200) == 0.4
-    assert expected_loss([(50, 0.4), (100, 0.5)], 200) == 0.5  # a rising curve is not extrapolated upwards
 
 
 def test_bootstrap_intervals_hold_the_truth_nine_times_in_ten() -> None:
