@@ -13,7 +13,7 @@ costs. The KL's sums go over the teacher's 32 most likely tokens and the rest as
 
 For hidden states and relations the teacher runs beside the student here; a search would have to keep its hidden states.
 
-python benchmarks/losses.py [--steps 160,640]
+python benchmarks/losses.py [--steps 160,640] [--ways temperature,Muon]
 """
 
 # ruff: noqa: ARG002  the terms of a loss take what all of them may need
@@ -103,7 +103,8 @@ class HiddenStates(Other):
         if self.step == 0 or not hasattr(self, "basis"):
             # The student's embedding is the teacher's, rotated, as long as it is untrained.
             fresh: Any = Student(self.task, self.architecture).model
-            self.basis = torch.linalg.lstsq(teacher.model.embed_tokens.weight, fresh.model.embed_tokens.weight).solution
+            theirs, own = (x.model.embed_tokens.weight.detach() for x in (teacher, fresh))
+            self.basis = torch.linalg.lstsq(theirs, own).solution
         kept, theirs = self.task.layers[self.architecture.depth], self.streams(chunks).hidden_states
         far = [
             ((out.hidden_states[i] - (wanted := theirs[kept[i]] @ self.basis)) ** 2).mean() / (wanted**2).mean()
@@ -170,10 +171,13 @@ def curve(architecture: Architecture, name: str, steps: tuple[int, ...]) -> list
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", default="160,640")
-    steps = tuple(int(text) for text in parser.parse_args().steps.split(","))
+    parser.add_argument("--ways", default=",".join(WAYS), help="of those above, hwsearch's own besides")
+    options = parser.parse_args()
+    steps = tuple(int(text) for text in options.steps.split(","))
+    names = [OWN, *(name for name in options.ways.split(",") if name != OWN)]
     students = [Architecture.from_json(row["architecture"]) for row in read_json(TABLE)["students"]][::EVERY]
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        jobs = {name: [pool.submit(curve, a, name, steps) for a in students] for name in WAYS}
+        jobs = {name: [pool.submit(curve, a, name, steps) for a in students] for name in names}
         found = {}
         for name, futures in jobs.items():
             found[name] = np.array([future.result() for future in futures])
