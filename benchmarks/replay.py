@@ -147,7 +147,7 @@ def rungs(students: Sequence[Student], full: int, seeds: int) -> dict[str, Any]:
         waiting = list(order)
         while True:
             over = not waiting
-            ready = promoted(climbing.values(), len(steps), over)
+            ready = promoted(climbing.values(), len(steps), max(s.ms for s in students), over)
             if ready:
                 number = ready[0]
             elif waiting:

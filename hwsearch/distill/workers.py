@@ -176,6 +176,8 @@ def _train(job: Job) -> ProxyScore:
 
     try:
         score = _trained(job)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"it does not fit into the memory of the GPU: {error}") from error
     except (ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         raise TrainingError(f"{type(error).__name__}: {error}") from error
     except (OSError, MemoryError, RuntimeError) as error:

@@ -17,8 +17,8 @@ from hwsearch.search.summary import versions
 from hwsearch.search.trainer import Progress, Trainer, complete, result_of
 
 
-def describe(study: Study, plan: Plan, identity: dict[str, Any], spec: TaskSpec, folder: Path) -> None:
-    """Keep all that another worker must know.
+def describe(study: Study, plan: Plan, identity: dict[str, Any], spec: TaskSpec, folder: Path, main: str) -> None:
+    """Keep all that another worker must know; `main` is the owner that chooses in the end.
 
     Raises:
         RunError: the study is of another search.
@@ -36,6 +36,7 @@ def describe(study: Study, plan: Plan, identity: dict[str, Any], spec: TaskSpec,
         target=plan.target,
         folder=str(folder.resolve()),
         measures=plan.measures,
+        main=main,
     )
 
 
@@ -48,7 +49,9 @@ class Description:
     Attributes:
         spec: of the task.
         folder: of the run, on the machine of the main job.
+        main: the owner that chooses in the end.
         ready: trials have begun: where students are measured, some are before that.
+        until: when no further rung is begun, in seconds since 1970; None without a limit.
 
     Raises:
         RunError: the study was not begun by a search.
@@ -60,6 +63,7 @@ class Description:
             raise RunError(f"study {study.name!r} was not begun by hwsearch search")
         self.spec = msgspec.convert(self._known["spec"], TaskSpec)
         self.folder = Path(self._known["folder"])
+        self.main, self.until = self._known["main"], self._known.get("until")
         self.ready = "at_once" in self._known
 
     def open(self, trainer: Trainer, progress: Progress) -> tuple[Facts, Plan]:

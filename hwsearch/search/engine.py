@@ -7,6 +7,7 @@ beside it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
@@ -165,13 +166,14 @@ class Engine:
             self.progress.say(f"taken up again: {ended} trials are finished already")
         # Proposals depend on how many are under way at once: that stays as it was.
         at_once = study.described().get("at_once") or self.trainer.count
-        study.describe(at_once=at_once, correction=self.plan.price.correction)
+        until = time.time() + 60 * wishes.minutes if wishes.minutes is not None else None
+        study.describe(at_once=at_once, correction=self.plan.price.correction, until=until)
         climbed = wishes.rungs[-1] - wishes.steps
         steps = max(0, wishes.trials - len(before)) * (wishes.steps + climbed / KEEP)
         self._begun = self.trainer.work_done
         self._steps = steps + FINALISTS * (wishes.long_steps - wishes.rungs[-1]) + 2 * wishes.long_steps
         self.progress.stage("training", 1.0)
-        trials = Trials(self.plan, self.proposer, study, self.trainer, self.run.student, at_once, self.progress)
+        trials = Trials(self.plan, self.proposer, study, self.trainer, self.run.student, at_once, self.progress, until)
         found = trials.run(self._tell)
         self.asked = max(len(found), wishes.trials) if trials.exhausted else len(found)
         return found

@@ -18,8 +18,10 @@ from hwsearch.search.description import describe
 from hwsearch.search.engine import Engine, Outcome
 from hwsearch.search.fidelity import kept
 from hwsearch.search.measured import Measurer
+from hwsearch.search.owner import membership
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run, default_folder
+from hwsearch.search.storage import reachable
 from hwsearch.search.study import Study
 from hwsearch.search.summary import summarise, versions
 from hwsearch.search.trainer import Progress, Trainer, complete, result_of
@@ -114,8 +116,9 @@ def _search(
         progress.say(f"teacher: {METRICS[facts.architecture.head]} {facts.quality:.1%} on select")
         study = Study(storage or run.path("study.db"), name or run.name)
         try:
-            describe(study, plan, identity, spec, run.folder)
-            outcome = Engine(plan, facts, trainer, run, study, progress, measurer).search()
+            with membership() as main, reachable(study.address):
+                describe(study, plan, identity, spec, run.folder, main)
+                outcome = Engine(plan, facts, trainer, run, study, progress, measurer).search()
             if storage:
                 study.copy(run.path("study.db"))  # the folder holds all that a report needs
         finally:

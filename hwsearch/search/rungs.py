@@ -40,32 +40,33 @@ class Climber(Protocol):
     def waits(self) -> bool: ...
 
 
-def band_of(ms: float) -> int:
-    """Students of one band take about as long."""
-    return math.floor(math.log(ms) / math.log(BAND))
+def band_of(ms: float, budget_ms: float) -> int:
+    """Students of one band take about as long; the first lies right under the budget."""
+    return math.floor(math.log(budget_ms / ms) / math.log(BAND))
 
 
-def promoted(trials: Iterable[Climber], rungs: int, over: bool = False) -> list[int]:
+def promoted(trials: Iterable[Climber], rungs: int, budget_ms: float, over: bool = False) -> list[int]:
     """Numbers of the trials that go on now, the furthest and best first.
 
     Args:
         trials: of the study.
         rungs: how many there are; who has passed the last goes nowhere.
+        budget_ms: from which the bands go down.
         over: no more trials will come: then the best of every band goes on, however few it has.
     """
     found: list[tuple[int, float, int]] = []
     for rung in range(1, rungs):
-        for group in _bands(trials, rung):
+        for group in _bands(trials, rung, budget_ms):
             room = max(int(over), len(group) // KEEP)
             found += [(-rung, t.losses[rung - 1], t.number) for t in group[:room] if t.waits and len(t.losses) == rung]
     return [number for _, _, number in sorted(found)]
 
 
-def beaten(trials: Iterable[Climber], rungs: int) -> list[int]:
+def beaten(trials: Iterable[Climber], rungs: int, budget_ms: float) -> list[int]:
     """Numbers of the trials that have lost: so many of their band are better that they will hardly go on."""
     found = []
     for rung in range(1, rungs):
-        for group in _bands(trials, rung):
+        for group in _bands(trials, rung, budget_ms):
             behind = group[len(group) // KEEP + CONTENDERS :]
             found += [t.number for t in behind if t.waits and len(t.losses) == rung]
     return found
@@ -86,10 +87,10 @@ def leveled(losses: Sequence[Sequence[float]], rungs: int) -> list[float]:
     return [found[-1] * gains[rungs - len(found)] for found in losses]
 
 
-def _bands(trials: Iterable[Climber], rung: int) -> list[list[Climber]]:
+def _bands(trials: Iterable[Climber], rung: int, budget_ms: float) -> list[list[Climber]]:
     """The trials that have passed a rung, band by band, the best first."""
     bands: dict[int, list[Climber]] = defaultdict(list)
     for trial in trials:
         if len(trial.losses) >= rung:
-            bands[band_of(trial.ms)].append(trial)
+            bands[band_of(trial.ms, budget_ms)].append(trial)
     return [sorted(group, key=lambda t: (t.losses[rung - 1], t.number)) for group in bands.values()]

@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 import optuna.storages.journal
+import sqlalchemy
 from filelock import FileLock
 
 from hwsearch.errors import RunError
@@ -54,8 +55,6 @@ def locked(address: Address, storage: optuna.storages.BaseStorage, study: int) -
     engine = _engine(storage)
     if engine is None or engine.dialect.name != "postgresql":
         raise RunError(f"studies lie in SQLite, a journal file or PostgreSQL; got {url.split(':')[0]}")
-    import sqlalchemy
-
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         key = {"lock": LOCK, "study": study}
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:lock, :study)"), key)
@@ -63,6 +62,24 @@ def locked(address: Address, storage: optuna.storages.BaseStorage, study: int) -
             yield
         finally:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:lock, :study)"), key)
+
+
+@contextmanager
+def reachable(address: Address) -> Iterator[None]:
+    """What goes wrong with the storage meanwhile is one clear error.
+
+    Raises:
+        RunError: its server has gone, or its disk is full, say.
+    """
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        cause = error.__cause__ or error
+        reason = next(iter(str(cause).splitlines()), "")
+        raise RunError(
+            f"the study in {public(address)} cannot be reached any more ({type(cause).__name__}: {reason[:120]}); "
+            "once it can, the same command goes on from there"
+        ) from error
 
 
 def public(address: Address) -> str:

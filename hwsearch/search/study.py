@@ -48,10 +48,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         architecture: of the student.
         ms: latency, as it was when the trial began.
-        losses: expected after full training, as each rung that was passed has it.
+        losses: at each rung that was passed.
         result: the whole score of the last of them.
         owner: who trains it; empty while nobody does.
         turn: when its owner took it, microseconds since 1970 by that machine's clock.
+        died: owners that were killed while they trained it, since its last rung.
+        due: by when it is through, in the work of its owner's trials.
         ended: it will not be trained any further.
         reason: why it failed; empty unless it did.
     """
@@ -62,6 +64,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     result: Result | None = None
     owner: str = ""
     turn: int = 0
+    died: int = 0
+    due: float = 0.0
     ended: bool = False
     reason: str = ""
 
@@ -103,6 +107,7 @@ class Study:
         make: whether a study that is not there is begun.
 
     Attributes:
+        address: of the storage.
         name: of the study.
 
     Raises:
@@ -133,13 +138,13 @@ class Study:
             raise RunError(
                 f"{public(address)} is not a study that can be opened ({type(error).__name__}: {reason[:120]}); {way}"
             ) from error
-        self._address = address
+        self.address = address
         self._ended: dict[int, Trial] = {}
-        self._beats: dict[int, tuple[int, float]] = {}
+        self._beats: dict[int, tuple[tuple[str, int, int], float]] = {}
 
     def alone(self) -> AbstractContextManager[None]:
         """Nobody else decides anything in the meantime."""
-        return locked(self._address, self._storage, self._study._study_id)
+        return locked(self.address, self._storage, self._study._study_id)
 
     def trials(self) -> list[Trial]:
         """Every trial, in the order of its number."""
@@ -172,6 +177,7 @@ class Study:
         settings: dict[str, Any],
         distributions: dict[str, BaseDistribution],
         owner: str,
+        due: float = 0.0,
     ) -> Trial:
         """A new trial, in its owner's hands."""
         trial = Trial(
@@ -181,6 +187,7 @@ class Study:
             distributions=distributions,
             owner=owner,
             turn=_now(),
+            due=due,
         )
         frozen = optuna.trial.create_trial(
             state=TrialState.RUNNING,
@@ -192,28 +199,48 @@ class Study:
         place = self._storage.create_new_trial(self._study._study_id, template_trial=frozen)
         return replace(trial, place=place, number=self._storage.get_trial_number_from_id(place))
 
-    def take(self, trial: Trial, owner: str) -> Trial:
-        """Put a trial into an owner's hands."""
-        return self._keep(replace(trial, owner=owner, turn=_now()))
+    def take(self, trial: Trial, owner: str, due: float | None = None) -> Trial:
+        """Put a trial into an owner's hands; one that was in somebody's has seen that owner die, or leave."""
+        died = trial.died + (trial.owner not in ("", LEFT))
+        due = trial.due if due is None else due
+        return self._keep(replace(trial, owner=owner, turn=_now(), died=died, due=due))
+
+    def held(self, trial: Trial) -> bool:
+        """Whether a trial is still in the hands of the owner that took it: one that was suspended for long has lost
+        it to another."""
+        now = self.trials()[trial.number]
+        return (now.owner, now.turn) == (trial.owner, trial.turn)
 
     def passed(self, trial: Trial, result: Result) -> Trial:
         """A rung is passed: the trial waits for what comes next."""
-        return self._keep(replace(trial, owner="", result=result, losses=(*trial.losses, result.loss or 0.0)))
+        r, losses = result, (*trial.losses, result.loss or 0.0)
+        shown = {"high_ms": r.latency.high_ms, "quality": r.quality, "retention": r.retention, "steps": r.steps}
+        shown |= {"rungs": len(losses), "parameters": r.architecture.parameters, "size_mib": r.size_mib}
+        self._show(trial, {**shown, "seconds": r.seconds})
+        return self._keep(replace(trial, owner="", died=0, result=result, losses=losses))
 
     def end(self, trial: Trial, reason: str = "") -> None:
         """A trial will not be trained any further; with a reason where it has failed."""
-        trial = self._keep(replace(trial, owner="", ended=True, reason=reason))
-        r, shown = trial.result, dict[str, Any]()
-        if r is not None and not reason:
-            shown = {"high_ms": r.latency.high_ms, "quality": r.quality, "retention": r.retention, "steps": r.steps}
-            shown |= {"rungs": len(trial.losses), "parameters": r.architecture.parameters, "size_mib": r.size_mib}
-            shown |= {"seconds": r.seconds}
-        for name, value in ({"reason": reason} if reason else shown).items():
-            self._storage.set_trial_user_attr(trial.place, name, value)
-        if r is None or reason:
-            self._study.tell(trial.number, state=TrialState.FAIL)
-        else:
+        self._tell(self._keep(replace(trial, owner="", ended=True, reason=reason)))
+
+    def tidy(self) -> None:
+        """Finish for Optuna what was ended by a process that was killed over it."""
+        for trial in self.trials():
+            if trial.ended and trial.number not in self._ended:
+                self._tell(trial)
+
+    def _tell(self, trial: Trial) -> None:
+        if (r := trial.result) is not None and not trial.reason:
             self._study.tell(trial.number, [r.latency.median_ms, r.loss or 0.0])
+            return
+        if trial.reason:
+            self._show(trial, {"reason": trial.reason})
+        self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def _show(self, trial: Trial, values: dict[str, Any]) -> None:
+        """As columns of Optuna Dashboard."""
+        for name, value in values.items():
+            self._storage.set_trial_user_attr(trial.place, name, value)
 
     def leave(self, owner: str) -> None:
         """Put an owner's trials into nobody's hands: it will not finish them."""
@@ -222,8 +249,9 @@ class Study:
                 self._keep(replace(trial, owner=LEFT))
 
     def beat(self, trial: Trial) -> None:
-        """Say that a trial's owner is alive."""
-        self._storage.set_trial_system_attr(trial.place, BEAT, _now())
+        """Say that a trial's owner is alive, as long as it is its owner."""
+        if self.held(trial):
+            self._storage.set_trial_system_attr(trial.place, BEAT, _now())
 
     def abandoned(self, trial: Trial) -> bool:
         """Whether a trial's owner is dead, as far as can be seen from here."""
@@ -232,7 +260,7 @@ class Study:
         if (seen := alive(trial.owner)) is not None:
             return not seen
         frozen = self._study.get_trials(deepcopy=False)[trial.number]
-        now, beat = time.monotonic(), int(frozen.system_attrs.get(BEAT, trial.turn))
+        now, beat = time.monotonic(), (trial.owner, trial.turn, int(frozen.system_attrs.get(BEAT, 0)))
         if trial.number not in self._beats or self._beats[trial.number][0] != beat:
             self._beats[trial.number] = (beat, now)
         return now - self._beats[trial.number][1] > STALE_S

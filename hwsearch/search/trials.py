@@ -1,31 +1,34 @@
 """One worker's part in a study: take what is to be trained next, train it, write down what it scored.
 
 What is next, in this order: a trial whose worker has died, from its last checkpoint; a trial that goes on to its next
-rung; a new one. A worker sees its own results in the order in which it took them up, however fast they were: proposals
-of a single worker are then a function of the seed, and a run that is taken up again equals an undisturbed one.
+rung; a new one. A worker sees its own results in the order in which they would come if all work went at one speed,
+however fast it went: proposals of a single worker are then a function of the seed, and a run that is taken up again
+equals an undisturbed one. Hardly any process waits for that order.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import BrokenExecutor, Future, wait
 from pathlib import Path
 from typing import NamedTuple
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import Job, ProxyScore
+from hwsearch.distill.job import Job, ProxyScore, work_of
 from hwsearch.errors import TrainingError
-from hwsearch.search.owner import membership
+from hwsearch.search.owner import LEFT, membership
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Proposer
 from hwsearch.search.result import scored
 from hwsearch.search.rungs import beaten, promoted
 from hwsearch.search.sampler import Sampler
-from hwsearch.search.study import Study, Trial
+from hwsearch.search.storage import reachable
+from hwsearch.search.study import Record, Study, Trial
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
 BEAT_S = 15.0  # between signs of life
+DEATHS = 3  # of those who trained a trial, after which it is given up: it may be what kills them
 
 
 class Climb(NamedTuple):
@@ -47,6 +50,7 @@ class Trials:
         state_of: where a student's state is kept, by its trial's number and its architecture.
         at_once: how many are under way at the same time.
         progress: who is told.
+        until: when no further rung is begun, in seconds since 1970.
 
     Attributes:
         exhausted: the space inside the budget is used up.
@@ -62,13 +66,13 @@ class Trials:
         state_of: Callable[[int, Architecture], Path],
         at_once: int,
         progress: Progress,
+        until: float | None = None,
     ) -> None:
         self.plan, self.proposer, self.study, self.trainer = plan, proposer, study, trainer
         self.state_of, self.at_once, self.progress = state_of, at_once, progress
         self.sampler = Sampler(plan.wishes.seed, proposer.corners())
         self.exhausted, self.trained = False, 0
-        self._ended_at: float | None = None if plan.wishes.minutes is None else 60 * plan.wishes.minutes
-        self._started = time.monotonic()
+        self._until, self._clock = until, 0.0  # the clock counts work
 
     def run(self, tell: Callable[[str], None] = lambda _: None) -> list[Trial]:
         """Train until nothing is left to train, and return all trials of the study. `tell` is told where it is.
@@ -76,16 +80,20 @@ class Trials:
         Raises:
             RunError: a training process was killed, or the disk is full: the study is as it was before its rung.
         """
-        with membership() as owner:
+        with reachable(self.study.address), membership() as owner:
             try:
                 return self._run(owner, tell)
-            except BaseException:
-                self.study.leave(owner)  # this process may live on
+            except BaseException as error:
+                if not isinstance(error.__cause__, BrokenExecutor):  # that counts as a death
+                    self.study.leave(owner)  # this process may live on
                 raise
 
     def _run(self, owner: str, tell: Callable[[str], None]) -> list[Trial]:
         climbing: list[Climb] = []
         last_beat = time.monotonic()
+        with self.study.alone():
+            self.study.tidy()
+            self._clock = max((self._begun(trial) for trial in self.study.trials()), default=0.0)
         while True:
             while len(climbing) < self.at_once and (climb := self._next(owner)) is not None:
                 climbing.append(climb)
@@ -95,14 +103,17 @@ class Trials:
                     time.sleep(1)
                     continue
                 return self.study.trials()
-            first = climbing[0]
+            first = min(climbing, key=lambda climb: (climb.trial.due, climb.trial.number))
             while not wait([first.score], timeout=0.5).done:
                 tell(f"trial {first.trial.number + 1} of {self.plan.wishes.trials}")
                 if time.monotonic() - last_beat > BEAT_S:
                     last_beat = time.monotonic()
-                    for climb in climbing:
-                        self.study.beat(climb.trial)
-            self._note(climbing.pop(0))
+                    with self.study.alone():
+                        for climb in climbing:
+                            self.study.beat(climb.trial)
+            climbing.remove(first)
+            self._clock = first.trial.due
+            self._note(first)
 
     def _next(self, owner: str) -> Climb | None:
         """What to train now, in this owner's hands; None where there is nothing."""
@@ -120,12 +131,25 @@ class Trials:
     def _old(self, trials: list[Trial], owner: str) -> Trial | None:
         """A trial that was begun, to be trained on: a dead worker's, or one that goes on to its next rung."""
         for trial in sorted(trials, key=lambda trial: trial.turn):
-            if self.study.abandoned(trial):
+            if not self.study.abandoned(trial):
+                continue
+            if trial.died + 1 < DEATHS or trial.owner == LEFT:
                 return self.study.take(trial, owner)
+            self.study.end(trial, f"{DEATHS} times the process that trained it was killed, for lack of memory perhaps")
         if self._time_left():
-            for number in promoted(trials, len(self.plan.wishes.rungs), self._over(trials)):
-                return self.study.take(trials[number], owner)
+            for number in promoted(trials, len(self.plan.wishes.rungs), self.plan.budget_ms, self._over(trials)):
+                trial = trials[number]
+                return self.study.take(trial, owner, self._clock + self._work(trial))
         return None
+
+    def _work(self, trial: Record) -> float:
+        """To its next rung."""
+        rungs, rung = self.plan.wishes.rungs, len(trial.losses)
+        return work_of(trial.architecture, rungs[rung] - (rungs[rung - 1] if rung else 0))
+
+    def _begun(self, trial: Trial) -> float:
+        """When what a trial was last seen at began, or was through, by its owner's clock."""
+        return trial.due - self._work(trial) if trial.owner else trial.due
 
     def _new(self, trials: list[Trial], owner: str) -> Trial | None:
         """A student that was not tried yet; None where the space inside the budget has no more."""
@@ -137,7 +161,8 @@ class Trials:
             self.progress.say(f"the space inside the budget is used up after {len(trials)} students")
             return None
         ms = self.plan.price.one(architecture).median_ms
-        trial = self.study.begin(architecture, ms, asked.params, asked.distributions, owner)
+        due = self._clock + self._work(Record(architecture=architecture, ms=ms))
+        trial = self.study.begin(architecture, ms, asked.params, asked.distributions, owner, due)
         self.sampler.kept(asked, trial)
         return trial
 
@@ -153,19 +178,26 @@ class Trials:
     def _note(self, climb: Climb) -> None:
         """Write down what came of a climb, and which trials have lost by it."""
         trial, self.trained = climb.trial, self.trained + 1
+        score: ProxyScore | TrainingError
         try:
             score = result_of(climb.score)
         except TrainingError as error:
-            with self.study.alone():
-                self.study.end(trial, str(error))
-            return
+            score = error
         with self.study.alone():
+            if not self.study.held(trial):
+                self.progress.say(
+                    f"trial {trial.number + 1} was taken over by another worker while this one stood still"
+                )
+                return
+            if isinstance(score, TrainingError):
+                self.study.end(trial, str(score))
+                return
             rungs = len(self.plan.wishes.rungs)
             trial = self.study.passed(trial, scored(self.plan.priced(trial.architecture, trial.number), score))
             if len(trial.losses) == rungs:
                 self.study.end(trial)
             trials = self.study.trials()
-            for number in beaten(trials, rungs):
+            for number in beaten(trials, rungs, self.plan.budget_ms):
                 self.study.end(trials[number])
 
     def _over(self, trials: list[Trial]) -> bool:
@@ -178,4 +210,4 @@ class Trials:
         return any(trial.owner for trial in self.study.trials())
 
     def _time_left(self) -> bool:
-        return self._ended_at is None or time.monotonic() - self._started < self._ended_at
+        return self._until is None or time.time() < self._until

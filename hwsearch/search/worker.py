@@ -17,7 +17,9 @@ import msgspec
 import platformdirs
 
 from hwsearch.distill.job import TaskSpec
+from hwsearch.errors import RunError
 from hwsearch.search.description import Description
+from hwsearch.search.owner import alive
 from hwsearch.search.run import state_of
 from hwsearch.search.study import Study
 from hwsearch.search.trainer import Progress, Trainer
@@ -46,9 +48,12 @@ def join(
         The study's name, how many rungs were trained here, and how many trials there are.
 
     Raises:
-        RunError: the study was begun with something else than this worker has.
+        RunError: the study was begun with something else than this worker has, or its main job ended before the first
+            trial.
     """
     while not (description := Description(study)).ready:
+        if alive(description.main) is False:
+            raise RunError(f"the main job of study {study.name!r} ended before its first trial; start it again")
         progress.stage("waiting for the main job to begin its trials", 1.0)
         time.sleep(1)
     own = {"teacher": teacher, "data": data, "held_out": held_out}
@@ -60,7 +65,16 @@ def join(
         folder = out or platformdirs.user_cache_path("hwsearch") / "studies" / study.name
         progress.say(f"this machine has no {description.folder}; students in training are kept in {folder}")
     (folder / "students").mkdir(parents=True, exist_ok=True)
-    trials = Trials(plan, plan.proposer(facts), study, trainer, partial(state_of, folder), trainer.count, progress)
+    trials = Trials(
+        plan,
+        plan.proposer(facts),
+        study,
+        trainer,
+        partial(state_of, folder),
+        trainer.count,
+        progress,
+        description.until,
+    )
     progress.stage("training", float(plan.wishes.trials))
     found = trials.run(lambda note: progress.at(float(sum(t.ended for t in study.trials())), note=note))
     return {"study": study.name, "rungs": trials.trained, "trials": len(found)}

@@ -23,7 +23,8 @@ from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run
 from hwsearch.search.sampler import START_UP
-from hwsearch.search.study import Study
+from hwsearch.search.study import Study, Trial
+from hwsearch.search.trials import DEATHS
 from hwsearch.units import Budget, parse_budget
 from hwsearch.workload import Workload
 
@@ -473,6 +474,34 @@ def test_a_killed_process_is_one_clear_line_at_any_time(tmp_path: Path, last: in
         search(tmp_path / "run", Killed(last))
     document, _ = search(tmp_path / "run")
     assert (tried(document), document["trials"]["failed"]) == (12, 0)
+
+
+def test_what_kills_its_process_again_and_again_is_given_up(tmp_path: Path) -> None:
+    for _ in range(DEATHS):
+        with pytest.raises(RunError, match="was killed"):
+            search(tmp_path / "run", Killed(0))
+    document, _ = search(tmp_path / "run")
+    assert tried(document) + document["trials"]["failed"] == 12
+    study = Study(tmp_path / "run" / "study.db", "run")
+    failed = [trial for trial in study.trials() if trial.reason]
+    study.close()
+    assert [trial.number for trial in failed] == [0, 1]  # the two that were under way
+    assert "3 times the process" in failed[0].reason
+
+
+def test_results_are_seen_in_the_order_of_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Trial] = []
+    passed = Study.passed
+
+    def noted(self: Study, trial: Trial, result: Any) -> Trial:
+        seen.append(trial)
+        return passed(self, trial, result)
+
+    monkeypatch.setattr(Study, "passed", noted)
+    search(tmp_path / "run")
+    assert [trial.due for trial in seen] == sorted(trial.due for trial in seen)
+    begun_at = [trial.number for trial in seen if not trial.losses]
+    assert begun_at != sorted(begun_at)  # a small student does not wait for a large one that was begun before it
 
 
 class FailingLong(NullTrainer):

@@ -110,6 +110,69 @@ def test_a_beat_that_stands_still_is_nobodys(tmp_path: Path, monkeypatch: pytest
     study.close()
 
 
+def test_a_beat_of_an_earlier_rung_says_nothing_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, later = Study(tmp_path / "study.db", "mine"), [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: later[0])
+    trial = begun(study, "elsewhere/1/2.00/0")
+    study.beat(trial)
+    assert not study.abandoned(trial)
+    trial = study.passed(trial, scored())
+    later[0] += 10 * module.STALE_S  # it waits
+    trial = study.take(trial, "elsewhere/1/2.00/0")
+    assert not study.abandoned(trial)
+    later[0] += 2 * module.STALE_S
+    assert study.abandoned(trial)
+    trial = study.take(trial, "yonder/1/2.00/0")
+    assert not study.abandoned(trial)  # one survivor has taken it up: not for another to do so too
+    study.close()
+
+
+def test_who_lost_a_trial_while_it_stood_still_writes_nothing_into_it(tmp_path: Path) -> None:
+    study = Study(tmp_path / "study.db", "mine")
+    mine = begun(study, "elsewhere/1/2.00/0")
+    assert study.held(mine)
+    theirs = study.take(mine, "yonder/1/2.00/0")
+    assert not study.held(mine)
+    assert theirs.died == 1
+    study.end(study.passed(theirs, scored()))
+    study.beat(mine)  # of an ended trial: Optuna would refuse
+    assert study.trials()[0].ended
+    study.close()
+
+
+def test_what_was_half_ended_is_finished_for_optuna(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study(tmp_path / "study.db", "mine")
+    trial = study.passed(begun(study, "nobody/1/2.00/0"), scored())
+    monkeypatch.setattr(study, "_tell", lambda _: None)  # killed over it
+    study.end(trial)
+    monkeypatch.undo()
+    other = Study(tmp_path / "study.db", "mine")
+    other.tidy()
+    (frozen,) = other._study.get_trials()
+    assert frozen.state.is_finished()
+    assert frozen.user_attrs["quality"] == 0.4
+    study.close()
+    other.close()
+
+
+def test_a_zombie_owns_nothing() -> None:
+    from hwsearch.search.owner import alive
+
+    script = "from hwsearch.search.owner import membership\nwith membership() as name: print(name, flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+    assert child.stdout is not None
+    name = child.stdout.readline().decode().strip()
+    assert alive(name) is True
+    assert alive("x" + name) is None
+    child.kill()
+    deadline = time.monotonic() + 60
+    while alive(name) and time.monotonic() < deadline:  # nobody has reaped it
+        time.sleep(0.01)
+    assert alive(name) is False
+    child.communicate()
+    assert alive(name) is False
+
+
 def test_one_decides_at_a_time(storage: Path | str) -> None:
     Study(storage, "mine").close()
     inside, most = 0, 0

@@ -1,5 +1,6 @@
 """Workers beside the main job, on the null score."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,46 @@ def test_a_worker_with_another_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not begun by hwsearch search"):
         join(empty, lambda _: NullTrainer(), Told())
     empty.close()
+
+
+def test_a_worker_does_not_wait_for_a_main_job_that_died_before_its_first_trial(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", Dying(3))
+    begun = Study(tmp_path / "run" / "study.db", "run")
+    early = Study(tmp_path / "early.db", "early")
+    early.describe(**{name: fact for name, fact in begun.described().items() if name != "at_once"})
+    with pytest.raises(RunError, match=r"main job of study 'early' ended before its first trial"):
+        join(early, lambda _: NullTrainer(), Told())
+    begun.close()
+    early.close()
+
+
+def test_the_main_jobs_minutes_are_the_workers_too(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", Dying(3), minutes=60)
+    study = Study(tmp_path / "run" / "study.db", "run")
+    study.describe(until=time.time() - 1)
+    helper = NullTrainer()
+    join(study, lambda _: helper, Told())
+    assert len(helper.jobs) <= 2  # what was under way is finished, and nothing begun
+    study.close()
+
+
+def test_a_storage_that_goes_away_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", Dying(3))
+    study = Study(tmp_path / "run" / "study.db", "run")
+
+    class Cutting(NullTrainer):
+        """The database is damaged while it trains."""
+
+        def train(self, job: Job):  # type: ignore[no-untyped-def]
+            (tmp_path / "run" / "study.db").write_bytes(b"nothing of the kind")
+            return super().train(job)
+
+    with pytest.raises(RunError, match=r"cannot be reached any more .*the same command goes on"):
+        join(study, lambda _: Cutting(), Told())
+    study.close()
 
 
 class Counting(NullTrainer):
