@@ -17,12 +17,28 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
-    "--candidates", type=click.IntRange(8, 24), default=12, show_default=True, help="Students to train fully."
+    "--candidates",
+    type=click.IntRange(8, 24),
+    default=12,
+    show_default=True,
+    help="Students to train fully; 24 tell more.",
 )
 @click.option("--full-steps", type=click.IntRange(40), help="Of full training; a finalist's by default.")
 @click.option("--ceiling", is_flag=True, help="Train each once more: how well full training agrees with itself.")
+@click.option("--teacher", help="Folder of the teacher, if it has moved since the run.")
+@click.option("--data", type=click.Path(path_type=Path), help="Text, likewise.")
+@click.option("--eval", "held_out", type=click.Path(path_type=Path), help="Held-out text, likewise.")
 @json_option
-def fidelity(folder: Path, candidates: int, full_steps: int | None, ceiling: bool, as_json: bool) -> None:
+def fidelity(
+    folder: Path,
+    candidates: int,
+    full_steps: int | None,
+    ceiling: bool,
+    teacher: str | None,
+    data: Path | None,
+    held_out: Path | None,
+    as_json: bool,
+) -> None:
     """Does a short run rank students as full training does? Trains some of a run's space to the end."""
     from hwsearch.distill.workers import Workers, ffn_dimensions_of
     from hwsearch.files import pretty, write_text
@@ -34,14 +50,15 @@ def fidelity(folder: Path, candidates: int, full_steps: int | None, ceiling: boo
     study = open_study(folder)
     description = Description(study)
     study.close()
-    workers = Workers(description.spec)
+    spec = description.spec_with(teacher, data, held_out)
+    workers = Workers(spec)
     try:
         with Progress() as progress:
             facts, plan = description.open(workers, progress)
             document = measure(
                 plan,
                 facts,
-                description.spec,
+                spec,
                 workers,
                 progress,
                 folder / "fidelity",
@@ -55,7 +72,7 @@ def fidelity(folder: Path, candidates: int, full_steps: int | None, ceiling: boo
     write_text(folder / "fidelity.json", pretty(document))
     if (folder / "summary.json").is_file():
         write_page(folder / "report.html", stored_summary(folder), stored_trials(folder))
-    if keep(facts.digest, document):
+    if keep(facts.subject, document):
         note(f"{document['steps']} steps rank as full training for this teacher and text: --steps auto takes them")
     if as_json:
         print_json(document)

@@ -119,7 +119,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         with Progress() as progress:
             progress.say(f"workload: {wishes.workload}, {wishes.workload.tokens:,} tokens")
             if options["steps"] == "auto":
-                wishes = measured_steps(wishes, result_of(workers.open()).digest, progress)
+                wishes = measured_steps(wishes, result_of(workers.open()).subject, progress)
             folder, document = run_search(
                 profile,
                 target,

@@ -42,10 +42,9 @@ def worker(
         return pools[-1]
 
     joined = Study(storage, study, make=False)
-    own = [str(Path(path).resolve()) if path else "" for path in (teacher, data, held_out)]
     try:
         with Progress() as progress:
-            found = join(joined, make_trainer, progress, own[0], own[1], own[2], out)
+            found = join(joined, make_trainer, progress, teacher, data, held_out, out)
     finally:
         for pool in pools:
             pool.close()

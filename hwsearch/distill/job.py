@@ -69,6 +69,7 @@ class Facts(msgspec.Struct, frozen=True):
         sensitivities: KL to itself of the teacher with one part in int8, a pair (attention, feed-forward) for each
             layer.
         blocks: of the teacher's outputs.
+        subject: hash of what decides how far short runs may be trusted: the same for any seed and amount of text.
     """
 
     teacher: str
@@ -79,6 +80,7 @@ class Facts(msgspec.Struct, frozen=True):
     quality: float = 0.0
     layers: dict[int, tuple[int, ...]] = {}
     sensitivities: tuple[tuple[float, float], ...] = ()
+    subject: str = ""
 
 
 class Job(msgspec.Struct, frozen=True):

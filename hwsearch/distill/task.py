@@ -127,7 +127,11 @@ class Workshop:
         settings = msgspec.json.encode(
             (__version__, spec.sequence, spec.chunks, spec.held_out_chunks, spec.recipe, spec.scheme)
         )
-        self.digest = hashlib.sha256(f"{self.teacher.digest} {corpus.digest} ".encode() + settings).hexdigest()[:16]
+        sources = f"{self.teacher.digest} {corpus.digest} ".encode()
+        self.digest = hashlib.sha256(sources + settings).hexdigest()[:16]
+        recipe = msgspec.structs.replace(spec.recipe, seed=0)
+        kind = msgspec.json.encode((__version__, spec.sequence, recipe, spec.scheme))
+        self.subject = hashlib.sha256(sources + kind).hexdigest()[:16]
         self.folder = platformdirs.user_cache_path("hwsearch") / "tasks" / self.digest
         self.tokens = self._tokens(corpus)
         self._task: Task | None = None
@@ -135,7 +139,7 @@ class Workshop:
     def facts(self) -> Facts:
         """What is known before anything was computed."""
         architecture = architecture_of(self.teacher.model.config, Precision.FP32)
-        return Facts(self.teacher.name, self.digest, architecture, self.corpus, self._blocks)
+        return Facts(self.teacher.name, self.digest, architecture, self.corpus, self._blocks, subject=self.subject)
 
     @property
     def _blocks(self) -> int:

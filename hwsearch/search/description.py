@@ -66,6 +66,11 @@ class Description:
         self.main, self.until = self._known["main"], self._known.get("until")
         self.ready = "at_once" in self._known
 
+    def spec_with(self, teacher: Path | str | None, data: Path | None, held_out: Path | None) -> TaskSpec:
+        """The task, of files that may lie elsewhere here than where the study was begun."""
+        own = {"teacher": teacher, "data": data, "held_out": held_out}
+        return msgspec.structs.replace(self.spec, **{k: str(Path(path).resolve()) for k, path in own.items() if path})
+
     def open(self, trainer: Trainer, progress: Progress) -> tuple[Facts, Plan]:
         """The task on this machine, complete, and what the price decides, as the main job has it.
 

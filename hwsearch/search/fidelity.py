@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +20,11 @@ import numpy as np
 import platformdirs
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import Facts, Job, TaskSpec
+from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec
+from hwsearch.errors import RunError, TrainingError
 from hwsearch.files import pretty, read_json, read_or_drop, write_text
 from hwsearch.search.plan import RUNGS, Plan, Wishes
-from hwsearch.search.proposer import RATIOS
+from hwsearch.search.proposer import RATIOS, Given
 from hwsearch.search.rank import Agreement, agreement
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
@@ -31,7 +32,9 @@ SHARES = (0.05, 0.08, 0.1, 0.15, 0.2, 0.3, RUNGS[-1])  # of full training: lengt
 PASSES = {"tau": 0.9, "tau_low": 0.8, "tau_band": 0.75, "tau_band_low": 0.5}  # at least
 NEAR = 0.045  # either way from the band's middle
 CLOSE = (0.05, 0.004)  # to a wanted latency, in log: of the spread ones, of those in the band
+WIDEST = (1.0, 0.05)  # to a wanted latency, and to the band's middle: farther off, the space has no more there
 TRIES = 20  # proportions before another depth is drawn
+LEAST = 8  # students; fewer say nothing of an order
 
 
 class Candidate(NamedTuple):
@@ -60,9 +63,16 @@ class Length(msgspec.Struct, frozen=True):
 
 
 def stratified(
-    plan: Plan, facts: Facts, spread: int, band: int, most_ms: float, middle_ms: float, seed: int = 0
+    plan: Plan,
+    facts: Facts,
+    spread: int,
+    band: int,
+    most_ms: float,
+    middle_ms: float,
+    seed: int = 0,
+    strain: float = 1.0,
 ) -> list[Candidate]:
-    """Students of random depth, proportions and share of int8.
+    """Students of random depth, proportions and share of int8; fewer than wanted where the space has no more.
 
     Args:
         plan: of the search.
@@ -71,6 +81,7 @@ def stratified(
         band: how many lie within 10 % of one another around `middle_ms`; they come last.
         most_ms, middle_ms: latencies.
         seed: of the draw.
+        strain: on the budget at most, as `Plan.strain`: 1 for what a search may train.
     """
     proposer = plan.proposer(facts)
     rng = np.random.default_rng(seed)
@@ -79,24 +90,36 @@ def stratified(
     wanted += [(ms, True) for ms in middle_ms * rng.uniform(1 - NEAR, 1 + NEAR, band)]
     shares = (0.0, 0.5, 1.0) if len(plan.space.precisions) > 1 else (0.0,)
     found: list[Candidate] = []
+    exhausted: set[bool] = set()
     for ms, inside in wanted:
-        near = CLOSE[inside]
+        if inside in exhausted:
+            continue
+        near, repeats = CLOSE[inside], 0
         depth = int(rng.choice(plan.space.depths))
         for attempt in count(1):
             if attempt % TRIES == 0:
                 depth = int(rng.choice(plan.space.depths))
                 near *= 1.2 if attempt > 20 * TRIES else 1.0
+                if near > WIDEST[inside] or repeats > TRIES:
+                    exhausted.add(inside)
+                    break
             heads, ffn = np.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1]), 2)).tolist()
             precisions = proposer.plan(depth, float(rng.choice(shares)))
             options = [o for o in proposer.options(depth, heads, ffn, precisions) if plan.admits(o)]
+            if strain < np.inf and options:
+                options = [o for o, s in zip(options, plan.strain(options), strict=True) if s <= strain]
             if not options:
                 continue
             prices = plan.price(options).median_ms
             off = np.abs(np.log(prices / ms))
+            if inside:
+                off[np.abs(np.log(prices / middle_ms)) > WIDEST[1]] = np.inf
             best = int(off.argmin())
-            if off[best] < near and all(options[best] != other.architecture for other in found):
-                found.append(Candidate(options[best], float(prices[best]), inside))
-                break
+            if off[best] < near:
+                if all(options[best] != other.architecture for other in found):
+                    found.append(Candidate(options[best], float(prices[best]), inside))
+                    break
+                repeats += 1
     return found
 
 
@@ -125,10 +148,16 @@ def measure(
         full_steps: of full training.
         second: train them once more with the text in another order: how well full agrees with itself.
         features: for `Trainer.run`: the feed-forward dimensions of a student.
+
+    Raises:
+        RunError: there are too few students inside the budget, or too few can be trained.
     """
     band = max(3, round(0.4 * candidates))
-    budget = plan.budget_ms
-    students = stratified(plan, facts, candidates - band, band, budget, 0.9 * budget)
+    proposer = plan.proposer(facts)
+    fullest = [a for corner in proposer.corners() if (a := proposer(Given(corner), ())) is not None]
+    most = float(plan.price(fullest).median_ms.max())
+    students = stratified(plan, facts, candidates - band, band, most, 0.9 * most)
+    _enough(len(students), "lie inside the budget: widen --depth, --width, --heads, --ffn or --budget of the run")
     shorts = sorted({max(2, int(share * full_steps)) for share in SHARES})
     marks = (0, *shorts)
     cool = int(RUNGS[-1] * full_steps)
@@ -147,9 +176,14 @@ def measure(
     while waiting:
         waiting = set(wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).not_done)
         progress.at(float(len(futures) - len(waiting)))
-    scores = [result_of(future) for future in futures]
-    curves = [dict(score.curve) for score in scores[: len(students)]]
-    full = [score.loss for score in scores[: len(students)]]
+    found = [_score(future) for future in futures]
+    trained = [i for i in range(len(students)) if all(found[i :: len(students)])]
+    failed = len(students) - len(trained)
+    _enough(len(trained), f"can be trained, {failed} cannot")
+    scores, again = ([s for i in trained if (s := found[part + i])] for part in (0, len(found) - len(students)))
+    students, dimensions = [students[i] for i in trained], [dimensions[i] for i in trained]
+    curves = [dict(score.curve) for score in scores]
+    full = [score.loss for score in scores]
     inside = [student.band for student in students]
 
     def judged(score: Sequence[float]) -> tuple[Agreement | None, Agreement | None]:
@@ -169,9 +203,10 @@ def measure(
         "feed-forward PCA dimensions": [-float(result_of(d) or 0) for d in dimensions],
     }
     baselines = {name: judged(score) for name, score in free.items()}
-    ceiling = agreement([score.loss for score in scores[len(students) :]], full) if second else None
+    ceiling = agreement([score.loss for score in again], full) if second else None
     return {
         "candidates": len(students),
+        "failed": failed,
         "band": sum(inside),
         **_shown(chosen.all, chosen.band),
         "baselines": {name: _shown(*found) for name, found in baselines.items()},
@@ -192,9 +227,22 @@ def measure(
                 "curve": score.curve,
                 **{name: values[i] for name, values in free.items()},
             }
-            for i, (student, loss, score) in enumerate(zip(students, full, scores, strict=False))
+            for i, (student, loss, score) in enumerate(zip(students, full, scores, strict=True))
         ],
     }
+
+
+def _score(future: Future[ProxyScore]) -> ProxyScore | None:
+    """None where the student cannot be trained."""
+    try:
+        return result_of(future)
+    except TrainingError:
+        return None
+
+
+def _enough(count: int, what: str) -> None:
+    if count < LEAST:
+        raise RunError(f"{LEAST} students at least tell an order; {count} {what}")
 
 
 def length(steps: int, full_steps: int, whole: Agreement | None, band: Agreement | None, evaluation: float) -> Length:
@@ -218,31 +266,43 @@ def _shown(whole: Agreement | None, band: Agreement | None) -> dict[str, Any]:
     }
 
 
-def keep(task: str, document: dict[str, Any]) -> bool:
-    """Keep what was found for a teacher and text, for the reports of their runs and `--steps auto`; says whether a
-    short run passes."""
+def keep(subject: str, document: dict[str, Any]) -> bool:
+    """Keep what was found for a teacher and text (`Facts.subject`), for the reports of their runs and `--steps auto`;
+    says whether a short run passes."""
     found = {name: value for name, value in document.items() if name != "rows"}
-    write_text(_path(task), pretty({**found, "measured": time.time()}))
+    write_text(_path(subject), pretty({**found, "measured": time.time()}))
     return bool(document["passes"])
 
 
-def kept(task: str) -> dict[str, Any] | None:
+def kept(subject: str) -> dict[str, Any] | None:
     """What was found for a teacher and text, but for the rows; None where it was not measured."""
-    return read_or_drop(_path(task), read_json)
+    return read_or_drop(_path(subject), read_json)
 
 
-def measured_steps(wishes: Wishes, task: str, progress: Progress) -> Wishes:
-    """The wishes with the shortest run that passes for a teacher and text; as they are where it was not measured."""
-    found = kept(task)
-    if found is None or not found["passes"]:
+def measured_steps(wishes: Wishes, subject: str, progress: Progress) -> Wishes:
+    """The wishes with the shortest run that passes for a teacher and text; as they are where none is known to."""
+    found = kept(subject)
+    if found is None:
         progress.say(
             f"no short run is known to rank this teacher's students on this text: {wishes.steps} steps are taken. "
             "Measure some on this run once it is done: hwsearch fidelity DIR"
         )
         return wishes
+    if not found["passes"]:
+        progress.say(f"{trust(wishes.steps, found)}; {wishes.steps} steps are taken")
+        return wishes
     progress.say(f"{found['steps']} of {found['full_steps']} steps rank as full training does (hwsearch fidelity)")
     return msgspec.structs.replace(wishes, steps=found["steps"], full_steps=found["full_steps"])
 
 
-def _path(task: str) -> Path:
-    return platformdirs.user_cache_path("hwsearch") / "fidelity" / f"{task}.json"
+def trust(steps: int, found: dict[str, Any] | None) -> str | None:
+    """What speaks against a first rung of so many steps, by what was found; None where nothing does."""
+    if found is None or (found["passes"] and found["steps"] <= steps):
+        return None
+    if found["passes"]:
+        return f"{found['steps']} steps at least rank as full training does, by hwsearch fidelity; got {steps}"
+    return f"no short run up to {SHARES[-1]:.0%} of full ranks as full training does, by hwsearch fidelity"
+
+
+def _path(subject: str) -> Path:
+    return platformdirs.user_cache_path("hwsearch") / "fidelity" / f"{subject}.json"

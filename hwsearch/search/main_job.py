@@ -16,7 +16,7 @@ from hwsearch.errors import NothingFits
 from hwsearch.files import pretty, write_text
 from hwsearch.search.description import describe
 from hwsearch.search.engine import Engine, Outcome
-from hwsearch.search.fidelity import kept
+from hwsearch.search.fidelity import kept, trust
 from hwsearch.search.measured import Measurer
 from hwsearch.search.owner import membership
 from hwsearch.search.plan import Plan, Wishes
@@ -114,6 +114,9 @@ def _search(
             return run.folder, stored
         facts = complete(trainer, facts, progress)
         progress.say(f"teacher: {METRICS[facts.architecture.head]} {facts.quality:.1%} on select")
+        known = kept(facts.subject)
+        if warning := trust(wishes.steps, known):
+            progress.say(f"{warning}. Students may be stopped too early; --steps auto takes what is known")
         study = Study(storage or run.path("study.db"), name or run.name)
         try:
             with membership() as main, reachable(study.address):
@@ -126,7 +129,7 @@ def _search(
         document = {
             **summarise(study.name, plan, outcome, time.monotonic() - started),
             "asked_trials": outcome.asked,
-            "fidelity": kept(facts.digest),
+            "fidelity": known,
         }
         deliver(run, outcome, document)
         write_text(run.path("summary.json"), pretty(document))

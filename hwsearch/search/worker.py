@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import platformdirs
 
 from hwsearch.distill.job import TaskSpec
@@ -30,9 +29,9 @@ def join(
     study: Study,
     make_trainer: Callable[[TaskSpec], Trainer],
     progress: Progress,
-    teacher: str = "",
-    data: str = "",
-    held_out: str = "",
+    teacher: str | None = None,
+    data: Path | None = None,
+    held_out: Path | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Work on a study until nothing is left to train.
@@ -56,9 +55,7 @@ def join(
             raise RunError(f"the main job of study {study.name!r} ended before its first trial; start it again")
         progress.stage("waiting for the main job to begin its trials", 1.0)
         time.sleep(1)
-    own = {"teacher": teacher, "data": data, "held_out": held_out}
-    own = {name: path for name, path in own.items() if path}
-    trainer = make_trainer(msgspec.structs.replace(description.spec, **own))
+    trainer = make_trainer(description.spec_with(teacher, data, held_out))
     facts, plan = description.open(trainer, progress)
     folder = out or description.folder
     if not folder.is_dir():

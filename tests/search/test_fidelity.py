@@ -1,14 +1,18 @@
 """Agreement of orders, and a whole fidelity run on the null score."""
 
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from scipy.stats import kendalltau
 
+from hwsearch.distill.job import Job, ProxyScore
+from hwsearch.errors import RunError, TrainingError
 from hwsearch.profiles import find_profile
 from hwsearch.search import fidelity
-from hwsearch.search.fidelity import keep, kept, measure, measured_steps, stratified
+from hwsearch.search.fidelity import keep, kept, measure, measured_steps, stratified, trust
 from hwsearch.search.null import TEACHER, NullTrainer
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.rank import agreement, stages
@@ -44,10 +48,9 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         x = rng.normal(size=count)
         return x.tolist(), (x + 0.5 * rng.normal(size=count)).tolist()
 
-    whole = agreement(*draw(400))
-    assert whole is not None
+    whole = kendalltau(*draw(2000))[0]
     found = [agreement(*draw(24)) for _ in range(120)]
-    covered = np.mean([a is not None and a.low <= whole.tau <= a.high for a in found])
+    covered = np.mean([a is not None and a.low <= whole <= a.high for a in found])
     assert 0.68 < covered < 0.92
 
 
@@ -79,6 +82,61 @@ def test_candidates_are_spread_and_banded(plan: Plan) -> None:
     assert len({c.architecture.depth for c in found}) > 2
 
 
+def test_only_what_a_search_may_train_is_judged(plan: Plan) -> None:
+    """On a profile made without the board, the median of what fits lies far under the budget."""
+    facts = NullTrainer().finish().result()
+    found = stratified(plan, facts, 6, 4, 0.7 * plan.budget_ms, 0.6 * plan.budget_ms)
+    assert plan.strain([c.architecture for c in found]).max() <= 1.0
+    beyond = stratified(plan, facts, 2, 0, plan.budget_ms, plan.budget_ms, strain=np.inf)
+    assert plan.strain([c.architecture for c in beyond]).max() > 1.0
+
+
+def test_a_space_of_few_students_is_an_error_and_no_endless_search(tmp_path: Path) -> None:
+    from hwsearch.distill.job import TaskSpec
+
+    orin = find_profile("jetson-orin")
+    wishes = Wishes(Budget(ms=500.0), BULK, depths=(3,), widths=(64,), heads=(2,), ffns=(128, 160))
+    small = Plan(wishes, orin, orin.target(), TEACHER)
+    trainer = NullTrainer()
+    with pytest.raises(
+        RunError, match=r"8 students at least tell an order; [1-6] lie inside the budget: widen --depth"
+    ):
+        measure(
+            small, trainer.finish().result(), TaskSpec(), trainer, Told(), tmp_path, 12, 1000, False, lambda *_: None
+        )
+
+
+class Diverging(NullTrainer):
+    """Every third student cannot be trained."""
+
+    def train(self, job: Job) -> Future[ProxyScore]:
+        future = super().train(job)
+        if len(self.jobs) % 3 == 0:
+            future = Future()
+            future.set_exception(TrainingError("the training diverged"))
+        return future
+
+
+def test_what_diverges_is_left_out_and_counted(plan: Plan, tmp_path: Path) -> None:
+    from hwsearch.distill.job import TaskSpec
+
+    trainer = Diverging()
+    facts = trainer.finish().result()
+    document = measure(plan, facts, TaskSpec(), trainer, Told(), tmp_path, 12, 1000, True, lambda *_: None)
+    assert (document["candidates"], document["failed"], len(document["rows"])) == (8, 4, 8)
+    assert document["ceiling"] == pytest.approx(1.0)
+    with pytest.raises(RunError, match="7 can be trained, 3 cannot"):
+        measure(plan, facts, TaskSpec(), Diverging(), Told(), tmp_path, 10, 1000, False, lambda *_: None)
+
+
+def test_a_first_rung_that_is_too_early_is_told() -> None:
+    passing = {"passes": True, "steps": 300, "full_steps": 1000}
+    assert trust(300, passing) is None
+    assert trust(160, None) is None
+    assert "300 steps at least" in str(trust(160, passing))
+    assert "no short run" in str(trust(160, {**passing, "passes": False}))
+
+
 def test_fidelity_of_the_null_score(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The formula's short runs rank as its long ones do; parameters do not."""
     from hwsearch.distill.job import TaskSpec
@@ -99,13 +157,14 @@ def test_fidelity_of_the_null_score(plan: Plan, tmp_path: Path, monkeypatch: pyt
     assert len(document["rows"]) == 12
     assert len(trainer.jobs) == 24  # each with the text in two orders
     told = Told()
-    assert measured_steps(plan.wishes, facts.digest, told) == plan.wishes
+    assert measured_steps(plan.wishes, facts.subject, told) == plan.wishes
     assert any("hwsearch fidelity DIR" in line for line in told.said)
-    assert keep(facts.digest, document)
-    found = measured_steps(plan.wishes, facts.digest, told)
+    assert keep(facts.subject, document)
+    found = measured_steps(plan.wishes, facts.subject, told)
     assert (found.steps, found.long_steps, found.rungs) == (50, 1000, (50, 400))
     assert not keep("other", {**document, "passes": False})
     assert measured_steps(plan.wishes, "other", told) == plan.wishes
-    again = kept(facts.digest)
+    assert "no short run up to 40% of full" in told.said[-1]
+    again = kept(facts.subject)
     assert again is not None
     assert again["lengths"] == document["lengths"]
