@@ -132,7 +132,8 @@ class Workshop:
         recipe = msgspec.structs.replace(spec.recipe, seed=0)
         kind = msgspec.json.encode((__version__, spec.sequence, recipe, spec.scheme))
         self.subject = hashlib.sha256(sources + kind).hexdigest()[:16]
-        self.folder = platformdirs.user_cache_path("hwsearch") / "tasks" / self.digest
+        self._cache = platformdirs.user_cache_path("hwsearch")
+        self.folder = self._cache / "tasks" / self.digest
         self.tokens = self._tokens(corpus)
         self._task: Task | None = None
 
@@ -228,7 +229,8 @@ class Workshop:
         return {name: stored[name].numpy() for name in SPLITS}
 
     def _outputs(self, split: Split, part: slice = slice(None)) -> Outputs:
-        return teacher_outputs(self.teacher, self.tokens[split][part], self.folder, self.device)
+        """Kept by content: searches for other devices, of other seeds or lengths share what they have in common."""
+        return teacher_outputs(self.teacher, self.tokens[split][part], self._cache / "outputs", self.device)
 
     def _held_out(self, split: Split) -> HeldOut:
         return HeldOut(self.teacher.objective, self.tokens[split], self._outputs(split))

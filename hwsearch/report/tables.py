@@ -29,6 +29,7 @@ COLUMNS = (
     "high_ms",
     "extrapolated",
     "loss",
+    "expected_loss",
     "quality",
     "quality_low",
     "quality_high",
@@ -46,7 +47,7 @@ def row_of(result: Result) -> dict[str, Any]:
     shape = {"depth": a.depth, "width": a.width, "heads": layer.heads, "kv_heads": layer.kv_heads, "ffn": layer.ffn}
     scores = {
         name: getattr(result, name)
-        for name in ("loss", "quality", "quality_low", "quality_high", "retention", "steps", "seconds")
+        for name in ("loss", "expected_loss", "quality", "quality_low", "quality_high", "retention", "steps", "seconds")
     }
     return {
         "trial": result.trial,
@@ -139,8 +140,8 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
     if folder is not None:
         counts = document["trials"]
         out.print(
-            f"{counts['complete'] + counts['stopped']} students trained, {counts['stopped']} of them stopped by better "
-            f"ones of their band, {counts['infeasible']} priced and refused as too slow or too large, "
+            f"{counts['complete'] + counts['stopped']} students trained, {counts['stopped']} of them stopped before "
+            f"the last rung, {counts['infeasible']} priced and refused as too slow or too large, "
             f"{counts['failed']} failed; this session took {format_seconds(document['seconds'])}"
         )
         out.print(f"report: {folder / 'report.html'}   student: {folder / 'chosen'}")

@@ -12,8 +12,11 @@ import numpy as np
 
 from hwsearch.architecture import Architecture
 from hwsearch.latency.estimator import Estimates
+from hwsearch.precision import Precision
 from hwsearch.space import SearchSpace
 from hwsearch.units import format_ms
+
+WHOLE = "the teacher in int8"
 
 
 class HandMade(msgspec.Struct, frozen=True):
@@ -34,11 +37,21 @@ def hand_made(
     space: SearchSpace, price: Callable[[Sequence[Architecture]], Estimates], latency_ms: float
 ) -> tuple[list[HandMade], dict[str, str]]:
     """Every other layer, and uniform width, each in the uniform precision that lets it be widest inside `latency_ms`;
-    and why one is missing, by name.
+    the whole teacher in int8, which is as large as it is; and why one is missing, by name.
     """
     depth = space.teacher.depth
     made, missing = [], {}
-    for name, layers in (("every other layer", tuple(range(0, depth, 2))), ("uniform width", tuple(range(depth)))):
+    every, other = tuple(range(depth)), tuple(range(0, depth, 2))
+    if Precision.INT8 in space.precisions:
+        shape = space.teacher.layers[0]
+        plan = [(Precision.INT8, Precision.INT8)] * depth
+        whole = space.build(depth, space.teacher.width, (shape.heads, shape.kv_heads), shape.ffn, plan)
+        takes = float(price([whole]).median_ms[0])
+        if takes <= latency_ms:
+            made.append(HandMade(WHOLE, whole, every))
+        else:
+            missing[WHOLE] = f"takes {format_ms(takes)}"
+    for name, layers in (("every other layer", other), ("uniform width", every)):
         options = _scaled(space, len(layers))
         median = price(options).median_ms
         inside = np.flatnonzero(median <= latency_ms)

@@ -45,7 +45,7 @@ class Outcome(msgspec.Struct):
         baselines: hand-made students by name, judged on *report*.
         missing_baselines: why a hand-made student is missing, by name.
         trials: every finished trial, in order.
-        stopped: trials of these that others of their band have beaten before the last rung.
+        stopped: trials of these that have not come to the last rung: others of their band were better, or time was up.
         infeasible: distinct architectures that were priced and met neither the budget nor the other limits.
         failed: trials whose training failed.
         stages: how well shorter runs had ordered the students that were trained on, `rank.stages`.
@@ -188,7 +188,7 @@ class Engine:
         """In the order that they are to be finalists: of those that have passed the last rung, the best of the front
         across the band under the budget first."""
         edge = best = front([r for r in results if r.steps >= self.plan.wishes.rungs[-1]])
-        others = sorted((r for r in results if r not in edge), key=lambda r: r.loss or 0.0)
+        others = sorted((r for r in results if r not in edge), key=lambda r: r.rank or 0.0)
         # The upper half of the front holds the best inside the budget, all of it the fastest that is good enough; what
         # is left of the places goes to the next best.
         if self.plan.wishes.min_quality is None and len(best) > FINALISTS:

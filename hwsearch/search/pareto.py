@@ -13,8 +13,7 @@ T = TypeVar("T")
 
 def front(results: Sequence[Result]) -> list[Result]:
     """Those with a lower loss than everything that is as fast or faster, the fastest first."""
-    known = [(result.latency.median_ms, result.loss, result) for result in results if result.loss is not None]
-    return unbeaten(known)
+    return unbeaten((r.latency.median_ms, rank, r) for r in results if (rank := r.rank) is not None)
 
 
 def unbeaten(points: Iterable[tuple[float, float, T]]) -> list[T]:

@@ -21,7 +21,8 @@ class Result(msgspec.Struct, frozen=True):
         latency: on the target.
         size_mib: of the stored weights.
         memory_mib: of weights, the widest activations of one pass, and keys and values.
-        loss: held-out KL to the teacher, nats a token; None until trained.
+        loss: held-out KL to the teacher after so many `steps`, nats a token; None until trained.
+        expected_loss: as it would be after as many steps as the furthest trials had; None where it is not of a trial.
         quality, quality_low, quality_high: held-out next-token accuracy and its 90 % interval.
         retention, retention_low, retention_high: of the teacher's accuracy.
         steps, seconds: of training.
@@ -35,6 +36,7 @@ class Result(msgspec.Struct, frozen=True):
     size_mib: float
     memory_mib: float
     loss: float | None = None
+    expected_loss: float | None = None
     quality: float | None = None
     quality_low: float | None = None
     quality_high: float | None = None
@@ -45,6 +47,11 @@ class Result(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     curve: tuple[tuple[int, float], ...] = ()
     predicted: Latency | None = None
+
+    @property
+    def rank(self) -> float | None:
+        """The loss by which it is set beside others; None until trained."""
+        return self.loss if self.expected_loss is None else self.expected_loss
 
     def to_json(self) -> dict[str, Any]:
         """The contract's form: the architecture carries its id, depth and parameters."""
@@ -62,7 +69,7 @@ def scored(result: Result, score: ProxyScore) -> Result:
     """A priced architecture with its score."""
     names = ("loss", "quality", "quality_low", "quality_high", "retention", "retention_low", "retention_high")
     found = {name: getattr(score, name) for name in (*names, "steps", "seconds", "curve")}
-    return msgspec.structs.replace(result, **found)
+    return msgspec.structs.replace(result, expected_loss=None, **found)
 
 
 def memory_mib(architecture: Architecture, workload: Workload) -> float:

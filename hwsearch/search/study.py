@@ -92,10 +92,12 @@ class Trial(Record, frozen=True, kw_only=True):
 
 
 def results_of(trials: Sequence[Trial], rungs: int) -> list[Result]:
-    """The results of what was trained, with losses that compare whatever rung each has reached."""
+    """The results of what was trained, with expected losses that compare whatever rung each has reached."""
     known = [trial for trial in trials if trial.result is not None and not trial.reason]
     losses = leveled([trial.losses for trial in known], rungs)
-    return [replace(trial.result, loss=loss) for trial, loss in zip(known, losses, strict=True) if trial.result]
+    return [
+        replace(trial.result, expected_loss=loss) for trial, loss in zip(known, losses, strict=True) if trial.result
+    ]
 
 
 class Study:

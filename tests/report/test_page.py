@@ -154,7 +154,7 @@ def test_tables_hold_every_trial(found: tuple[dict[str, Any], Outcome], tmp_path
     assert list(trials.columns) == list(COLUMNS)
     assert list(trials["trial"]) == [r.trial for r in outcome.trials]
     assert list(front["architecture"]) == [r["architecture"]["id"] for r in document["front"]]
-    assert front["loss"].is_monotonic_decreasing
+    assert front["expected_loss"].is_monotonic_decreasing
     assert front["median_ms"].is_monotonic_increasing
 
 

@@ -519,7 +519,7 @@ def test_long_runs_that_fail_are_left_out(tmp_path: Path) -> None:
     document, outcome = search(tmp_path / "run", FailingLong())
     assert outcome is not None
     assert len(outcome.finalists) == 2
-    assert document["missing_baselines"] == {"every other layer": "the training diverged"}
+    assert document["missing_baselines"]["every other layer"] == "the training diverged"
     assert set(document["baselines"]) == {"uniform width"}
 
 
