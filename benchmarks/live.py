@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -90,6 +91,8 @@ def full_run(seed: int, architecture: Architecture, layers: tuple[int, ...] | No
 def ours(seed: int) -> dict[str, Any]:
     """The README's command: its choice, and the processor seconds of all that it does."""
     folder = WORK / f"search-{seed}"
+    if folder.is_dir():
+        shutil.rmtree(folder)  # it was cut off: what it had used so far is not known
     command = [sys.executable, "-m", "hwsearch", "--device", DEVICE, "--budget", f"{BUDGET_MS:g}ms"]
     command += ["--seed", str(seed), "--out", str(folder), "--json"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

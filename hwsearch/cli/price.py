@@ -211,28 +211,18 @@ def _read(file: Path) -> Architecture:
 
 
 def _build(runtime: Runtime, **options: Any) -> Architecture:
-    from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
+    from hwsearch.architecture import parse_precisions
+    from hwsearch.latency.cases import network
 
     missing = [f"--{name}" for name in ("layers", "width", "heads", "ffn") if options[name] is None]
     if missing:
         raise click.UsageError(f"an architecture needs {', '.join(missing)}, or --architecture FILE.json")
     plan = parse_precisions(options["precision"] or str(runtime.precisions[0]), options["layers"])
-    beside = runtime.float_beside(*(precision for pair in plan for precision in pair))
-    return Architecture(
-        block=options["block"],
-        width=options["width"],
-        head_dim=options["head_dim"] or max(1, options["width"] // options["heads"]),
-        layers=uniform_layers(
-            options["layers"], options["heads"], options["kv_heads"] or options["heads"], options["ffn"], plan
-        ),
-        gated_ffn=options["gated_ffn"],
-        norm="rmsnorm" if options["gated_ffn"] else "layernorm",
-        vocab=options["vocab"],
-        head=options["head"],
-        head_precision=beside,
-        embedding_precision=beside,
-        kv_precision=beside,
-    )
+    sizes: dict[str, Any] = {
+        name: options[name] or 0 for name in ("width", "heads", "kv_heads", "head_dim", "ffn", "vocab")
+    }
+    kinds = {name: options[name] for name in ("block", "gated_ffn", "head")}
+    return network(runtime, plan, **sizes, **kinds)
 
 
 def _check_precisions(architecture: Architecture, profile: DeviceProfile, name: str) -> None:
@@ -255,10 +245,12 @@ def _known(profile: DeviceProfile) -> str:
 
 def _better(profile: DeviceProfile, name: str) -> str:
     """The command that would make a runtime's latencies surer."""
+    from hwsearch.cli.profile import WITH_A_KIT
+
     start = f"hwsearch profile --device {profile.name}"
     if profile.name == HOST:
         return f"{start} --runtime {name} --points 100 --minutes 5"
-    if name in ("onnxruntime", "tensorrt"):
+    if name in WITH_A_KIT:
         return f"{start} --runtime {name} --ssh USER@HOST"
     return f"{start} --runtime {name} --from-cases YOUR-TIMINGS.csv"
 

@@ -92,22 +92,19 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.model or f"{self.block}-{self.layers}x{self.width}-f{self.ffn}"
 
     def architecture(self, runtime: Runtime) -> Architecture:
-        """The case's network, with the parts that `runtime` keeps in float in its narrowest float."""
-        plan = self._plan()
-        parts = [part for pair in plan for part in pair]
-        beside, first = runtime.float_beside(*parts), parts[0]
-        return Architecture(
+        """The case's network, as `network` has it."""
+        return network(
+            runtime,
+            self._plan(),
             block=self.block,
             width=self.width,
-            head_dim=self.head_dim or max(1, self.width // self.heads),
-            layers=uniform_layers(self.layers, self.heads, self.kv_heads or self.heads, self.ffn, plan),
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            ffn=self.ffn,
             gated_ffn=bool(self.gated_ffn),
-            norm="rmsnorm" if self.gated_ffn else "layernorm",
             vocab=self.vocab,
             head=self.head,
-            head_precision=beside if "head" in runtime.scheme.keeps_float else first,
-            embedding_precision=beside if "embedding" in runtime.scheme.keeps_float else first,
-            kv_precision=beside,
         )
 
     def ops(self, runtime: Runtime) -> OpTable:
@@ -122,6 +119,46 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """What was run. A prefill is the pass before a generation, so that only its last position gets logits."""
         new_tokens = max(1, self.new_tokens) if self.phase != "total" else self.new_tokens
         return Workload(self.batch, self.sequence, new_tokens)
+
+
+def network(
+    runtime: Runtime,
+    plan: tuple[tuple[Precision, Precision], ...],
+    *,
+    block: Block,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    ffn: int,
+    gated_ffn: bool,
+    vocab: int,
+    head: Head,
+) -> Architecture:
+    """A network of a few sizes, with the parts that `runtime` keeps in float in its narrowest float.
+
+    Args:
+        runtime: that runs it.
+        plan: precisions (attention, feed_forward) of each layer.
+        block, width, heads, ffn, gated_ffn, vocab, head: as `Architecture` and `Layer` have them.
+        kv_heads: 0 for as many as `heads`.
+        head_dim: 0 for an even share of the width.
+    """
+    parts = [part for pair in plan for part in pair]
+    beside, first = runtime.float_beside(*parts), parts[0]
+    return Architecture(
+        block=block,
+        width=width,
+        head_dim=head_dim or max(1, width // heads),
+        layers=uniform_layers(len(plan), heads, kv_heads or heads, ffn, plan),
+        gated_ffn=gated_ffn,
+        norm="rmsnorm" if gated_ffn else "layernorm",
+        vocab=vocab,
+        head=head,
+        head_precision=beside if "head" in runtime.scheme.keeps_float else first,
+        embedding_precision=beside if "embedding" in runtime.scheme.keeps_float else first,
+        kv_precision=beside,
+    )
 
 
 COLUMNS = tuple(field.name for field in msgspec.structs.fields(Case))

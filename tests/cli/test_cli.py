@@ -60,6 +60,20 @@ def test_latency_is_one_latency() -> None:
     assert by_file["median_ms"] < document("latency", "--device", "t4", *ENCODER, "--precision", "fp16")["median_ms"]
 
 
+def test_latency_and_validate_price_one_network(tmp_path: Path) -> None:
+    """Where a runtime quantises the head too, both know it."""
+    sizes = {"layers": 22, "width": 2048, "heads": 32, "kv_heads": 4, "ffn": 5632, "vocab": 32000, "gated_ffn": 1}
+    kinds = {"device": "raspberry-pi-5", "runtime": "llama.cpp", "block": "decoder", "head": "lm", "precision": "int4"}
+    case = {**kinds, **sizes, "sequence": 128, "batch": 1, "latency_ms": 100.0}
+    cases = tmp_path / "cases.csv"
+    cases.write_text(",".join(case) + "\n" + ",".join(map(str, case.values())) + "\n")
+    (row,) = document("validate", "--device", "raspberry-pi-5", "--cases", str(cases))["rows"]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items() if name != "gated_ffn"]
+    options += [f"--{name}={kinds[name]}" for name in ("device", "runtime", "block", "head", "precision")]
+    found = document("latency", *options, "--gated-ffn", "--sequence", "128")
+    assert found["median_ms"] == pytest.approx(row["predicted_ms"])
+
+
 def test_latency_reads_an_architecture_from_a_file(tmp_path: Path) -> None:
     from tests.search.test_proposer import TEACHER
 
