@@ -71,7 +71,7 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 @click.option("--budget-ttft", type=BudgetType(), help="Of the first token of a generation, as 50ms.")
 @click.option("--budget-tpot", type=BudgetType(), help="Of each token after it, as 8ms.")
 @click.option("--trials", type=click.IntRange(1), default=16, show_default=True, help="Students to try.")
-@click.option("--minutes", type=Positive(), help="Begin no new trial after this time.")
+@click.option("--minutes", type=Positive(), help="Begin no trial and no further rung after this time.")
 @click.option(
     "--steps",
     type=Steps(),

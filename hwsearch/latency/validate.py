@@ -110,8 +110,8 @@ def _scores(rows: Sequence[tuple[Case, tuple[float, float, float]]]) -> Scores:
 
 
 def _spearman(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
-    if len(first) < 3:
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+    return float(spearmanr(first, second)[0])

@@ -194,7 +194,7 @@ def curves(document: dict[str, Any], trials: Sequence[Result]) -> go.Figure:
             hoverinfo="text+y",
         )
     figure.update_xaxes(title="training steps", type="log")
-    figure.update_yaxes(title="held-out KL to the teacher, nats a token", type="log")
+    figure.update_yaxes(title="held-out KL to the teacher, nats", type="log")
     return _styled(figure, 380)
 
 

@@ -42,7 +42,7 @@ class Wishes(msgspec.Struct, frozen=True):
         steps: of a short run.
         full_steps: of a finalist's training; by default so many that the short run is 15 % of it.
         seed: of the search.
-        minutes: after which no new trial begins.
+        minutes: after which no trial is begun or taken to its next rung.
         min_quality: least retention of the teacher's accuracy; the fastest that has it is chosen.
         max_size_mib, max_memory_mib: limits of the stored weights and of weights with activations.
         budget_ttft, budget_tpot: of the first token (one prefill) and of each one after it, beside `budget`.

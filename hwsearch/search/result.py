@@ -21,9 +21,9 @@ class Result(msgspec.Struct, frozen=True):
         latency: on the target.
         size_mib: of the stored weights.
         memory_mib: of weights, the widest activations of one pass, and keys and values.
-        loss: held-out KL to the teacher after so many `steps`, nats a token; None until trained.
+        loss: held-out KL to the teacher after so many `steps`, in nats an answer; None until trained.
         expected_loss: as it would be after as many steps as the furthest trials had; None where it is not of a trial.
-        quality, quality_low, quality_high: held-out next-token accuracy and its 90 % interval.
+        quality, quality_low, quality_high: held-out accuracy and its 90 % interval.
         retention, retention_low, retention_high: of the teacher's accuracy.
         steps, seconds: of training.
         curve: (step, held-out KL).

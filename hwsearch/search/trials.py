@@ -35,7 +35,6 @@ class Climb(NamedTuple):
     """A trial on its way to a rung."""
 
     trial: Trial
-    rung: int
     score: Future[ProxyScore]
 
 
@@ -167,13 +166,12 @@ class Trials:
         return trial
 
     def _begin(self, trial: Trial) -> Climb:
-        wishes, rung = self.plan.wishes, len(trial.losses)
         job = Job(
             path=str(self.state_of(trial.number, trial.architecture)),
             architecture=trial.architecture,
-            steps=wishes.rungs[rung],
+            steps=self.plan.wishes.rungs[len(trial.losses)],
         )
-        return Climb(trial, rung, self.trainer.train(job))
+        return Climb(trial, self.trainer.train(job))
 
     def _note(self, climb: Climb) -> None:
         """Write down what came of a climb, and which trials have lost by it."""

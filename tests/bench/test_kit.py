@@ -173,7 +173,7 @@ def test_what_was_measured_says_where(measured: Path) -> None:
     cases, _ = import_kit(measured)
     assert {case.runtime_version for case in cases} == {onnxruntime.__version__}
     assert {case.threads for case in cases} == {1}
-    assert all(reading.seconds >= 0 for reading in kit_readings(measured).values())
+    assert all(reading.samples > 0 for reading in kit_readings(measured).values())
     assert not (measured / "work").exists()
     assert not (measured / "graphs" / "weights.bin").exists()
 

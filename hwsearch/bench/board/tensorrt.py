@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,7 @@ class Model(Passes):
         inputs = example_input(point)
         out = point["output"]
         sizes = {name: array.nbytes for name, array in inputs.items()}
-        sizes[out["name"]] = BYTES[out["kind"]] * _product(out["shape"])
+        sizes[out["name"]] = BYTES[out["kind"]] * math.prod(out["shape"])
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         if sorted(names) != sorted(sizes):
             raise RuntimeError(f"an engine has the tensors {names}, its graph {sorted(sizes)}")
@@ -198,10 +199,3 @@ class Model(Passes):
         for address in self._buffers.values():
             self._runtime.cuda.free(address)
         return {"layers": found} if found else {}
-
-
-def _product(sizes: list[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= int(size)
-    return total
