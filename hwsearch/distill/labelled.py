@@ -23,7 +23,7 @@ UNLABELLED = -1  # class of a text that has none
 def labelled_texts(
     data: Path, held_out: Path | None, text_column: str, label_column: str, names: Mapping[str, int]
 ) -> Corpus:
-    """Texts with a class each, a row each of a CSV, TSV, JSON-lines or Parquet file; without labels the teacher's count.
+    """Texts with a class each, a row each of a CSV, TSV, JSONL or Parquet file; without labels the teacher's own.
 
     Rows are drawn to the splits by a hash of their text, so that the same text is never in two; with a second file its
     rows go to *select* and *report* in the same way.

@@ -174,7 +174,7 @@ def _front(document: dict[str, Any]) -> Any:
     table = Table(
         box=None, header_style="dim", padding=(0, 2, 0, 0), title="front of the short runs", title_justify="left"
     )
-    for column in ("trial", "architecture", "latency", "interval", "loss", "accuracy", "steps"):
+    for column in ("trial", "architecture", "latency", "interval", "expected loss", "accuracy", "steps"):
         table.add_column(column, justify="left" if column == "architecture" else "right")
     for result in document["front"]:
         latency = result["latency"]
@@ -184,7 +184,7 @@ def _front(document: dict[str, Any]) -> Any:
             result["architecture"]["id"],
             format_ms(latency["median_ms"]),
             interval,
-            f"{result['loss']:.3f}",
+            f"{result['expected_loss']:.3f}",
             _percent(result["quality"]),
             str(result["steps"]),
         )
