@@ -45,6 +45,7 @@ class QuantisedLinear(nn.Linear):
     shared: Rounded
     low: Tensor  # running range of the input, for static schemes; both 0 before the first batch
     high: Tensor
+    known: bool  # whether there is a range; asked of the buffers once, for a GPU must come to a stop to tell
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the parent's name
         """The layer's output, [..., out], with input and weights on their int8 grids."""
@@ -78,14 +79,16 @@ class QuantisedLinear(nn.Linear):
         return on_grid(x, scale, bounds)
 
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        known = bool(self.high > self.low)
-        if self.scheme.activations == "static" and known and not self.training:
+        static = self.scheme.activations == "static"
+        if static and not self.known:
+            self.known = bool(self.high > self.low)
+        if static and self.known and not self.training:
             return self.low, self.high
         low, high = torch.aminmax(x.detach())
         low, high = low.clamp_max(0.0), high.clamp_min(0.0)  # zero is on the grid
-        if self.scheme.activations == "dynamic":
+        if not static:
             return low, high
-        if known:
+        if self.known:
             low, high = torch.lerp(low, self.low, RANGE_MOMENTUM), torch.lerp(high, self.high, RANGE_MOMENTUM)
         if self.training:
             self.low.copy_(low)
@@ -128,7 +131,7 @@ def quantise(part: nn.Module, names: Iterable[str], scheme: Scheme) -> None:
         linear = part.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         linear.__class__ = QuantisedLinear
-        linear.scheme, linear.shared = scheme, shared  # type: ignore[assignment]
+        linear.scheme, linear.shared, linear.known = scheme, shared, False  # type: ignore[assignment]
         for end in ("low", "high"):
             linear.register_buffer(end, torch.zeros((), device=linear.weight.device))
 

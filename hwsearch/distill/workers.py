@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,7 +86,10 @@ _device = "cpu"
 
 
 def gpus() -> int:
-    """GPUs that NVIDIA's driver shows to this process; torch is not asked, which takes seconds to import."""
+    """GPUs that torch can use here: those that NVIDIA's driver shows to this process, unless torch was built without
+    CUDA. It is not asked itself, which takes seconds to import."""
+    if version("torch").endswith("+cpu"):
+        return 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])

@@ -15,6 +15,7 @@ from hwsearch.distill.job import Recipe, TaskSpec
 from hwsearch.distill.proxy import Student, bootstrap, load_state
 from hwsearch.distill.task import Workshop
 from hwsearch.errors import DataError, RunError
+from hwsearch.precision import Scheme
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,8 @@ def test_a_second_workshop_finds_everything_on_disk(workshop: Workshop, monkeypa
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"?" * 99])
 def test_a_damaged_cache_is_made_again(workshop: Workshop, damage: Callable[[bytes], bytes]) -> None:
     complete = workshop.finish()
-    files = sorted(workshop.folder.iterdir())
+    folders = (workshop.folder, workshop.folder.parent.parent / "outputs")
+    files = sorted(path for folder in folders for path in folder.iterdir())
     assert {path.suffix for path in files} == {".npz", ".safetensors"}
     for path in files:
         content = path.read_bytes()
@@ -72,7 +74,20 @@ def test_a_damaged_cache_is_made_again(workshop: Workshop, damage: Callable[[byt
         path.write_bytes(damage(content))
     again = Workshop(workshop.spec)
     assert again.finish() == complete
-    assert sorted(workshop.folder.iterdir()) == files
+    assert sorted(path for folder in folders for path in folder.iterdir()) == files
+
+
+def test_searches_for_other_devices_share_what_the_teacher_said(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop.finish()
+    other = Workshop(replace(workshop.spec, scheme=Scheme(activations="dynamic", activation_type="uint8")))
+    assert other.folder != workshop.folder
+    monkeypatch.setattr(other.teacher.model, "forward", lambda *_, **__: pytest.fail("the teacher was run again"))
+    for block in range(workshop.facts().blocks):
+        other.compute_block(block)
+    assert other.subject != workshop.subject
+    assert Workshop(replace(workshop.spec, recipe=replace(workshop.spec.recipe, seed=7))).subject == workshop.subject
 
 
 def test_another_tokenizer_is_another_task(workshop: Workshop, tiny_teacher: Path, tmp_path: Path) -> None:
