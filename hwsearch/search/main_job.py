@@ -109,7 +109,7 @@ def _search(
     run = Run(out or default_folder(plan.profile.name, budget_text, facts.teacher, identity), identity)
     try:
         stored = run.read("summary.json")
-        if stored is not None and stored["asked_trials"] >= wishes.trials:
+        if stored is not None and stored.get("asked_trials", 0) >= wishes.trials:
             progress.say(f"this run was finished before; its answer stands in {run.folder}")
             return run.folder, stored
         facts = complete(trainer, facts, progress)
