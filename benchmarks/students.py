@@ -119,8 +119,8 @@ def main() -> None:
         facts = pool.submit(facts_of, 0).result()
         table = read_json(TABLE) if TABLE.is_file() else new_table(facts)
         rows = table["students"]
-        everyone = [Run(i, "curve") for i in range(len(rows))]
-        probes = everyone[::PROBES]
+        everyone = [Run(i, "curve") for i in sorted(range(len(rows)), key=lambda i: not rows[i]["band"])]
+        probes = [Run(i, "curve") for i in range(0, len(rows), PROBES)]
         steps = FIRST_FULL
         while steps < options.until and not table["full_steps"]:
             advance(pool, table, probes, 2 * steps)
