@@ -9,6 +9,7 @@
     ├── TeacherError              a checkpoint that is none, or of a family that is not supported
     ├── RunError                  a run's directory that cannot be written, read or resumed
     ├── TrainingError             a student that cannot be trained: its trial fails, the search goes on
+    ├── ExportError               a student that cannot be written in a form, or that computes something else there
     └── NothingFits               status 3: the nearest miss stands in the message
 
 A message gives the rule, the value and the way out, on one line.
@@ -55,6 +56,10 @@ class RunError(HwsearchError):
 
 class TrainingError(HwsearchError):
     """A student that cannot be trained: its trial fails, the search goes on."""
+
+
+class ExportError(HwsearchError):
+    """A student that cannot be written in a form, or that computes something else there."""
 
 
 class NothingFits(HwsearchError):

@@ -1,4 +1,4 @@
-"""The main job, and what is done with a finished run: search, report, export."""
+"""The main job."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hwsearch.cli.output import console, json_option, note, print_json
+from hwsearch.cli.output import console, json_option, print_json
 from hwsearch.cli.progress import Progress
 from hwsearch.cli.types import COUNT, NONE_OR_MORE, BudgetType, Numbers, Positive, Steps
-from hwsearch.errors import NothingFits, RunError
+from hwsearch.errors import NothingFits
 
 if TYPE_CHECKING:
     from hwsearch.distill.workers import Workers
@@ -195,69 +195,3 @@ def _deliver(workers: Workers) -> Deliver:
             result_of(workers.run(export_in_worker, chosen.architecture, state, run.folder / "chosen"))
 
     return deliver
-
-
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--device", help="Price the run's students on another device.")
-@click.option("--runtime", help="Of the device; its first by default.")
-@json_option
-def report(folder: Path, device: str | None, runtime: str | None, as_json: bool) -> None:
-    """Build a run's report again, or with another device's latencies."""
-    from hwsearch.cli.device import find
-    from hwsearch.report.page import write_page
-    from hwsearch.report.tables import print_summary
-    from hwsearch.search.elsewhere import reprice
-    from hwsearch.search.finished import stored_summary, stored_trials
-
-    document, trials, name = stored_summary(folder), stored_trials(folder), "report.html"
-    if device or runtime:
-        profile = find(device or document["device"], None, runtime, document["workload"]["new_tokens"])
-        target = profile.target(runtime)
-        document, trials = reprice(document, trials, profile, target)
-        name = f"report-{profile.name}-{target.runtime}.html"
-    write_page(folder / name, document, trials)
-    if as_json:
-        print_json(document)
-    else:
-        print_summary(document, None, console())
-        note(f"report: {folder / name}")
-
-
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--trial", type=click.IntRange(0), help="A trial's number; the chosen one by default.")
-@click.option("--to", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--format", "form", type=click.Choice(["huggingface"]), default="huggingface", show_default=True)
-@json_option
-def export(folder: Path, trial: int | None, to: Path, form: str, as_json: bool) -> None:
-    """Write a student of a finished run in a form that other programs load."""
-    import msgspec
-
-    from hwsearch.distill.job import TaskSpec
-    from hwsearch.distill.teacher import load_teacher
-    from hwsearch.export.huggingface import export_student
-    from hwsearch.files import read_json
-    from hwsearch.search.finished import stored_summary, stored_trials
-    from hwsearch.search.run import state_of
-
-    document = stored_summary(folder)
-    if trial is None:
-        if document["chosen"] is None or document["chosen"]["trial"] is None:
-            raise RunError(f"{folder} has no chosen student; name one with --trial")
-        trial = int(document["chosen"]["trial"])
-    found = {result.trial: result for result in stored_trials(folder) if result.trial is not None}
-    if trial not in found:
-        raise RunError(f"{folder} has no finished trial {trial} (have: {', '.join(map(str, sorted(found)))})")
-    architecture = found[trial].architecture
-    states = [state_of(folder, trial, architecture, "long"), state_of(folder, trial, architecture)]
-    state = next((path for path in states if path.is_file()), states[-1])
-    try:
-        spec = msgspec.convert(read_json(folder / "run.json").get("spec"), TaskSpec)
-    except msgspec.ValidationError as error:
-        raise RunError(f"{folder / 'run.json'} was not written by this version of hwsearch: {error}") from error
-    export_student(load_teacher(spec.teacher or None), spec.scheme, architecture, state, to)
-    if as_json:
-        print_json({"trial": trial, "architecture": architecture.to_json(), "format": form, "folder": str(to)})
-    else:
-        console().print(f"{architecture.id} written to {to}")

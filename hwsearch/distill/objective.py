@@ -37,6 +37,10 @@ class Objective(Protocol):
         """What is to be said of each row of token ids, [rows, answers]; `UNLABELLED` where that is not known."""
         ...
 
+    def inputs(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, [rows, tokens] each, int64."""
+        ...
+
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
         """What a model says, [rows, answers, classes]."""
         ...
@@ -64,6 +68,10 @@ class NextToken:
     def labels(self, chunks: Any) -> Any:
         """The next tokens."""
         return chunks[:, 1:]
+
+    def inputs(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
+        """Every position is read."""
+        return chunks[:, :-1], torch.ones_like(chunks[:, :-1])
 
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
         """Of every next token."""
@@ -114,12 +122,17 @@ class Classes:
         """The class of each text."""
         return chunks[:, -1:]
 
-    def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
-        """Of each text, no more of it read than the longest has."""
+    def inputs(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
+        """No more than the longest text has."""
         there = chunks[:, :-1] != self.padding
         longest = int(there.sum(1).max())
+        return chunks[:, :longest], there[:, :longest].long()
+
+    def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
+        """Of each text."""
+        ids, mask = self.inputs(chunks)
         with _products(chunks):
-            logits = model(input_ids=chunks[:, :longest], attention_mask=there[:, :longest].long()).logits
+            logits = model(input_ids=ids, attention_mask=mask).logits
         each: Tensor = logits.float().unsqueeze(1)
         return each
 

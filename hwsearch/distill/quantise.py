@@ -34,6 +34,10 @@ class Rounded:
         self.rounded: Tensor | None = None
         self.training = False
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rounded:
+        """Of the same group's copies; what was rounded last is nothing to copy."""
+        return Rounded()
+
 
 class QuantisedLinear(nn.Linear):
     """A linear layer that computes as its int8 counterpart does.

@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from hwsearch.architecture import Architecture
+from hwsearch.distill.job import TaskSpec
 from hwsearch.errors import RunError
 from hwsearch.files import read_json
+from hwsearch.search.description import Description
 from hwsearch.search.result import Result
+from hwsearch.search.run import state_of
 from hwsearch.search.study import Study, results_of
 from hwsearch.search.summary import KEYS
+from hwsearch.workload import Workload
 
 FIDELITY_KEYS = {"candidates", "band", "full_steps", "lengths", "baselines", "ceiling"}
 
@@ -59,3 +66,56 @@ def open_study(folder: Path) -> Study:
     if not path.is_file():
         raise RunError(f"{folder} holds no study (no study.db)")
     return Study(path, folder.name)
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """A student of a finished run.
+
+    Attributes:
+        trial: its number.
+        architecture: its own.
+        state: of its longest training.
+        spec: of the task that it was trained on.
+        workload, threads: what the run searched for; 0 threads are the runtime's own choice.
+    """
+
+    trial: int
+    architecture: Architecture
+    state: Path
+    spec: TaskSpec
+    workload: Workload
+    threads: int
+
+
+def finished(
+    folder: Path,
+    trial: int | None = None,
+    teacher: str | None = None,
+    data: Path | None = None,
+    held_out: Path | None = None,
+) -> Finished:
+    """A student of a finished run, the chosen one by default.
+
+    Args:
+        folder: of the run.
+        trial: a trial's number.
+        teacher, data, held_out: files that may lie elsewhere than where the run was begun.
+
+    Raises:
+        RunError: the run has no such student.
+    """
+    document, study = stored_summary(folder), open_study(folder)
+    spec = Description(study).spec_with(teacher, data, held_out)
+    study.close()
+    if trial is None:
+        if document["chosen"] is None or document["chosen"]["trial"] is None:
+            raise RunError(f"{folder} has no chosen student; name one with --trial")
+        trial = int(document["chosen"]["trial"])
+    found = {result.trial: result for result in stored_trials(folder) if result.trial is not None}
+    if trial not in found:
+        raise RunError(f"{folder} has no finished trial {trial} (have: {', '.join(map(str, sorted(found)))})")
+    architecture = found[trial].architecture
+    states = [state_of(folder, trial, architecture, "long"), state_of(folder, trial, architecture)]
+    state = next((path for path in states if path.is_file()), states[-1])
+    workload = msgspec.convert(document["workload"], Workload)
+    return Finished(trial, architecture, state, spec, workload, int(document["target"].get("threads") or 0))

@@ -1,0 +1,116 @@
+"""What is done with a finished run: report, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hwsearch.cli.output import console, json_option, note, print_json
+from hwsearch.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from hwsearch.search.finished import Finished
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--device", help="Price the run's students on another device.")
+@click.option("--runtime", help="Of the device; its first by default.")
+@json_option
+def report(folder: Path, device: str | None, runtime: str | None, as_json: bool) -> None:
+    """Build a run's report again, or with another device's latencies."""
+    from hwsearch.cli.device import find
+    from hwsearch.report.page import write_page
+    from hwsearch.report.tables import print_summary
+    from hwsearch.search.elsewhere import reprice
+    from hwsearch.search.finished import stored_summary, stored_trials
+
+    document, trials, name = stored_summary(folder), stored_trials(folder), "report.html"
+    if device or runtime:
+        profile = find(device or document["device"], None, runtime, document["workload"]["new_tokens"])
+        target = profile.target(runtime)
+        document, trials = reprice(document, trials, profile, target)
+        name = f"report-{profile.name}-{target.runtime}.html"
+    write_page(folder / name, document, trials)
+    if as_json:
+        print_json(document)
+    else:
+        print_summary(document, None, console())
+        note(f"report: {folder / name}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--trial", type=click.IntRange(0), help="A trial's number; the chosen one by default.")
+@click.option("--to", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["huggingface", "onnx", "tensorrt"]),
+    default="huggingface",
+    show_default=True,
+    help="For Transformers; graphs for ONNX Runtime, with a script that times them; the same for TensorRT, with a "
+    "trtexec line and a script that builds an engine.",
+)
+@click.option("--static", is_flag=True, help="Graphs of the run's batch and sequence alone.")
+@click.option("--teacher", help="Folder of the teacher, if it has moved since the run.")
+@click.option("--data", type=click.Path(path_type=Path), help="Text, likewise.")
+@click.option("--eval", "held_out", type=click.Path(path_type=Path), help="Held-out text, likewise.")
+@json_option
+def export(
+    folder: Path,
+    trial: int | None,
+    to: Path,
+    form: str,
+    static: bool,
+    teacher: str | None,
+    data: Path | None,
+    held_out: Path | None,
+    as_json: bool,
+) -> None:
+    """Write a student of a finished run in a form that other programs load."""
+    from hwsearch.search.finished import finished
+
+    run = finished(folder, trial, teacher, data, held_out)
+    with Progress() as progress:
+        progress.say(f"trial {run.trial}: {run.architecture.id}")
+        parity = _write(run, to, form, static, progress)
+    document = {"trial": run.trial, "architecture": run.architecture.to_json(), "format": form, "folder": str(to)}
+    if as_json:
+        print_json(document if parity is None else {**document, "parity": parity})
+        return
+    console().print(f"{run.architecture.id} written to {to}")
+    for name, found in (parity or {}).items():
+        rounding = f", where its int8 parts cause {found.kl_of_rounding:.1e}" if found.kl_of_rounding else ""
+        console().print(
+            f"{name} computes what was trained: {found.kl:.1e} nats away on {found.answers} held-out answers{rounding}"
+        )
+
+
+def _write(run: Finished, to: Path, form: str, static: bool, progress: Progress) -> dict[str, Any] | None:
+    """Write an export; how near its graphs come, by file."""
+    import torch
+
+    from hwsearch.distill.task import Workshop
+    from hwsearch.distill.teacher import load_teacher
+    from hwsearch.export.huggingface import write_huggingface
+    from hwsearch.export.onnx import write_onnx
+    from hwsearch.export.student import TrainedStudent
+    from hwsearch.export.tensorrt import write_tensorrt
+
+    if form == "huggingface":
+        if static:
+            raise click.UsageError("--static is of graphs: --format onnx or tensorrt")
+        teacher = load_teacher(run.spec.teacher or None)
+        write_huggingface(TrainedStudent.load(teacher, run.spec.scheme, run.architecture, run.state), to)
+        return None
+    workshop = Workshop(run.spec)
+    student = TrainedStudent.load(workshop.teacher, run.spec.scheme, run.architecture, run.state)
+    chunks, shape = workshop.tokens["select"], (run.workload.batch, run.workload.sequence)
+    torch.set_flush_denormal(True)
+    progress.say("writing graphs, each checked against the student on held-out text: half a minute or more")
+    if form == "tensorrt":
+        return dict(write_tensorrt(student, chunks, to, shape, static))
+    return dict(write_onnx(student, chunks, to, shape, run.threads, static))

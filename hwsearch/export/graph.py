@@ -1,0 +1,274 @@
+"""A student as an ONNX graph, each part in its precision.
+
+PyTorch's exporter writes the float graph; ONNX Runtime's own quantiser puts the linear layers of the int8 parts into
+int8, by the scheme that the student was trained for: MatMulInteger for dynamic ranges, QuantizeLinear and
+DequantizeLinear for static ones, which are those that training has found. Half precision is float16 throughout, what
+Transformers takes in float32 left there.
+
+Two things are written as runtimes know to fuse them: attention without the guard against rows that see nothing, and a
+root-mean-square norm as a division.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import tempfile
+import types
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor, nn
+
+from hwsearch.distill.quantise import QuantisedLinear, restore
+from hwsearch.errors import ExportError
+from hwsearch.precision import Scheme
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OPSET = 20  # float16 scales need 19; what JetPack 6 has reads 20 at most
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes the modules that a node comes from
+Shape = tuple[int, int]  # batch, sequence
+
+
+def onnx_model(
+    student: PreTrainedModel, scheme: Scheme, half: bool = False, shape: Shape | None = None, cached: bool = False
+) -> onnx.ModelProto:
+    """The graph of a student.
+
+    Inputs are `input_ids` and `attention_mask`, [batch, sequence] int64; the output is `logits`, float32.
+
+    With `cached`, keys and values that were computed before are inputs, `past.N.key` and `past.N.value`, [batch,
+    kv_heads, past, head_dim], of which there may be none; all of them are outputs, `present.N.key` and so on. The mask
+    covers past and new tokens, and the logits are of the last position alone, [batch, 1, vocab].
+
+    Args:
+        student: with its int8 parts quantised; not changed.
+        scheme: by which they were trained.
+        half: float parts in float16.
+        shape: of static inputs; symbolic by default.
+        cached: for the new tokens of a generation.
+
+    Raises:
+        ExportError: ONNX Runtime's quantiser has no such scheme, or a static range was never set.
+    """
+    quantised = {name: module for name, module in student.named_modules() if isinstance(module, QuantisedLinear)}
+    check_scheme(scheme, half, list(quantised.values()))
+    model = _float_graph(student, half, shape, cached)
+    if not quantised:
+        return model
+    readers = _stand_apart(model, set(quantised))
+    ranges = {
+        given: (quantised[name].low, quantised[name].high) for name, (_, given) in readers.items()
+    }  # those who read one input have one range
+    return _quantise(model, [node for node, _ in readers.values()], scheme, ranges, half)
+
+
+def check_scheme(scheme: Scheme, half: bool, quantised: list[QuantisedLinear]) -> None:
+    """Raise unless ONNX Runtime's quantiser can write the scheme.
+
+    Raises:
+        ExportError: it cannot.
+    """
+    if not quantised:
+        return
+    if scheme.activations == "dynamic" and (scheme.activation_type == "int8" or half):
+        raise ExportError(
+            "ONNX quantises activations as they pass to uint8, beside float32; this student was trained for "
+            f"{scheme.activation_type} beside {'float16' if half else 'float32'}, as the runtime that it was searched "
+            "for has them. Search with --runtime onnxruntime"
+        )
+    if scheme.activations == "static" and not all(bool(module.high > module.low) for module in quantised):
+        raise ExportError("the student has int8 parts without ranges; train it for a step at least")
+
+
+class _Whole(nn.Module):
+    """One forward pass."""
+
+    def __init__(self, student: PreTrainedModel) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits of every answer."""
+        logits: Tensor = self.student(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits.float()
+
+
+class _Continued(nn.Module):
+    """New tokens behind those whose keys and values are given."""
+
+    def __init__(self, student: PreTrainedModel) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, past: list[list[Tensor]]) -> tuple[Tensor, ...]:
+        """Logits of the last position, and all keys and values."""
+        from transformers import DynamicCache
+
+        given: Any = {
+            "attention_mask": attention_mask,
+            "past_key_values": DynamicCache(tuple(map(tuple, past))),
+            "use_cache": True,
+        }
+        found = self.student(input_ids=input_ids, logits_to_keep=1, **given)
+        present = [tensor for layer in found.past_key_values.layers for tensor in (layer.keys, layer.values)]
+        return (found.logits.float(), *present)
+
+
+def _float_graph(student: PreTrainedModel, half: bool, shape: Shape | None, cached: bool) -> onnx.ModelProto:
+    """What PyTorch's exporter makes of a student with every layer in float."""
+    model = copy.deepcopy(student).eval()
+    restore(model)
+    model.set_attn_implementation("eager")
+    model.config.use_cache = cached
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = types.MethodType(_divided_norm, module)
+    dtype = torch.float16 if half else torch.float32
+    model.to(dtype)
+    batch, sequence = shape or (2, 16)
+    ids = torch.zeros((batch, sequence), dtype=torch.int64)
+    inputs: tuple[Any, ...] = (ids, torch.ones_like(ids))
+    axes: tuple[Any, ...] = ({0: _axis("batch"), 1: _axis("sequence")},) * 2
+    names, outputs = ["input_ids", "attention_mask"], ["logits"]
+    if cached:
+        config = model.config
+        count, before = config.num_hidden_layers, 5
+        room = torch.zeros((batch, config.num_key_value_heads, before, config.head_dim), dtype=dtype)
+        past = [[room.clone(), room.clone()] for _ in range(count)]  # one tensor twice would be one input
+        seen = {0: _axis("batch"), 1: _axis("seen")}
+        stored = {0: _axis("batch"), 2: _axis("past")}
+        inputs = (ids, torch.ones((batch, sequence + before), dtype=torch.int64), past)
+        axes = (axes[0], seen, [[stored, stored] for _ in range(count)])
+        parts = [f"{i}.{part}" for i in range(count) for part in ("key", "value")]
+        names += [f"past.{part}" for part in parts]
+        outputs += [f"present.{part}" for part in parts]
+    with _quiet():
+        program = torch.onnx.export(
+            _Continued(model) if cached else _Whole(model),
+            inputs,
+            input_names=names,
+            output_names=outputs,
+            dynamic_shapes=None if shape and not cached else axes,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+def _axis(name: str) -> Any:
+    return torch.export.Dim(name, min=0 if name == "past" else 1)
+
+
+def _divided_norm(self: Any, hidden_states: Tensor) -> Tensor:
+    """A root-mean-square norm, in float32 as Transformers takes it, by division: what ONNX Runtime and TensorRT know as
+    a norm."""
+    x = hidden_states.float()
+    root = (x.square().mean(-1, keepdim=True) + self.variance_epsilon).sqrt()
+    scaled: Tensor = self.weight * (x / root).to(hidden_states.dtype)
+    return scaled
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing of what the exporter says of packages that are not there and of axes that it names itself."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
+
+
+def _stand_apart(model: onnx.ModelProto, modules: set[str]) -> dict[str, tuple[str, str]]:
+    """Give the linear layers of these modules an input that none but they and their like reads, so that nobody else is
+    given the rounded one; the node of each and that input, by module.
+
+    Raises:
+        ExportError: the graph does not tell which node a module is.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    own: dict[str, str] = {}
+    nodes = list(model.graph.node)
+    for node in nodes:
+        if node.op_type not in ("MatMul", "Gemm") or (name := module_of(node)) not in modules:
+            continue
+        given = node.input[0]
+        if given not in own:
+            own[given] = f"{given}.rounded"
+            model.graph.node.insert(
+                list(model.graph.node).index(node), helper.make_node("Identity", [given], [own[given]], own[given])
+            )
+        node.input[0] = own[given]
+        found[name] = (node.name, own[given])
+    if missing := sorted(modules - set(found)):
+        raise ExportError(f"the exporter's graph has no matrix product of {', '.join(missing)}; report this as a bug")
+    return found
+
+
+def module_of(node: onnx.NodeProto) -> str | None:
+    """The module of a student that a node of an exported graph computes, by the names that the exporter notes."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            scopes = [str(scope) for scope in json.loads(entry.value.replace("'", '"'))]
+            inside = [scope for scope in scopes if scope.startswith("student.")]
+            return inside[-1].removeprefix("student.") if inside else None
+    return None
+
+
+def _quantise(
+    model: onnx.ModelProto, nodes: list[str], scheme: Scheme, ranges: dict[str, tuple[Tensor, Tensor]], half: bool
+) -> onnx.ModelProto:
+    """The graph with these matrix products in int8, by ONNX Runtime's quantiser."""
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, quantize_dynamic
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    add_pre_process_metadata(model)  # the exporter has folded what there is
+    del model.graph.value_info[:]  # shapes that the quantiser infers itself, and takes offence at
+    per_channel, kinds = scheme.weights == "channel", ["MatMul", "Gemm"]
+    if scheme.activations == "dynamic":
+        with tempfile.TemporaryDirectory(prefix="hwsearch-") as folder:
+            path = Path(folder) / "model.onnx"
+            quantize_dynamic(
+                model, path, op_types_to_quantize=kinds, per_channel=per_channel, weight_type=QuantType.QInt8,
+                nodes_to_quantize=nodes,
+            )  # fmt: skip
+            return onnx.load(path)
+    kind: type[np.floating[Any]] = np.float16 if half else np.float32
+    known = {name: (np.array(float(low), kind), np.array(float(high), kind)) for name, (low, high) in ranges.items()}
+    quantiser = QDQQuantizer(
+        model,
+        per_channel,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8 if scheme.activation_type == "uint8" else QuantType.QInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, known),
+        nodes_to_quantize=nodes,
+        nodes_to_exclude=[],
+        op_types_to_quantize=kinds,
+        extra_options={
+            "ActivationSymmetric": scheme.activation_type == "int8",
+            "OpTypesToExcludeOutputQuantization": kinds,
+            "QuantizeBias": False,
+        },
+    )
+    quantiser.quantize_model()
+    quantised: onnx.ModelProto = quantiser.model.model
+    return quantised

@@ -1,0 +1,114 @@
+"""A student as a folder that ONNX Runtime runs: `model.onnx`, for decoders `model_with_past.onnx`, a script that times
+it, and how near the graphs come to the student that was trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from hwsearch.distill.quantise import restore
+from hwsearch.export.graph import Shape, onnx_model
+from hwsearch.export.parity import (
+    Parity,
+    compare,
+    continued,
+    demand,
+    student_continued,
+    student_whole,
+    whole,
+)
+from hwsearch.export.student import TrainedStudent
+from hwsearch.files import pretty, write_text
+from hwsearch.precision import Precision
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ANSWERS = 1024  # that are compared
+BATCH = 8
+MOST_BYTES = 2**31 - 2**20  # of one file: larger weights lie beside it
+SCRIPT = '''\
+"""Time model.onnx with ONNX Runtime; needs onnxruntime and numpy."""
+import time, pathlib, numpy as np, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = {threads}
+path = str(pathlib.Path(__file__).with_name("model.onnx"))
+session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+ids = np.random.default_rng(0).integers(0, {vocab}, ({batch}, {sequence}))
+def run(): begun = time.perf_counter(); session.run(None, dict(input_ids=ids, attention_mask=np.ones_like(ids))); return time.perf_counter() - begun
+times = sorted(run() for _ in range(23))[:20]
+print(f"{batch} x {sequence} tokens: {{1e3 * times[0]:.2f}} ms at best, {{1e3 * times[10]:.2f}} ms in the middle of 20")
+'''  # noqa: E501
+
+
+def write_onnx(
+    student: TrainedStudent, chunks: NDArray[np.int64], to: Path, run: Shape, threads: int, static: bool = False
+) -> dict[str, Parity]:
+    """Write a student as ONNX, checked.
+
+    Args:
+        student: that was trained.
+        chunks: held-out token ids, [chunks, sequence + 1]; the last column holds labels alone.
+        to: folder; appears whole or not at all, an earlier export there is replaced.
+        run: batch and sequence that the script runs, and static graphs have.
+        threads: that the script gives ONNX Runtime; 0 for its own choice.
+        static: shapes are fixed in `model.onnx`.
+
+    Returns:
+        How near each graph comes to the student, by file.
+
+    Raises:
+        ExportError: a graph does not compute what the student does, or the scheme cannot be written.
+        RunError: the folder holds something else, or cannot be written.
+    """
+    with student.folder(to) as folder:
+        found = write_graphs(student, chunks, folder, run if static else None)
+        write_text(folder / "parity.json", pretty(found) + "\n")
+        (batch, sequence), vocab = run, student.architecture.vocab
+        write_text(folder / "run.py", SCRIPT.format(threads=threads, vocab=vocab, batch=batch, sequence=sequence))
+    return found
+
+
+def write_graphs(
+    student: TrainedStudent, chunks: NDArray[np.int64], folder: Path, shape: Shape | None
+) -> dict[str, Parity]:
+    """Write the graphs of a student, each checked against it: `model.onnx`, of a `shape` that is fixed or open, and for
+    a decoder `model_with_past.onnx`."""
+    half = student.architecture.embedding_precision is Precision.FP16
+    plain = copy.deepcopy(student.model)
+    restore(plain)
+    texts = list(_texts(student, chunks, shape))
+    runs = {"model.onnx": (student_whole, whole)}
+    if student.architecture.block == "decoder":
+        runs["model_with_past.onnx"] = (student_continued, continued)
+    found = {}
+    for name, (own, graph) in runs.items():
+        cached, path = graph is continued, folder / name
+        model = onnx_model(student.model, student.scheme, half, None if cached else shape, cached)
+        onnx.save(model, path, save_as_external_data=model.ByteSize() > MOST_BYTES, location=f"{name}.data")
+        in_float = own(plain) if student.quantised else None
+        found[name] = compare(own(student.model), in_float, graph(path), texts, half)
+        demand(found[name], name)
+    return found
+
+
+def _texts(student: TrainedStudent, chunks: NDArray[np.int64], shape: Shape | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of token ids and mask, filled up to a fixed shape."""
+    objective = student.teacher.objective
+    answers = objective.labels(chunks[:1]).shape[1]
+    chunks = chunks[: max(1, ANSWERS // answers)]
+    batch = shape[0] if shape else min(BATCH, len(chunks))
+    for start in range(0, max(1, len(chunks) // batch * batch), batch):
+        rows = np.resize(np.arange(start, min(start + batch, len(chunks))), batch)
+        ids, mask = objective.inputs(torch.from_numpy(chunks[rows]))
+        if shape:
+            missing = (0, shape[1] - ids.shape[1])
+            ids, mask = torch.nn.functional.pad(ids, missing), torch.nn.functional.pad(mask, missing)
+        yield ids, mask

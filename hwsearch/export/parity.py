@@ -1,0 +1,207 @@
+"""Does an exported graph compute what the student computes? Checked on held-out text at every export, before the folder
+appears.
+
+Sums that are taken in another order differ in their last bits. In an int8 part such a bit decides now and then to
+which side a value is rounded, so that no two implementations agree to the last digit; what is asked is that they
+disagree far less than rounding itself does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwsearch.errors import ExportError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RELATIVE = {False: 1e-4, True: 2e-2}  # largest difference of logits over the largest logit; in float32 and in float16
+SHARE = 0.1  # of the KL that quantisation causes, which the graph's from the student may be
+NOTHING = 1e-5  # nats that are no fault, however little quantisation causes
+HALF_SHARE = 0.25  # by which float16 may raise the KL that quantisation causes
+Run = Callable[[Tensor, Tensor], Tensor]
+
+
+class Parity(msgspec.Struct, frozen=True):
+    """How far a graph is from its student.
+
+    Attributes:
+        answers: that were compared.
+        difference: largest of two logits, over the largest logit.
+        kl: of the graph from the student, nats an answer.
+        kl_of_rounding: of the student from itself with every part in float; 0 without int8 parts.
+        kl_from_float: of the graph from the student with every part in float.
+        disagreements: answers whose likeliest class differs.
+        margin: the largest lead that the student's likeliest class has in one of these, in logits.
+        step: root mean square of what quantisation changes a logit by.
+        half: whether float parts are in float16.
+    """
+
+    answers: int
+    difference: float
+    kl: float
+    kl_of_rounding: float
+    kl_from_float: float
+    disagreements: int
+    margin: float
+    step: float
+    half: bool
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong; None where nothing is."""
+        quantised = self.kl_of_rounding > 0
+        if not quantised and self.difference > RELATIVE[self.half]:
+            return f"logits differ by {self.difference:.1e} of the largest; {RELATIVE[self.half]:.0e} at most"
+        if quantised and self.half:
+            most = (1 + HALF_SHARE) * self.kl_of_rounding
+            if self.kl_from_float > most:
+                return f"the KL from the float student is {self.kl_from_float:.2e} nats; {most:.2e} at most"
+            return None
+        if quantised and self.kl > (most := max(SHARE * self.kl_of_rounding, NOTHING)):
+            return f"the KL from the student is {self.kl:.2e} nats; {most:.2e} at most"
+        if quantised and self.margin > self.step:
+            return (
+                f"the answer changes where it leads by {self.margin:.2g}; rounding changes a logit by {self.step:.2g}"
+            )
+        return None
+
+
+def compare(own: Run, in_float: Run | None, graph: Run, texts: Iterable[tuple[Tensor, Tensor]], half: bool) -> Parity:
+    """A graph beside its student.
+
+    Args:
+        own: the student.
+        in_float: the student with every part in float; None where it has no int8 parts.
+        graph: that was exported.
+        texts: batches of token ids and mask.
+        half: whether the graph's float parts are in float16.
+    """
+    kl = rounding = from_float = square = 0.0
+    answers = logits = differ = 0
+    largest = difference = margin = 0.0
+    for ids, mask in texts:
+        with torch.inference_mode():
+            wanted = _flat(own(ids, mask))
+            plain = _flat(in_float(ids, mask)) if in_float else wanted
+            found = _flat(graph(ids, mask))
+        kl, from_float = kl + _kl(wanted, found), from_float + _kl(plain, found)
+        rounding += _kl(plain, wanted) if in_float else 0.0
+        square += float((wanted - plain).square().sum())
+        difference = max(difference, float((wanted - found).abs().max()))
+        largest = max(largest, float(wanted.abs().max()))
+        answers, logits = answers + len(wanted), logits + wanted.numel()
+        changed = wanted.argmax(-1) != found.argmax(-1)
+        best = wanted[changed].topk(2).values
+        differ += int(changed.sum())
+        margin = max([margin, *(best[:, 0] - best[:, 1]).tolist()])
+    return Parity(
+        answers=answers,
+        difference=difference / max(largest, 1e-12),
+        kl=max(0.0, kl / answers),
+        kl_of_rounding=max(0.0, rounding / answers),
+        kl_from_float=max(0.0, from_float / answers),
+        disagreements=differ,
+        margin=margin,
+        step=(square / logits) ** 0.5,
+        half=half,
+    )
+
+
+def demand(parity: Parity, name: str) -> None:
+    """Raise unless a graph computes what its student does.
+
+    Raises:
+        ExportError: it does not.
+    """
+    if fault := parity.fault:
+        raise ExportError(
+            f"{name} does not compute what the student computes: {fault}. Nothing was written; report this as a bug"
+        )
+
+
+def session(path: Path) -> Any:
+    """ONNX Runtime's session of a graph, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def whole(path: Path) -> Run:
+    """A graph of one forward pass."""
+    opened = session(path)
+
+    def run(ids: Tensor, mask: Tensor) -> Tensor:
+        (logits,) = opened.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        return torch.from_numpy(logits)
+
+    return run
+
+
+def continued(path: Path) -> Run:
+    """A graph with cached keys and values, on a text in three goes; the logits of the last position of each."""
+    opened = session(path)
+    caches = [entry for entry in opened.get_inputs() if entry.name.startswith("past.")]
+    kind = np.float16 if caches[0].type == "tensor(float16)" else np.float32
+
+    def run(ids: Tensor, mask: Tensor) -> Tensor:
+        past = {entry.name: np.zeros((len(ids), entry.shape[1], 0, entry.shape[3]), kind) for entry in caches}
+        found = []
+        for start, end in _goes(ids):
+            given = {"input_ids": ids[:, start:end].numpy(), "attention_mask": mask[:, :end].numpy()}
+            logits, *present = opened.run(None, {**given, **past})
+            past = dict(zip(past, present, strict=True))
+            found.append(torch.from_numpy(logits))
+        return torch.cat(found, 1)
+
+    return run
+
+
+def student_continued(model: PreTrainedModel) -> Run:
+    """The same of the student itself."""
+    from transformers import DynamicCache
+
+    def run(ids: Tensor, mask: Tensor) -> Tensor:
+        cache, found = DynamicCache(), []
+        for start, end in _goes(ids):
+            given: Any = {"attention_mask": mask[:, :end], "past_key_values": cache, "use_cache": True}
+            found.append(model(input_ids=ids[:, start:end], logits_to_keep=1, **given).logits)
+        return torch.cat(found, 1)
+
+    return run
+
+
+def student_whole(model: PreTrainedModel) -> Run:
+    """One forward pass of the student itself."""
+
+    def run(ids: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
+        return logits
+
+    return run
+
+
+def _goes(ids: Tensor) -> list[tuple[int, int]]:
+    """A prompt, a token, and the rest."""
+    half = ids.shape[1] // 2
+    return [(0, half), (half, half + 1), (half + 1, ids.shape[1])]
+
+
+def _flat(logits: Tensor) -> Tensor:
+    return logits.detach().float().reshape(-1, logits.shape[-1])
+
+
+def _kl(p: Tensor, q: Tensor) -> float:
+    """Summed KL of `q` from `p`, logits, [answers, classes]."""
+    first, second = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    return float((first.exp() * (first - second)).sum())

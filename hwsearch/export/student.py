@@ -1,0 +1,96 @@
+"""A trained student, as every form of export takes it, and the folder that it is written to."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwsearch.architecture import Architecture
+from hwsearch.distill.proxy import load_state
+from hwsearch.distill.quantise import QuantisedLinear, quantise_layers
+from hwsearch.distill.student import empty_student
+from hwsearch.distill.teacher import Teacher
+from hwsearch.errors import RunError
+from hwsearch.files import pretty, write_text
+from hwsearch.precision import Scheme
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PLAN = "precision.json"  # by which an exported student's folder is known
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student and all that exporting it takes.
+
+    Attributes:
+        teacher: that it was cut out of.
+        architecture: with its precisions.
+        scheme: by which its int8 parts were trained.
+        model: in evaluation mode, its int8 parts quantised.
+    """
+
+    teacher: Teacher
+    architecture: Architecture
+    scheme: Scheme
+    model: PreTrainedModel
+
+    @classmethod
+    def load(cls, teacher: Teacher, scheme: Scheme, architecture: Architecture, state: Path) -> TrainedStudent:
+        """From the file of its training.
+
+        Raises:
+            RunError: the state cannot be read, or is of another student.
+        """
+        model = empty_student(teacher.model, architecture)
+        quantise_layers(model, architecture, scheme)
+        try:
+            model.load_state_dict(load_state(state)["model"])
+        except RuntimeError as error:  # names or shapes that do not fit
+            raise RunError(f"{state} is of another student than {architecture.id}") from error
+        return cls(teacher, architecture, scheme, model.eval())
+
+    @property
+    def quantised(self) -> dict[str, QuantisedLinear]:
+        """Its int8 linear layers, by module."""
+        return {name: module for name, module in self.model.named_modules() if isinstance(module, QuantisedLinear)}
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What no other file of an export says: the precision of every part, and input ranges of the int8 layers that
+        training has found for a static scheme, by module."""
+        static = self.scheme.activations == "static"
+        ranges = {name: (float(m.low), float(m.high)) for name, m in self.quantised.items()} if static else {}
+        return {"scheme": self.scheme, "layers": self.architecture.precision_text, "ranges": ranges}
+
+    @contextmanager
+    def folder(self, to: Path) -> Iterator[Path]:
+        """A folder to write an export into, with its tokenizer, architecture and precision plan in it; `to` appears
+        whole when the block ends, or not at all, and takes an earlier export's place.
+
+        Raises:
+            RunError: `to` holds something else, or cannot be written.
+        """
+        if to.is_dir() and any(to.iterdir()) and not (to / PLAN).is_file():
+            raise RunError(f"{to} is not empty and holds no exported student; choose another --to")
+        if to.exists() and not to.is_dir():
+            raise RunError(f"{to} is a file; choose another --to")
+        try:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as name:
+                temporary = Path(name) / "student"
+                temporary.mkdir()
+                yield temporary
+                self.teacher.tokenizer.save_pretrained(temporary)
+                write_text(temporary / "architecture.json", pretty(self.architecture.to_json()) + "\n")
+                write_text(temporary / PLAN, pretty(self.plan) + "\n")
+                if to.exists():
+                    to.replace(Path(name) / "earlier")  # it goes with the temporary folder
+                temporary.replace(to)
+        except OSError as error:
+            raise RunError(f"cannot write {to}: {error.strerror}") from error

@@ -1,0 +1,92 @@
+"""A student as what TensorRT is given: the graphs with every precision written in them, for a strongly typed network, a
+`trtexec` line, and a script that builds an engine by TensorRT's Python package.
+
+Half precision is float16 tensors, int8 QuantizeLinear and DequantizeLinear with symmetric ranges: the one form that
+TensorRT 10 and 11 both read. The scripts were not run by this project: TensorRT is on none of its machines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hwsearch.errors import ExportError
+from hwsearch.export.graph import Shape
+from hwsearch.export.onnx import write_graphs
+from hwsearch.export.parity import Parity
+from hwsearch.export.student import TrainedStudent
+from hwsearch.files import pretty, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SHELL = """\
+#!/bin/sh
+# An engine of model.onnx, and what it takes, by the trtexec that comes with TensorRT 10 or 11 (and with JetPack).
+cd "$(dirname "$0")" &&
+trtexec --onnx=model.onnx --saveEngine=model.plan --stronglyTyped{shapes} --noDataTransfers --useCudaGraph
+"""
+SHAPES = " \\\n  --minShapes={least} \\\n  --optShapes={most} \\\n  --maxShapes={most}"
+SCRIPT = '''\
+"""Build model.plan from model.onnx; needs TensorRT 10 or 11 and its Python package."""
+import pathlib
+
+import tensorrt as trt
+
+BATCH, SEQUENCE = {batch}, {sequence}  # at most, and what the engine is tuned for
+folder = pathlib.Path(__file__).parent
+logger = trt.Logger(trt.Logger.WARNING)
+builder = trt.Builder(logger)
+typed = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)  # 11: always on
+network = builder.create_network(0 if typed is None else 1 << int(typed))
+parser = trt.OnnxParser(network, logger)
+if not parser.parse_from_file(str(folder / "model.onnx")):
+    raise SystemExit("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
+config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+for name in ("input_ids", "attention_mask"):
+    profile.set_shape(name, {least}, (BATCH, SEQUENCE), (BATCH, SEQUENCE))
+config.add_optimization_profile(profile)
+plan = builder.build_serialized_network(network, config)
+if plan is None:
+    raise SystemExit("TensorRT cannot build model.onnx")
+(folder / "model.plan").write_bytes(plan)
+'''
+
+
+def write_tensorrt(
+    student: TrainedStudent, chunks: NDArray[np.int64], to: Path, run: Shape, static: bool = False
+) -> dict[str, Parity]:
+    """Write a student for TensorRT, its graphs checked by ONNX Runtime as `onnx.write_onnx` does.
+
+    Args:
+        student: that was trained, its int8 parts with static symmetric ranges.
+        chunks: held-out token ids, [chunks, sequence + 1]; the last column holds labels alone.
+        to: folder; appears whole or not at all, an earlier export there is replaced.
+        run: batch and sequence that the engine is tuned for: the most it takes, and all it takes where `static`.
+        static: shapes are fixed in `model.onnx`.
+
+    Raises:
+        ExportError: a graph does not compute what the student does, or its int8 parts were trained for another scheme.
+        RunError: the folder holds something else, or cannot be written.
+    """
+    scheme = student.scheme
+    if student.quantised and (scheme.activations, scheme.activation_type) != ("static", "int8"):
+        raise ExportError(
+            "TensorRT's int8 has static symmetric ranges; this student was trained for "
+            f"{scheme.activations} {scheme.activation_type}. Search with --runtime tensorrt"
+        )
+    batch, sequence = run
+    shapes = SHAPES.format(least=_shapes(1, 1), most=_shapes(batch, sequence))
+    least = "(BATCH, SEQUENCE)" if static else "(1, 1)"
+    with student.folder(to) as folder:
+        found = write_graphs(student, chunks, folder, run if static else None)
+        write_text(folder / "parity.json", pretty(found) + "\n")
+        write_text(folder / "build.sh", SHELL.format(shapes="" if static else shapes))
+        (folder / "build.sh").chmod(0o755)
+        write_text(folder / "build.py", SCRIPT.format(batch=batch, sequence=sequence, least=least))
+    return found
+
+
+def _shapes(batch: int, sequence: int) -> str:
+    return ",".join(f"{name}:{batch}x{sequence}" for name in ("input_ids", "attention_mask"))

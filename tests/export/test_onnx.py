@@ -1,0 +1,188 @@
+"""A student as ONNX: it computes what was trained, in every scheme that can be written, or is an error."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from hwsearch.bench.board.onnxruntime import keeping, options_of
+from hwsearch.bench.graph import build_graph
+from hwsearch.errors import ExportError
+from hwsearch.export.graph import module_of, onnx_model
+from hwsearch.export.onnx import write_onnx
+from hwsearch.export.parity import Parity
+from hwsearch.export.student import TrainedStudent
+from hwsearch.precision import Precision, Scheme
+from hwsearch.workload import Workload
+from tests.export.conftest import Make
+
+DYNAMIC = Scheme("dynamic", "uint8", "tensor")
+STATIC = Scheme("static", "int8", "channel")
+
+
+@pytest.mark.parametrize(
+    ("block", "scheme", "precisions"),
+    [
+        ("decoder", DYNAMIC, "int8,fp32/int8"),
+        ("decoder", Scheme("static", "uint8", "channel"), "int8/fp32,int8"),
+        ("encoder", Scheme("dynamic", "uint8", "channel"), "fp32/int8,int8"),
+        ("encoder", STATIC, "int8,fp32"),
+    ],
+)
+def test_the_folder_computes_what_was_trained(
+    make_student: Make, tmp_path: Path, block: str, scheme: Scheme, precisions: str
+) -> None:
+    student, workshop = make_student(block, scheme, precisions)
+    found = write_onnx(student, workshop.tokens["select"], tmp_path / "out", (2, 16), threads=1)
+    files = ["model.onnx", "model_with_past.onnx"] if block == "decoder" else ["model.onnx"]
+    assert list(found) == files
+    for parity in found.values():
+        assert parity.fault is None
+        assert 0 <= parity.kl < max(parity.kl_of_rounding / 10, 1e-5)
+    said = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert said["model.onnx"]["answers"] == found["model.onnx"].answers > 40
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert [entry.name for entry in graph.input] == ["input_ids", "attention_mask"]
+    # As many products in int8 as the plan has linear layers.
+    kinds = Counter(node.op_type for node in graph.node)
+    matrices = len(student.quantised)
+    if scheme.activations == "dynamic":
+        assert kinds["MatMulInteger"] == matrices
+    else:
+        weights = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2}
+        assert len(weights) == matrices
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "out" / "run.py")], capture_output=True, text=True, check=True
+    )
+    assert "2 x 16 tokens: " in done.stdout
+
+
+def test_half_precision_beside_int8(make_student: Make, tmp_path: Path) -> None:
+    student, workshop = make_student("decoder", STATIC, "int8,fp32", Precision.FP16)
+    found = write_onnx(student, workshop.tokens["select"], tmp_path / "out", (2, 24), threads=1, static=True)
+    assert found["model.onnx"].half
+    assert found["model.onnx"].kl_from_float < 1.25 * found["model.onnx"].kl_of_rounding
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [2, 24]
+    assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
+    assert kinds == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8}
+
+
+@pytest.mark.parametrize("block", ["encoder", "decoder"])
+def test_it_is_the_network_that_was_priced(make_student: Make, tmp_path: Path, block: str) -> None:
+    """After ONNX Runtime's optimisation the export has the kernels of the graph that latencies are measured on."""
+    student, _ = make_student(block, DYNAMIC, "int8,fp32")
+    exported = _kernels(onnx_model(student.model, student.scheme, shape=(1, 24)), tmp_path / "exported.onnx")
+    priced = _kernels(build_graph(student.architecture, Workload(1, 24)), tmp_path / "priced.onnx")
+    # A residual in front of a norm is fused with it or not; BERT's first norm is priced as one behind the last layer.
+    norms = ("LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization")
+    assert sum(exported.pop(kind, 0) for kind in norms) == sum(priced.pop(kind, 0) for kind in norms) == 5
+    heavy = ("MatMul", "FusedMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLinear",
+             "Softmax", "Gelu", "BiasGelu", "QuickGelu")  # fmt: skip
+    assert {kind: exported[kind] for kind in heavy} == {kind: priced[kind] for kind in heavy}
+    assert exported["MatMulIntegerToFloat"] + exported["DynamicQuantizeMatMul"] == len(student.quantised)
+
+
+def _kernels(model: onnx.ModelProto, path: Path) -> Counter[str]:
+    """How many kernels of each kind ONNX Runtime makes of a graph."""
+    import onnxruntime
+
+    onnxruntime.InferenceSession(
+        model.SerializeToString(), keeping(options_of(1), path), providers=["CPUExecutionProvider"]
+    )
+    return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+
+
+def test_padding_changes_no_answer(make_student: Make, tmp_path: Path) -> None:
+    import onnxruntime
+
+    student, _ = make_student("encoder", DYNAMIC, "fp32,fp32")
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx_model(student.model, student.scheme), path)
+    opened = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(0).integers(1, 300, (3, 9))
+    short = opened.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+    padded, mask = np.pad(ids, ((0, 0), (0, 7))), np.pad(np.ones_like(ids), ((0, 0), (0, 7)))
+    np.testing.assert_allclose(opened.run(None, {"input_ids": padded, "attention_mask": mask})[0], short, atol=1e-5)
+
+
+def test_the_student_is_not_changed(make_student: Make) -> None:
+    student, _ = make_student("decoder", STATIC, "int8,fp32")
+    ids = torch.arange(20).reshape(1, 20)
+    with torch.inference_mode():
+        before = student.model(ids).logits
+        onnx_model(student.model, student.scheme, half=True)
+        assert torch.equal(student.model(ids).logits, before)
+    assert student.quantised
+
+
+def test_every_product_knows_its_module(make_student: Make) -> None:
+    student, _ = make_student("decoder", DYNAMIC, "fp32,fp32")
+    names = [module_of(node) for node in onnx_model(student.model, DYNAMIC).graph.node if node.op_type == "MatMul"]
+    linear = [name for name, module in student.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert set(linear) <= set(names)
+
+
+def test_what_computes_something_else_is_an_error_and_leaves_nothing(make_student: Make, tmp_path: Path) -> None:
+    student, workshop = make_student("decoder", STATIC, "int8,fp32")
+    write_onnx(student, workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1)
+    before = (tmp_path / "out" / "model.onnx").read_bytes()
+    # Ranges that are not those by which the student computes: what a wrong scale in the graph would be.
+    wrong = _with_other_ranges(student)
+    with pytest.raises(ExportError, match="does not compute what the student computes"):
+        write_onnx(wrong, workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1)
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def _with_other_ranges(student: TrainedStudent) -> TrainedStudent:
+    """Whose graph is written by other ranges than the student computes by."""
+    import copy
+
+    class Drifting(type(student)):  # type: ignore[misc]
+        @property
+        def quantised(self) -> object:
+            return student.quantised
+
+    model = copy.deepcopy(student.model)
+    for module in model.modules():
+        if hasattr(module, "_range"):
+            low, high = module.low.clone() / 4, module.high.clone() / 4
+            module._range = lambda x, low=low, high=high: (low, high)
+    return Drifting(student.teacher, student.architecture, student.scheme, model)
+
+
+def test_schemes_that_onnx_has_no_form_for(make_student: Make) -> None:
+    student, _ = make_student("decoder", STATIC, "int8,fp32")
+    with pytest.raises(ExportError, match="trained for int8 beside float32"):
+        onnx_model(student.model, Scheme("dynamic", "int8", "channel"))
+    for module in student.quantised.values():
+        module.high.zero_()
+        module.low.zero_()
+    with pytest.raises(ExportError, match="without ranges"):
+        onnx_model(student.model, STATIC)
+
+
+def _parity(**changed: float) -> Parity:
+    fine = {
+        "answers": 100, "difference": 1e-3, "kl": 1e-5, "kl_of_rounding": 1e-2, "kl_from_float": 1e-2,
+        "disagreements": 1, "margin": 0.01, "step": 0.1, "half": False,
+    }  # fmt: skip
+    return Parity(**(fine | changed))  # type: ignore[arg-type]
+
+
+def test_what_is_a_fault() -> None:
+    assert _parity().fault is None
+    assert "KL from the student" in str(_parity(kl=2e-3).fault)
+    assert "changes where it leads" in str(_parity(margin=0.2).fault)
+    assert "logits differ" in str(_parity(kl_of_rounding=0.0).fault)
+    assert _parity(kl_of_rounding=0.0, difference=5e-5).fault is None
+    assert _parity(kl=2e-3, half=True).fault is None
+    assert "from the float student" in str(_parity(kl_from_float=2e-2, half=True).fault)
