@@ -44,12 +44,13 @@ PRECISIONS: tuple[Precision, ...] = tuple(Precision)  # by code
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one runtime quantises a linear layer to int8.
+    """How one runtime quantises a linear layer.
 
     Attributes:
         activations: ranges fixed by calibration ("static") or taken from each tensor as it passes ("dynamic").
         activation_type: "int8" is symmetric around zero, "uint8" has a zero point.
-        weights: one scale for the whole matrix ("tensor") or for each output channel ("channel").
+        weights: one scale for the whole matrix ("tensor") or for each output channel ("channel") of int8 weights.
+        group: inputs of an output channel that share the scale and zero point of int4 weights.
         keeps_float: parts of the network that stay in float: of "embedding", "head", "norm", "softmax", "attention"
             (the two products inside attention; its four projections are linear layers).
     """
@@ -57,4 +58,5 @@ class Scheme:
     activations: Literal["static", "dynamic"] = "static"
     activation_type: Literal["int8", "uint8"] = "int8"
     weights: Literal["tensor", "channel"] = "channel"
+    group: int = 128
     keeps_float: tuple[str, ...] = ("embedding", "head", "norm", "softmax", "attention")

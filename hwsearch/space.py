@@ -145,11 +145,10 @@ def derive(
             )
     if foreign := [str(p) for p in own_precisions if p not in runtime.precisions]:
         raise ArchitectureError(f"the runtime runs {', '.join(map(str, runtime.precisions))}; not {', '.join(foreign)}")
-    if weight_only := [str(p) for p in own_precisions if not p.is_float and p is not Precision.INT8]:
-        raise ArchitectureError(f"students are trained for float and int8 layers; not {', '.join(weight_only)}")
     if sum(p.is_float for p in own_precisions) > 1:
         raise ArchitectureError(
-            f"layers are searched in one float and int8; got {', '.join(map(str, own_precisions))}. Name one float"
+            f"layers are searched in one float and what is quantised; got {', '.join(map(str, own_precisions))}. "
+            "Name one float"
         )
     beside = runtime.float_beside(*own_precisions)
     return SearchSpace(

@@ -62,6 +62,13 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 @click.option("--ffn", type=Numbers(), help="Feed-forward sizes to choose from.")
 @click.option("--precision", help="Precisions of a layer's parts to choose from, as fp16,int8.")
 @click.option(
+    "--space",
+    type=click.Choice(["macro", "per-layer"]),
+    default="macro",
+    show_default=True,
+    help="Precisions are solved at a rate of exchange, or chosen one by one by Optuna.",
+)
+@click.option(
     "--min-quality",
     type=Positive(1),
     help="Least retention of the teacher's accuracy; the fastest that has it is chosen.",
@@ -111,6 +118,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         chunks=min(TaskSpec().chunks, wishes.long_steps * Recipe().batch),
         recipe=Recipe(seed=wishes.seed),
         scheme=profile.runtimes[target.runtime].scheme,
+        precisions=tuple(p for p in wishes.precisions or TaskSpec().precisions if not p.is_float),
         text_column=options["text_column"],
         label_column=options["label_column"],
     )
@@ -175,7 +183,7 @@ def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:
         ffns=options["ffn"],
         precisions=precisions,
         **own,
-        **{name: options[name] for name in ("trials", "seed", "minutes", *limits)},
+        **{name: options[name] for name in ("trials", "seed", "minutes", "space", *limits)},
     )
 
 

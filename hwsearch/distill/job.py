@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from hwsearch.architecture import Architecture
-from hwsearch.precision import Scheme
+from hwsearch.precision import Precision, Scheme
 
 METRICS = {"lm": "next-token accuracy", "classify": "accuracy"}  # what quality is, by what stands on top
 
@@ -42,6 +42,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         held_out_chunks: to judge by on *select* and on *report* each, at most.
         recipe: how to train.
         scheme: how the runtime quantises.
+        precisions: that parts may be quantised to.
     """
 
     teacher: str = ""
@@ -52,6 +53,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     held_out_chunks: int = 384
     recipe: Recipe = Recipe()
     scheme: Scheme = Scheme()
+    precisions: tuple[Precision, ...] = (Precision.INT8,)
     text_column: str = "text"
     label_column: str = "label"
 
@@ -66,8 +68,8 @@ class Facts(msgspec.Struct, frozen=True):
         corpus: what the text is called.
         quality: the teacher's on *select*.
         layers: the best layers to keep, by depth.
-        sensitivities: KL to itself of the teacher with one part in int8, a pair (attention, feed-forward) for each
-            layer.
+        sensitivities: KL to itself of the teacher with one part in a precision, a pair (attention, feed-forward) for
+            each layer.
         blocks: of the teacher's outputs.
         subject: hash of what decides how far short runs may be trusted: the same for any seed and amount of text.
     """
@@ -79,7 +81,7 @@ class Facts(msgspec.Struct, frozen=True):
     blocks: int
     quality: float = 0.0
     layers: dict[int, tuple[int, ...]] = {}
-    sensitivities: tuple[tuple[float, float], ...] = ()
+    sensitivities: dict[Precision, tuple[tuple[float, float], ...]] = {}
     subject: str = ""
 
 

@@ -40,11 +40,13 @@ class Rounded:
 
 
 class QuantisedLinear(nn.Linear):
-    """A linear layer that computes as its int8 counterpart does.
+    """A linear layer that computes as its quantised counterpart does: weights and input on the int8 grid, or weights
+    alone on that of int8 or int4.
 
     A float layer becomes one by `quantise` and a float one again by `restore`; its weights stay where they are.
     """
 
+    precision: Precision
     scheme: Scheme
     shared: Rounded
     low: Tensor  # running range of the input, for static schemes; both 0 before the first batch
@@ -52,10 +54,13 @@ class QuantisedLinear(nn.Linear):
     known: bool  # whether there is a range; asked of the buffers once, for a GPU must come to a stop to tell
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the parent's name
-        """The layer's output, [..., out], with input and weights on their int8 grids."""
-        return nn.functional.linear(self._activations(input), self._weights(), self.bias)
+        """The layer's output, [..., out], with input and weights on their grids."""
+        given = self._activations(input) if self.precision is Precision.INT8 else input
+        return nn.functional.linear(given, self._weights(), self.bias)
 
     def _weights(self) -> Tensor:
+        if self.precision is Precision.INT4:
+            return in_groups(self.weight, self.scheme.group)
         per_channel = self.scheme.weights == "channel"
         with torch.no_grad():
             largest = self.weight.abs().amax(dim=1) if per_channel else self.weight.abs().amax()
@@ -112,6 +117,21 @@ def on_grid(x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None = Non
     return result
 
 
+def in_groups(weight: Tensor, group: int) -> Tensor:
+    """Weights, [out, in], on a grid of 16 values from the least to the largest of each `group` inputs of an output,
+    zero among them; the gradient is let through. As ONNX Runtime's MatMulNBits has them."""
+    out, inputs = weight.shape
+    padded = nn.functional.pad(weight, (0, -inputs % group)).view(out, -1, group)
+    with torch.no_grad():
+        low, high = torch.aminmax(padded, dim=-1, keepdim=True)
+        low, high = low.clamp_max(0.0), high.clamp_min(0.0)
+        scale = ((high - low) / 15).clamp_min(_TINY)
+        zero = torch.round(-low / scale).clamp(0, 15)
+        rounded = ((padded / scale + zero).round_().clamp_(0, 15) - zero) * scale
+        change = rounded.view(out, -1)[:, :inputs] - weight
+    return weight + change
+
+
 class _OnGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -128,14 +148,15 @@ class _OnGrid(torch.autograd.Function):
         return d_rounded * inside[0] if inside else d_rounded, None, None
 
 
-def quantise(part: nn.Module, names: Iterable[str], scheme: Scheme) -> None:
-    """Make the linear layers of a part that have these names compute as their int8 counterparts, in place."""
+def quantise(part: nn.Module, names: Iterable[str], scheme: Scheme, precision: Precision = Precision.INT8) -> None:
+    """Make the linear layers of a part that have these names compute as their quantised counterparts, in place."""
     shared = Rounded()
     for name in names:
         linear = part.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         linear.__class__ = QuantisedLinear
-        linear.scheme, linear.shared, linear.known = scheme, shared, False  # type: ignore[assignment]
+        linear.precision, linear.scheme = precision, scheme  # type: ignore[assignment]
+        linear.shared, linear.known = shared, False  # type: ignore[assignment]
         for end in ("low", "high"):
             linear.register_buffer(end, torch.zeros((), device=linear.weight.device))
 
@@ -150,11 +171,11 @@ def restore(model: nn.Module) -> None:
 
 
 def quantise_layers(model: PreTrainedModel, architecture: Architecture, scheme: Scheme) -> None:
-    """Quantise the parts of a student's layers that `architecture` has in int8, in place. Float parts stay in float32:
-    fp16's rounding is three orders of magnitude finer than int8's.
+    """Quantise the parts of a student's layers that `architecture` has in int8, w8a16 or int4, in place. Float parts
+    stay in float32: fp16's rounding is three orders of magnitude finer than int8's.
     """
     family = family_of(model.config)
     for module, layer in zip(family.layers_of(model), architecture.layers, strict=True):
         for names, precision in ((family.attention, layer.attention), (family.feed_forward, layer.feed_forward)):
-            if precision is Precision.INT8:
-                quantise(module, names, scheme)
+            if not precision.is_float:
+                quantise(module, names, scheme, precision)

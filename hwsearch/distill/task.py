@@ -88,7 +88,7 @@ class Task:
         teacher: whose students.
         importance: of its parts.
         layers: the best layers to keep, by depth.
-        sensitivities: KL to itself of the teacher with one part in int8, [layers, 2] (attention, feed-forward).
+        sensitivities: KL to itself of the teacher with one part in a precision, [layers, 2] (attention, feed-forward).
         chunks: token ids to train on, [chunks, sequence + 1].
         outputs: the teacher's on them.
         select, report: held-out sets.
@@ -99,7 +99,7 @@ class Task:
     teacher: Teacher
     importance: Importance
     layers: dict[int, tuple[int, ...]]
-    sensitivities: NDArray[np.float64]
+    sensitivities: dict[Precision, NDArray[np.float64]]
     chunks: NDArray[np.int64]
     outputs: Outputs
     select: HeldOut
@@ -125,7 +125,7 @@ class Workshop:
         corpus = read_corpus(spec, self.teacher)
         self.corpus = corpus.name
         settings = msgspec.json.encode(
-            (__version__, spec.sequence, spec.chunks, spec.held_out_chunks, spec.recipe, spec.scheme)
+            (__version__, spec.sequence, spec.chunks, spec.held_out_chunks, spec.recipe, spec.scheme, spec.precisions)
         )
         sources = f"{self.teacher.digest} {corpus.digest} ".encode()
         self.digest = hashlib.sha256(sources + settings).hexdigest()[:16]
@@ -161,8 +161,9 @@ class Workshop:
         few = STATISTICS_CHUNKS * self.teacher.objective.inputs_a_chunk
         chunks = torch.from_numpy(self.tokens["train"][:few])
         importance = measure_importance(self.teacher.model, self.teacher.objective, chunks)
-        layers, sensitivities = self._layers(), self._sensitivities()
-        tensors = {"heads": importance.heads, "ffn": importance.ffn, "sensitivities": torch.from_numpy(sensitivities)}
+        layers = self._layers()
+        tensors = {"heads": importance.heads, "ffn": importance.ffn}
+        tensors |= {f"sensitivities.{p}": torch.from_numpy(self._sensitivities(p)) for p in self.spec.precisions}
         for kind in ("stream", "channels"):
             tensors |= {f"{kind}.{name}": value for name, value in getattr(importance, kind).items()}
         for i, (attention, feed_forward) in enumerate(zip(importance.attention, importance.feed_forward, strict=True)):
@@ -175,7 +176,7 @@ class Workshop:
     def finish(self) -> Facts:
         """What is known once every piece is there."""
         task = self.task
-        sensitivities = tuple((float(a), float(f)) for a, f in task.sensitivities)
+        sensitivities = {p: tuple((float(a), float(f)) for a, f in lost) for p, lost in task.sensitivities.items()}
         return msgspec.structs.replace(
             self.facts(), quality=task.select.teacher_quality, layers=task.layers, sensitivities=sensitivities
         )
@@ -199,7 +200,7 @@ class Workshop:
                 teacher=self.teacher,
                 importance=importance,
                 layers={d: tuple(stored[f"layers.{d}"].tolist()) for d in range(1, depth + 1)},
-                sensitivities=stored["sensitivities"].numpy(),
+                sensitivities={p: stored[f"sensitivities.{p}"].numpy() for p in self.spec.precisions},
                 chunks=self.tokens["train"],
                 outputs=Outputs.join(blocks),
                 select=self._held_out("select"),
@@ -247,7 +248,7 @@ class Workshop:
 
         return {depth: choose_layers(count, depth, loss) for depth in range(1, count + 1)}
 
-    def _sensitivities(self) -> NDArray[np.float64]:
+    def _sensitivities(self, precision: Precision) -> NDArray[np.float64]:
         from hwsearch.distill.proxy import divergence
         from hwsearch.distill.quantise import quantise, restore
 
@@ -256,7 +257,7 @@ class Workshop:
         found = []
         for layer in family.layers_of(model):
             for names in (family.attention, family.feed_forward):
-                quantise(layer, names, self.spec.scheme)
+                quantise(layer, names, self.spec.scheme, precision)
                 found.append(divergence(model, probe))
                 restore(model)
         return np.array(found).reshape(-1, 2)

@@ -25,16 +25,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from hwsearch.distill.quantise import QuantisedLinear, restore
 from hwsearch.errors import ExportError
-from hwsearch.precision import Scheme
+from hwsearch.precision import Precision, Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TINY = 1e-8  # a scale is at least that of this weight
 OPSET = 20  # float16 scales need 19; what JetPack 6 has reads 20 at most
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes the modules that a node comes from
 Shape = tuple[int, int]  # batch, sequence
@@ -61,14 +62,22 @@ def onnx_model(
     Raises:
         ExportError: ONNX Runtime's quantiser has no such scheme, or a static range was never set.
     """
-    quantised = {name: module for name, module in student.named_modules() if isinstance(module, QuantisedLinear)}
-    check_scheme(scheme, half, list(quantised.values()))
+    by_precision: dict[Precision, dict[str, QuantisedLinear]] = {}
+    for name, module in student.named_modules():
+        if isinstance(module, QuantisedLinear):
+            by_precision.setdefault(module.precision, {})[name] = module
+    eight = by_precision.get(Precision.INT8, {})
+    check_scheme(scheme, half, list(eight.values()))
     model = _float_graph(student, half, shape, cached)
-    if not quantised:
+    if four := by_precision.get(Precision.INT4):
+        model = _four_bit_weights(model, _nodes_of(model, set(four)), scheme.group)
+    if wide := by_precision.get(Precision.W8A16):
+        _eight_bit_weights(model, _nodes_of(model, set(wide)), scheme)
+    if not eight:
         return model
-    readers = _stand_apart(model, set(quantised))
+    readers = _stand_apart(model, _nodes_of(model, set(eight)))
     ranges = {
-        given: (quantised[name].low, quantised[name].high) for name, (_, given) in readers.items()
+        given: (eight[name].low, eight[name].high) for name, (_, given) in readers.items()
     }  # those who read one input have one range
     return _quantise(model, [node for node, _ in readers.values()], scheme, ranges, half)
 
@@ -196,30 +205,62 @@ def _quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _stand_apart(model: onnx.ModelProto, modules: set[str]) -> dict[str, tuple[str, str]]:
-    """Give the linear layers of these modules an input that none but they and their like reads, so that nobody else is
-    given the rounded one; the node of each and that input, by module.
+def _nodes_of(model: onnx.ModelProto, modules: set[str]) -> dict[str, onnx.NodeProto]:
+    """The matrix product of each of some linear layers.
 
     Raises:
-        ExportError: the graph does not tell which node a module is.
+        ExportError: the graph does not tell.
     """
-    found: dict[str, tuple[str, str]] = {}
-    own: dict[str, str] = {}
-    nodes = list(model.graph.node)
-    for node in nodes:
-        if node.op_type not in ("MatMul", "Gemm") or (name := module_of(node)) not in modules:
-            continue
-        given = node.input[0]
-        if given not in own:
-            own[given] = f"{given}.rounded"
-            model.graph.node.insert(
-                list(model.graph.node).index(node), helper.make_node("Identity", [given], [own[given]], own[given])
-            )
-        node.input[0] = own[given]
-        found[name] = (node.name, own[given])
+    products = (node for node in model.graph.node if node.op_type in ("MatMul", "Gemm"))
+    found = {name: node for node in products if (name := module_of(node)) in modules}
     if missing := sorted(modules - set(found)):
         raise ExportError(f"the exporter's graph has no matrix product of {', '.join(missing)}; report this as a bug")
     return found
+
+
+def _stand_apart(model: onnx.ModelProto, products: dict[str, onnx.NodeProto]) -> dict[str, tuple[str, str]]:
+    """Give some matrix products an input that none but they and their like reads, so that nobody else is given the
+    rounded one; the name of each and that input, by module."""
+    own: dict[str, str] = {}
+    for node in products.values():
+        given = node.input[0]
+        if given not in own:
+            own[given] = f"{given}.rounded"
+            place = list(model.graph.node).index(node)
+            model.graph.node.insert(place, helper.make_node("Identity", [given], [own[given]], own[given]))
+    for node in products.values():
+        node.input[0] = own[node.input[0]]
+    return {name: (node.name, node.input[0]) for name, node in products.items()}
+
+
+def _four_bit_weights(model: onnx.ModelProto, products: dict[str, onnx.NodeProto], group: int) -> onnx.ModelProto:
+    """The graph with the weights of some products in int4, by groups, by ONNX Runtime's own quantiser."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    wanted = {node.name for node in products.values()}
+    others = [n.name for n in model.graph.node if n.op_type in ("MatMul", "Gather") and n.name not in wanted]
+    quantiser = MatMulNBitsQuantizer(model, block_size=group, is_symmetric=False, nodes_to_exclude=others)
+    quantiser.process()
+    found: onnx.ModelProto = quantiser.model.model
+    return found
+
+
+def _eight_bit_weights(model: onnx.ModelProto, products: dict[str, onnx.NodeProto], scheme: Scheme) -> None:
+    """Put the weights of some products into int8 with a scale for each output or for all of them, in place; ONNX
+    Runtime's quantiser does so only together with the activations."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in products.values():
+        name = node.input[1]
+        value = numpy_helper.to_array(weights[name])  # [in, out]
+        across = 0 if scheme.weights == "channel" else None
+        scale = np.maximum(np.abs(value.astype(np.float32)).max(across), TINY) / 127
+        rounded = np.clip(np.round(value.astype(np.float32) / scale), -127, 127).astype(np.int8)
+        model.graph.initializer.remove(weights[name])
+        for part, array in (("int8", rounded), ("scale", np.asarray(scale, value.dtype))):
+            model.graph.initializer.append(numpy_helper.from_array(array, f"{name}.{part}"))
+        wide = helper.make_node("DequantizeLinear", [f"{name}.int8", f"{name}.scale"], [f"{name}.wide"], axis=1)
+        model.graph.node.insert(list(model.graph.node).index(node), wide)
+        node.input[1] = f"{name}.wide"
 
 
 def module_of(node: onnx.NodeProto) -> str | None:

@@ -16,7 +16,7 @@ from hwsearch.distill.student import empty_student
 from hwsearch.distill.teacher import Teacher
 from hwsearch.errors import RunError
 from hwsearch.files import pretty, write_text
-from hwsearch.precision import Scheme
+from hwsearch.precision import Precision, Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +57,7 @@ class TrainedStudent:
 
     @property
     def quantised(self) -> dict[str, QuantisedLinear]:
-        """Its int8 linear layers, by module."""
+        """Its quantised linear layers, by module."""
         return {name: module for name, module in self.model.named_modules() if isinstance(module, QuantisedLinear)}
 
     @property
@@ -65,7 +65,10 @@ class TrainedStudent:
         """What no other file of an export says: the precision of every part, and input ranges of the int8 layers that
         training has found for a static scheme, by module."""
         static = self.scheme.activations == "static"
-        ranges = {name: (float(m.low), float(m.high)) for name, m in self.quantised.items()} if static else {}
+        ranges = {
+            name: (float(m.low), float(m.high)) for name, m in self.quantised.items() if m.precision is Precision.INT8
+        }
+        ranges = ranges if static else {}
         return {"scheme": self.scheme, "layers": self.architecture.precision_text, "ranges": ranges}
 
     @contextmanager

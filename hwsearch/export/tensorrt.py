@@ -16,6 +16,7 @@ from hwsearch.export.onnx import write_graphs
 from hwsearch.export.parity import Parity
 from hwsearch.export.student import TrainedStudent
 from hwsearch.files import pretty, write_text
+from hwsearch.precision import Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,8 +71,10 @@ def write_tensorrt(
         ExportError: a graph does not compute what the student does, or its int8 parts were trained for another scheme.
         RunError: the folder holds something else, or cannot be written.
     """
-    scheme = student.scheme
-    if student.quantised and (scheme.activations, scheme.activation_type) != ("static", "int8"):
+    scheme, kinds = student.scheme, {module.precision for module in student.quantised.values()}
+    if Precision.INT4 in kinds:
+        raise ExportError("int4 weights are written for ONNX Runtime alone: --format onnx")
+    if Precision.INT8 in kinds and (scheme.activations, scheme.activation_type) != ("static", "int8"):
         raise ExportError(
             "TensorRT's int8 has static symmetric ranges; this student was trained for "
             f"{scheme.activations} {scheme.activation_type}. Search with --runtime tensorrt"

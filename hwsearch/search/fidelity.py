@@ -24,7 +24,7 @@ from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec
 from hwsearch.errors import RunError, TrainingError
 from hwsearch.files import pretty, read_json, read_or_drop, write_text
 from hwsearch.search.plan import RUNGS, Plan, Wishes
-from hwsearch.search.proposer import RATIOS, Given
+from hwsearch.search.proposer import RATES, RATIOS, Given
 from hwsearch.search.rank import Agreement, agreement
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
@@ -72,7 +72,7 @@ def stratified(
     seed: int = 0,
     strain: float = 1.0,
 ) -> list[Candidate]:
-    """Students of random depth, proportions and share of int8; fewer than wanted where the space has no more.
+    """Students of random depth, proportions and precisions; fewer than wanted where the space has no more.
 
     Args:
         plan: of the search.
@@ -88,7 +88,7 @@ def stratified(
     least = float(plan.price(plan.space.smallest).median_ms.min())
     wanted = [(ms, False) for ms in np.geomspace(min(1.05 * least, most_ms), most_ms, spread)]
     wanted += [(ms, True) for ms in middle_ms * rng.uniform(1 - NEAR, 1 + NEAR, band)]
-    shares = (0.0, 0.5, 1.0) if len(plan.space.precisions) > 1 else (0.0,)
+    rates = (0.0, 1.0, RATES[1])
     found: list[Candidate] = []
     exhausted: set[bool] = set()
     for ms, inside in wanted:
@@ -104,8 +104,7 @@ def stratified(
                     exhausted.add(inside)
                     break
             heads, ffn = np.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1]), 2)).tolist()
-            precisions = proposer.plan(depth, float(rng.choice(shares)))
-            options = [o for o in proposer.options(depth, heads, ffn, precisions) if plan.admits(o)]
+            options = [o for o in proposer.options(depth, heads, ffn, float(rng.choice(rates))) if plan.admits(o)]
             if strain < np.inf and options:
                 options = [o for o, s in zip(options, plan.strain(options), strict=True) if s <= strain]
             if not options:

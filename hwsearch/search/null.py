@@ -94,7 +94,7 @@ class NullTrainer:
     def _facts(self) -> Facts:
         depth = self.teacher.depth
         layers = {d: tuple(range(d)) for d in range(1, depth + 1)}
-        sensitivities = tuple((0.001 * (i + 1), 0.002 * (depth - i)) for i in range(depth))
+        sensitivities = {Precision.INT8: tuple((0.001 * (i + 1), 0.002 * (depth - i)) for i in range(depth))}
         return Facts("null-teacher", "0" * 16, self.teacher, "no text", 2, 0.6, layers, sensitivities, "1" * 16)
 
 

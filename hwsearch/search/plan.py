@@ -4,7 +4,7 @@ milliseconds, the space, and whether anything fits at all."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -42,6 +42,7 @@ class Wishes(msgspec.Struct, frozen=True):
         steps: of a short run.
         full_steps: of a finalist's training; by default so many that the short run is 15 % of it.
         seed: of the search.
+        space: whether precisions are solved at a rate of exchange or chosen one by one by Optuna.
         minutes: after which no trial is begun or taken to its next rung.
         min_quality: least retention of the teacher's accuracy; the fastest that has it is chosen.
         max_size_mib, max_memory_mib: limits of the stored weights and of weights with activations.
@@ -60,6 +61,7 @@ class Wishes(msgspec.Struct, frozen=True):
     full_steps: int | None = None
     seed: int = 0
     minutes: float | None = None
+    space: Literal["macro", "per-layer"] = "macro"
     min_quality: float | None = None
     max_size_mib: float | None = None
     max_memory_mib: float | None = None
@@ -169,7 +171,15 @@ class Plan:
 
     def proposer(self, facts: Facts) -> Proposer:
         """Of students inside the budget and the limits; `facts` of the task, complete."""
-        return Proposer(self.space, self.strain, facts.sensitivities, facts.layers, self.admits)
+        return Proposer(
+            self.space,
+            lambda options: self.price(options).median_ms,
+            self.strain,
+            facts.sensitivities,
+            facts.layers,
+            self.admits,
+            self.wishes.space == "per-layer",
+        )
 
     def check(self) -> None:
         """Raise unless something fits.

@@ -1,9 +1,10 @@
 """From a few smooth numbers to an architecture that fits.
 
-Optuna moves five dimensions: depth, attention and feed-forward sizes relative to the teacher's proportions, the share
-of int8 parts, and how much of the budget to fill. Width and the exact feed-forward size are solved on the estimator to
-meet that fill, so that nearly every proposal fits and none is trained that does not. A Gaussian process finds its way
-in five dimensions after a few trials; in the 20 and more raw ones nothing does.
+Optuna moves five dimensions: depth, attention and feed-forward sizes relative to the teacher's proportions, the rate at
+which quality is given for time when parts are quantised, and how much of the budget to fill. Precisions are solved at
+that rate (`search/precision`), width and the exact feed-forward size on the estimator to meet the fill, so that nearly
+every proposal fits and none is trained that does not. A Gaussian process finds its way in five dimensions after a few
+trials; in the 20 and more raw ones nothing does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from hwsearch.architecture import Architecture
 from hwsearch.precision import Precision
+from hwsearch.search.precision import plan_of, plans, with_plan
 from hwsearch.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 RATIOS = (0.5, 2.0)  # of the teacher's proportions
+RATES = (0.02, 50.0)  # over the fair rate, at which all that saves time is worth what it loses
 FILL = (0.25, 1.0)  # of the budget, by the strain on it
 CORNER_DEPTHS = 6
 FFN_SLACK = 1.35  # factor either way within which the feed-forward size may help to meet the fill
@@ -58,45 +61,63 @@ class Proposer:
 
     Args:
         space: what may be answered.
+        price: milliseconds of architectures, [architectures].
         strain: of architectures, the share of the tightest budget that each takes at most; 1 at most.
-        sensitivities: what int8 costs each part of the teacher's layers, [layers, 2].
+        sensitivities: what quantising one part of the teacher's layers loses, [layers, 2] for each precision.
         layers: the teacher's layers that a student of a depth keeps.
         admit: whether an architecture meets the other constraints.
+        raw: Optuna chooses the precision of every part, in place of the rate.
     """
 
     def __init__(
         self,
         space: SearchSpace,
+        price: Callable[[Sequence[Architecture]], Floats],
         strain: Callable[[Sequence[Architecture]], Floats],
-        sensitivities: Sequence[tuple[float, float]],
+        sensitivities: Mapping[Precision, Sequence[tuple[float, float]]],
         layers: dict[int, tuple[int, ...]],
         admit: Callable[[Architecture], bool] = lambda architecture: True,  # noqa: ARG005
+        raw: bool = False,
     ) -> None:
-        self.space, self.strain = space, strain
-        self.sensitivities, self.layers, self.admit = np.array(sensitivities), layers, admit
+        self.space, self.price, self.strain, self.admit = space, price, strain, admit
+        self.layers, self.mixed, self.raw = layers, len(space.precisions) > 1, raw
+        nothing = np.zeros((space.teacher.depth, 2))
+        lost = [nothing if p.is_float else np.array(sensitivities[p]) for p in space.precisions]
+        self.losses = np.stack(lost, axis=2)  # [layers, parts, precisions]
         self.infeasible: set[Architecture] = set()
 
     def corners(self) -> list[dict[str, Any]]:
         """Settings to begin with: the fullest student of each depth, from the middle outwards, and at the middle depth
         one step in every other direction; last the fast end of the front. What any sampler would take long to try, and
         what depth is worth most."""
-        quantised = {"int8": 1.0} if len(self.space.precisions) > 1 else {}
-        full = {"heads": 1.0, "ffn": 1.0, **quantised, "fill": 1.0}
-        fitting = [depth for depth in self.space.depths if self._fits(depth, bool(quantised))]
+        fast, exact = self._settings(len(self.space.precisions) - 1), self._settings(0)
+        full = {"heads": 1.0, "ffn": 1.0, **fast, "fill": 1.0}
+        fitting = [depth for depth in self.space.depths if self._fits(depth)]
         if not fitting:
             return []
         middle = fitting[len(fitting) // 2]
         nearest = sorted(fitting, key=lambda depth: (abs(depth - middle), -depth))[:CORNER_DEPTHS]
         steps: list[dict[str, float]] = [{"ffn": RATIOS[0]}, {"heads": RATIOS[0]}, {"fill": 0.7}]
-        steps += [{"int8": 0.0}] if quantised else []
+        steps += [exact] if exact else []
         corners = [{"depth": depth, **full} for depth in nearest] + [
             {"depth": middle, **full, **step} for step in steps
         ]
         return [*corners, {"depth": fitting[0], **full, "fill": FILL[0]}]
 
-    def _fits(self, depth: int, quantised: bool) -> bool:
-        options = self.options(depth, 1.0, 1.0, self.plan(depth, float(quantised)))
-        return bool((self.strain(options) <= 1.0).any())
+    def _settings(self, precision: int) -> dict[str, float]:
+        """Of precisions: as many parts as may be in one."""
+        if not self.mixed:
+            return {}
+        if self.raw:
+            return dict.fromkeys(self._parts(), precision)
+        return {"rate": RATES[1] if precision else RATES[0]}
+
+    def _parts(self) -> list[str]:
+        """Names of the settings of every part's precision, as deep as students may be."""
+        return [f"{part}.{i}" for i in range(self.space.depths[-1]) for part in ("attention", "feed_forward")]
+
+    def _fits(self, depth: int) -> bool:
+        return bool((self.strain(self.options(depth, 1.0, 1.0, RATES[1])) <= 1.0).any())
 
     def __call__(self, trial: Suggest, seen: Collection[Architecture]) -> Architecture | None:
         """The architecture of a trial's settings, or the nearest that fits and is not among `seen`; None when the space
@@ -106,36 +127,31 @@ class Proposer:
         depth = min(depths, key=lambda d: abs(d - depth))
         head_ratio = trial.suggest_float("heads", *RATIOS, log=True)
         ffn_ratio = trial.suggest_float("ffn", *RATIOS, log=True)
-        share = trial.suggest_float("int8", 0.0, 1.0) if len(self.space.precisions) > 1 else 0.0
+        rate: float | tuple[int, ...] = 0.0
+        if self.mixed and self.raw:
+            rate = tuple(trial.suggest_int(name, 0, len(self.space.precisions) - 1) for name in self._parts())
+        elif self.mixed:
+            rate = trial.suggest_float("rate", *RATES, log=True)
         fill = trial.suggest_float("fill", *FILL, log=True)
         # A depth that has nothing left in the budget gives way to the next smaller one, then to the next larger.
         nearest = sorted(depths, key=lambda d: (d > depth, abs(d - depth)))
         for candidate in nearest:
-            options = self.options(candidate, head_ratio, ffn_ratio, self.plan(candidate, share))
+            options = self.options(candidate, head_ratio, ffn_ratio, rate)
             if (found := self._fill(options, fill, seen)) is not None:
                 return found
-        # Nothing in these proportions: any others, at this share of int8 and then at the ends.
+        # Nothing in these proportions: any others, at this rate and then at the ends.
         for candidate in nearest:
-            for other in dict.fromkeys((share, 1.0, 0.0)) if len(self.space.precisions) > 1 else (share,):
-                if (
-                    found := self._fill(self._every_shape(candidate, self.plan(candidate, other)), fill, seen)
-                ) is not None:
+            for other in dict.fromkeys((rate, RATES[1], 0.0)) if self.mixed else (rate,):
+                options = self._planned(self._every_shape(candidate), other)
+                if (found := self._fill(options, fill, seen)) is not None:
                     return found
         return None
 
-    def plan(self, depth: int, share: float) -> list[tuple[Precision, Precision]]:
-        """Precisions of each layer with the least sensitive `share` of the parts in int8."""
-        first, last = self.space.precisions[0], self.space.precisions[-1]
-        parts = self.sensitivities[list(self.layers[depth])].flatten()
-        low = np.zeros(len(parts), bool)
-        low[np.argsort(parts, kind="stable")[: round(share * len(parts))]] = True
-        chosen = [last if is_low else first for is_low in low]
-        return list(zip(chosen[::2], chosen[1::2], strict=True))
-
     def options(
-        self, depth: int, head_ratio: float, ffn_ratio: float, plan: Sequence[tuple[Precision, Precision]]
+        self, depth: int, head_ratio: float, ffn_ratio: float, rate: float | tuple[int, ...]
     ) -> list[Architecture]:
-        """Students of every width in these proportions, with feed-forward sizes around."""
+        """Students of every width in these proportions, with feed-forward sizes around; `rate` over the fair one, 0 for
+        all float, or the precision of every part."""
         teacher, shape = self.space.teacher, self.space.teacher.layers[0]
         found = []
         for width in self.space.widths:
@@ -147,13 +163,27 @@ class Proposer:
             size = ffn_ratio * width * shape.ffn / teacher.width
             near = [f for f in self.space.ffns if size / FFN_SLACK <= f <= size * FFN_SLACK]
             near = near or [min(self.space.ffns, key=lambda f: abs(f - size))]
-            found += [self.space.build(depth, width, pair, ffn, plan) for ffn in near]
-        return found
+            found += [self._in_float(depth, width, pair, ffn) for ffn in near]
+        return self._planned(found, rate)
 
-    def _every_shape(self, depth: int, plan: Sequence[tuple[Precision, Precision]]) -> list[Architecture]:
+    def _planned(self, shapes: list[Architecture], rate: float | tuple[int, ...]) -> list[Architecture]:
+        """Shapes of one depth in their precisions."""
+        if not shapes:
+            return []
+        depth, precisions = shapes[0].depth, self.space.precisions
+        if isinstance(rate, tuple):
+            return [with_plan(shape, plan_of(rate[: 2 * depth], precisions)) for shape in shapes]
+        losses = self.losses[list(self.layers[depth])].reshape(2 * depth, -1)
+        found = plans(shapes, precisions, losses, self.price, rate)
+        return [with_plan(shape, plan) for shape, plan in zip(shapes, found, strict=True)]
+
+    def _in_float(self, depth: int, width: int, heads: tuple[int, int], ffn: int) -> Architecture:
+        return self.space.build(depth, width, heads, ffn, [(self.space.precisions[0],) * 2] * depth)
+
+    def _every_shape(self, depth: int) -> list[Architecture]:
         space = self.space
         return [
-            space.build(depth, width, pair, ffn, plan)
+            self._in_float(depth, width, pair, ffn)
             for width in space.widths
             for pair in space.heads
             if space.fits(width, pair)

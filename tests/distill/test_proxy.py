@@ -15,7 +15,7 @@ from hwsearch.distill.job import Recipe, TaskSpec
 from hwsearch.distill.proxy import Student, bootstrap, load_state
 from hwsearch.distill.task import Workshop
 from hwsearch.errors import DataError, RunError
-from hwsearch.precision import Scheme
+from hwsearch.precision import Precision, Scheme
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def test_facts_grow_complete(workshop: Workshop) -> None:
     assert complete.digest == early.digest
     assert sorted(complete.layers) == [1, 2, 3]
     assert complete.layers[3] == (0, 1, 2)
-    assert len(complete.sensitivities) == 3
-    assert all(value > 0 for pair in complete.sensitivities for value in pair)
+    assert len(complete.sensitivities[Precision.INT8]) == 3
+    assert all(value > 0 for pair in complete.sensitivities[Precision.INT8] for value in pair)
     assert 0 <= complete.quality <= 1
 
 

@@ -63,6 +63,14 @@ def test_the_folder_computes_what_was_trained(
     assert "2 x 16 tokens: " in done.stdout
 
 
+def test_weights_alone_in_four_and_eight_bits(make_student: Make, tmp_path: Path) -> None:
+    student, workshop = make_student("decoder", DYNAMIC, "int4/w8a16,int8/fp32")
+    found = write_onnx(student, workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1)
+    assert found["model.onnx"].kl_of_rounding > 1e-4
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node)
+    assert (kinds["MatMulNBits"], kinds["DequantizeLinear"], kinds["MatMulInteger"]) == (4, 3, 4)
+
+
 def test_half_precision_beside_int8(make_student: Make, tmp_path: Path) -> None:
     student, workshop = make_student("decoder", STATIC, "int8,fp32", Precision.FP16)
     found = write_onnx(student, workshop.tokens["select"], tmp_path / "out", (2, 24), threads=1, static=True)
