@@ -29,11 +29,12 @@ from hwsearch.distill.data import (
     standard_library,
     text_files,
 )
-from hwsearch.distill.families import architecture_of, family_of
+from hwsearch.distill.families import architecture_of
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import Facts, Recipe, TaskSpec
 from hwsearch.distill.labelled import UNLABELLED, draw_texts, labelled_texts
 from hwsearch.distill.objective import Classes, Objective
+from hwsearch.distill.sensitivity import measured_losses
 from hwsearch.distill.student import choose_layers, with_layers
 from hwsearch.distill.teacher import Outputs, Teacher, load_teacher, teacher_outputs
 from hwsearch.errors import DataError
@@ -249,18 +250,8 @@ class Workshop:
         return {depth: choose_layers(count, depth, loss) for depth in range(1, count + 1)}
 
     def _sensitivities(self, precision: Precision) -> NDArray[np.float64]:
-        from hwsearch.distill.proxy import divergence
-        from hwsearch.distill.quantise import quantise, restore
-
-        model, probe = self.teacher.model, self._probe()
-        family = family_of(model.config)
-        found = []
-        for layer in family.layers_of(model):
-            for names in (family.attention, family.feed_forward):
-                quantise(layer, names, self.spec.scheme, precision)
-                found.append(divergence(model, probe))
-                restore(model)
-        return np.array(found).reshape(-1, 2)
+        few = torch.from_numpy(self.tokens["train"][: SUBSET_CHUNKS * self.teacher.objective.inputs_a_chunk])
+        return measured_losses(self.teacher.model, self.teacher.objective, self.spec.scheme, precision, few)
 
     def _probe(self) -> HeldOut:
         """A few training chunks, to look at the teacher's parts with."""

@@ -163,6 +163,32 @@ def precisions(architecture: dict[str, Any]) -> go.Figure:
     return _styled(figure, 200)
 
 
+def sensitivity(found: dict[str, Any]) -> go.Figure:
+    """What quantising each part of the chosen student loses and saves, by precision."""
+    from plotly.subplots import make_subplots
+
+    parts = found["parts"]
+    places = [f"{part['layer']} {part['part']}" for part in parts]
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    for name in dict.fromkeys(name for part in parts for name in part["options"]):
+        options = [part["options"][name] for part in parts]
+        solid = [1.0 if part["precision"] == name else 0.35 for part in parts]
+        style = {"color": PRECISION_COLOURS[name], "opacity": solid, "line": {"color": INK, "width": 1}}
+        for row, key in ((1, "measured"), (2, "saves_ms")):
+            figure.add_bar(
+                x=places, y=[option[key] for option in options], name=name, marker=style, row=row, col=1,
+                legendgroup=name, showlegend=row == 1, hovertemplate=f"%{{x}} in {name}: %{{y:.3g}}<extra></extra>",
+            )  # fmt: skip
+        figure.add_scatter(
+            x=places, y=[option["estimated"] for option in options], mode="markers", name=f"{name}, estimated",
+            marker={"symbol": "x-thin", "size": 9, "line": {"color": INK, "width": 2}}, row=1, col=1,
+            hovertemplate=f"%{{x}} in {name}, estimated: %{{y:.3g}}<extra></extra>",
+        )  # fmt: skip
+    figure.update_yaxes(title="loses, nats", row=1, col=1)
+    figure.update_yaxes(title="saves, ms", row=2, col=1)
+    return _styled(figure, 420)
+
+
 def curves(document: dict[str, Any], trials: Sequence[Result]) -> go.Figure:
     """Held-out KL by training step of every trial and finalist."""
     figure = go.Figure()

@@ -26,6 +26,7 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
     environment.filters.update(ms=format_ms, percent=lambda share: "" if share is None else f"{share:.1%}")
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     chosen, baselines = document["chosen"], document["baselines"]
+    sensitivity = document.get("sensitivity")
     workload = Workload(**document["workload"])
     return template.render(
         {
@@ -38,6 +39,9 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "measured": measured(document),
             "stages": document.get("stages", []),
             "fidelity": document.get("fidelity"),
+            "sensitivity": sensitivity,
+            "uniform": uniform(chosen["architecture"]) if chosen else None,
+            "added": added(sensitivity) if sensitivity else None,
             "agreement": agreement,
             "missing": document.get("missing_baselines", {}),
             "margin_ms": step_ms(document["budget_ms"]),
@@ -47,10 +51,23 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
                 "pareto": _drawn(figures.pareto(document, trials), first=True),
                 "time": _drawn(figures.where_time_goes(document)),
                 "precision": _drawn(figures.precisions(chosen["architecture"])) if chosen else "",
+                "sensitivity": _drawn(figures.sensitivity(sensitivity)) if sensitivity else "",
                 "curves": _drawn(figures.curves(document, trials)),
             },
         }
     )
+
+
+def uniform(architecture: dict[str, Any]) -> str | None:
+    """The precision that all parts have; None where they differ."""
+    found = {layer[part] for layer in architecture["layers"] for part in ("attention", "feed_forward")}
+    return str(found.pop()) if len(found) == 1 else None
+
+
+def added(sensitivity: dict[str, Any]) -> float:
+    """The KL that the chosen precisions cause, part by part, added up."""
+    own = (part["options"].get(part["precision"]) for part in sensitivity["parts"])
+    return float(sum(option["measured"] for option in own if option))
 
 
 def agreement(tau: float | None, low: float | None, high: float | None) -> str:

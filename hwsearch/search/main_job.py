@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,12 +20,16 @@ from hwsearch.search.fidelity import kept, trust
 from hwsearch.search.measured import Measurer
 from hwsearch.search.owner import membership
 from hwsearch.search.plan import Plan, Wishes
+from hwsearch.search.precision import explained
 from hwsearch.search.run import Run, default_folder
 from hwsearch.search.storage import reachable
 from hwsearch.search.study import Study
 from hwsearch.search.summary import summarise, versions
 from hwsearch.search.trainer import Progress, Trainer, complete, result_of
 from hwsearch.units import format_ms
+
+if TYPE_CHECKING:
+    from hwsearch.distill.sensitivity import Sensitivity
 
 Deliver = Callable[[Run, Outcome, dict[str, Any]], None]
 
@@ -89,6 +93,13 @@ def run_search(
         ) from None
 
 
+def sensitivity_in_worker(workshop: Any, *arguments: Any) -> Sensitivity | None:
+    """`distill.sensitivity.sensitivity_in_worker`, which brings torch along, imported where it is run."""
+    from hwsearch.distill.sensitivity import sensitivity_in_worker as measure
+
+    return measure(workshop, *arguments)
+
+
 def _search(
     plan: Plan,
     facts: Facts,
@@ -128,6 +139,7 @@ def _search(
             study.close()
         document = {
             **summarise(study.name, plan, outcome, time.monotonic() - started),
+            "sensitivity": _sensitivity(plan, outcome, run, trainer),
             "asked_trials": outcome.asked,
             "fidelity": known,
         }
@@ -136,6 +148,19 @@ def _search(
         return run.folder, document
     finally:
         run.close()
+
+
+def _sensitivity(plan: Plan, outcome: Outcome, run: Run, trainer: Trainer) -> dict[str, Any] | None:
+    """What the chosen student's precisions cost and buy; None where it has none to choose from."""
+    chosen, precisions = outcome.chosen, plan.space.precisions
+    quantised = [p for p in precisions if not p.is_float]
+    if chosen is None or chosen.trial is None or not precisions[0].is_float or not quantised:
+        return None
+    state = run.student(chosen.trial, chosen.architecture, "long")
+    found = result_of(trainer.run(sensitivity_in_worker, chosen.architecture, state, quantised))
+    if found is None:  # a trainer that invents scores
+        return None
+    return explained(chosen.architecture, precisions, found, lambda options: plan.price(options).median_ms)
 
 
 def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:

@@ -8,7 +8,7 @@ dynamic programming, for many students at once. The plan that comes of it is pri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -18,6 +18,8 @@ from hwsearch.precision import Precision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from hwsearch.distill.sensitivity import Sensitivity
 
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
@@ -154,3 +156,33 @@ def with_plan(architecture: Architecture, plan: Plan) -> Architecture:
 def _first_layer(architecture: Architecture, attention: Precision, feed_forward: Precision) -> Architecture:
     first = replace(architecture.layers[0], attention=attention, feed_forward=feed_forward)
     return replace(architecture, layers=(first, *architecture.layers[1:]))
+
+
+def explained(
+    chosen: Architecture,
+    precisions: Sequence[Precision],
+    sensitivity: Sensitivity,
+    price: Callable[[Sequence[Architecture]], Floats],
+) -> dict[str, Any]:
+    """What the chosen student's precisions cost and buy, for the report: `joint`, the KL that they cause together, and
+    of each part its layer, kind and precision, and by the precisions that it could have the KL that each causes alone,
+    as measured and as estimated from gradients, and the milliseconds that it saves."""
+    times = part_times([_in_first(chosen, precisions)], precisions, price).parts[0]
+    parts = []
+    for i, layer in enumerate(chosen.layers):
+        for j, (name, own) in enumerate((("attention", layer.attention), ("feed-forward", layer.feed_forward))):
+            options = {
+                str(p): {
+                    "measured": sensitivity.measured[p][i][j],
+                    "estimated": sensitivity.estimated[p][i][j],
+                    "saves_ms": -float(times[2 * i + j, k]),
+                }
+                for k, p in enumerate(precisions)
+                if not p.is_float
+            }
+            parts.append({"layer": i, "part": name, "precision": str(own), "options": options})
+    return {"joint": sensitivity.joint, "parts": parts}
+
+
+def _in_first(architecture: Architecture, precisions: Sequence[Precision]) -> Architecture:
+    return with_plan(architecture, ((precisions[0], precisions[0]),) * architecture.depth)

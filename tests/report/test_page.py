@@ -67,6 +67,26 @@ def test_the_page_is_whole_and_loads_nothing(found: tuple[dict[str, Any], Outcom
         assert result.architecture.id in html  # every trial on hover
 
 
+SENSITIVITY = {
+    "joint": 0.0042,
+    "parts": [
+        {"layer": 0, "part": part, "precision": precision,
+         "options": {"int8": {"measured": 0.003, "estimated": 0.0028, "saves_ms": 12.0}}}
+        for part, precision in (("attention", "int8"), ("feed-forward", "fp16"))
+    ],
+}  # fmt: skip
+
+
+def test_what_each_part_costs_and_buys_is_shown(found: tuple[dict[str, Any], Outcome]) -> None:
+    document, outcome = found
+    html = page({**document, "sensitivity": SENSITIVITY}, outcome.trials)
+    assert "by 0.0042 nats from its own in float" in html
+    assert "part by part it adds up to 0.003." in html  # the part that is in int8, not the other
+    assert "loses, nats" in html
+    assert "One precision throughout, int8" in html
+    assert "loses, nats" not in page(document, outcome.trials)
+
+
 FIDELITY = {
     "candidates": 12,
     "band": 5,

@@ -1,0 +1,160 @@
+"""What quantising one part of a model loses, the others in float: measured, and estimated from gradients.
+
+Measured is the KL of the model with that part quantised from itself in float. Estimated is half the Fisher information
+of the part's outputs times their rounding error, squared: the second term of the same KL (the first is zero), positions
+and parts taken to err independently, for one backward pass in place of a forward pass a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hwsearch.distill.families import family_of
+from hwsearch.distill.quantise import quantise, restore
+from hwsearch.precision import Precision, Scheme
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+    from hwsearch.architecture import Architecture
+    from hwsearch.distill.objective import Objective
+    from hwsearch.distill.task import Workshop
+
+    Floats = NDArray[np.float64]
+
+PARTS = ("attention", "feed_forward")
+BATCH = 4  # chunks at once
+CHUNKS = 16  # that are looked at
+
+
+class Sensitivity(msgspec.Struct, frozen=True):
+    """Of a trained student.
+
+    Attributes:
+        measured: KL from itself in float with one part in a precision, nats an answer, a pair (attention, feed-forward)
+            for each layer.
+        estimated: the same from gradients.
+        joint: KL with all parts in the student's own precisions.
+    """
+
+    measured: dict[Precision, tuple[tuple[float, float], ...]]
+    estimated: dict[Precision, tuple[tuple[float, float], ...]]
+    joint: float
+
+
+def measured_losses(
+    model: PreTrainedModel, objective: Objective, scheme: Scheme, precision: Precision, chunks: Tensor
+) -> Floats:
+    """KL of a float model from itself with one part in a precision, [layers, 2] (attention, feed-forward), over token
+    ids [chunks, sequence + 1]."""
+    family, answers = family_of(model.config), 0
+    layers = family.layers_of(model)
+    found = np.zeros((len(layers), 2))
+    with torch.inference_mode():
+        for part in chunks.split(BATCH):
+            own = objective.logits(model, part)
+            answers += own.shape[0] * own.shape[1]
+            for i, layer in enumerate(layers):
+                for j, names in enumerate((family.attention, family.feed_forward)):
+                    quantise(layer, names, scheme, precision)
+                    found[i, j] += _kl(own, objective.logits(model, part))
+                    restore(model)
+    return found / max(1, answers)
+
+
+def estimated_losses(
+    model: PreTrainedModel, objective: Objective, scheme: Scheme, precision: Precision, chunks: Tensor
+) -> Floats:
+    """The same, estimated from the gradients of the model's own answers, drawn by their probabilities."""
+    family, answers = family_of(model.config), 0
+    layers = family.layers_of(model)
+    found = np.zeros((len(layers), 2))
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def watch(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad:
+            output.retain_grad()
+            seen[module] = (given[0].detach(), output)
+
+    linear = [[[layer.get_submodule(n) for n in names] for names in _names(model)] for layer in layers]
+    handles = [m.register_forward_hook(watch) for parts in linear for part in parts for m in part]
+    generator = torch.Generator().manual_seed(0)
+    model.requires_grad_(True)
+    try:
+        for part in chunks.split(BATCH):
+            logits = objective.logits(model, part).flatten(0, 1)
+            answers += len(logits)
+            drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).flatten()
+            nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
+            model.zero_grad(set_to_none=True)
+            for i, layer in enumerate(layers):
+                for j, names in enumerate(_names(model)):
+                    quantise(layer, names, scheme, precision)
+                    slopes = [_slope(module, *seen[module]) for module in linear[i][j]]
+                    restore(model)
+                    found[i, j] += float(torch.stack(slopes).sum(0).square().sum()) / 2
+            seen.clear()
+    finally:
+        model.requires_grad_(False)
+        for handle in handles:
+            handle.remove()
+    return found / max(1, answers)
+
+
+def _slope(module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
+    """How much rounding a layer changes the log-likelihood by, to first order, at each position."""
+    assert output.grad is not None
+    with torch.no_grad():
+        change: Tensor = module(given) - output
+        return (change * output.grad).sum(-1)
+
+
+def _names(model: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    family = family_of(model.config)
+    return family.attention, family.feed_forward
+
+
+def sensitivity_in_worker(
+    workshop: Workshop, architecture: Architecture, state: Path, precisions: Sequence[Precision]
+) -> Sensitivity:
+    """Of a student as it was trained, for `Workers.run`."""
+    from hwsearch.distill.proxy import load_state
+    from hwsearch.distill.quantise import quantise_layers
+    from hwsearch.distill.student import empty_student
+
+    objective, scheme = workshop.teacher.objective, workshop.spec.scheme
+    few = torch.from_numpy(workshop.tokens["train"][: CHUNKS * objective.inputs_a_chunk])
+    model = empty_student(workshop.teacher.model, architecture)
+    quantise_layers(model, architecture, scheme)
+    model.load_state_dict(load_state(state)["model"])
+    model.eval().requires_grad_(False)
+    with torch.inference_mode():
+        whole = [objective.logits(model, part) for part in few.split(BATCH)]
+        restore(model)
+        plain = [objective.logits(model, part) for part in few.split(BATCH)]
+    joint = sum(_kl(p, q) for p, q in zip(plain, whole, strict=True)) / sum(p.shape[0] * p.shape[1] for p in plain)
+    given = (model, objective, scheme)
+    return Sensitivity(
+        measured={p: _pairs(measured_losses(*given, p, few)) for p in precisions},
+        estimated={p: _pairs(estimated_losses(*given, p, few)) for p in precisions},
+        joint=joint,
+    )
+
+
+def _pairs(losses: Floats) -> tuple[tuple[float, float], ...]:
+    return tuple((float(a), float(f)) for a, f in losses)
+
+
+def _kl(p: Tensor, q: Tensor) -> float:
+    """Summed KL of `q` from `p`, logits."""
+    first, second = p.float().log_softmax(-1), q.float().log_softmax(-1)
+    return max(0.0, float((first.exp() * (first - second)).sum()))
