@@ -1,8 +1,9 @@
 """What quantising one part of a model loses, the others in float: measured, and estimated from gradients.
 
 Measured is the KL of the model with that part quantised from itself in float. Estimated is half the Fisher information
-of the part's outputs times their rounding error, squared: the second term of the same KL (the first is zero), positions
-and parts taken to err independently, for one backward pass in place of a forward pass a part.
+of the part's outputs times their rounding error, squared: the second term of the same KL (the first is zero), for one
+backward pass in place of a forward pass a part. Positions that are each asked something are taken to err independently,
+those of one question together.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def estimated_losses(
     model.requires_grad_(True)
     try:
         for part in chunks.split(BATCH):
-            logits = objective.logits(model, part).flatten(0, 1)
+            each = objective.logits(model, part)
+            logits, together = each.flatten(0, 1), each.shape[1] == 1
             answers += len(logits)
             drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).flatten()
             nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
@@ -99,9 +101,9 @@ def estimated_losses(
             for i, layer in enumerate(layers):
                 for j, names in enumerate(_names(model)):
                     quantise(layer, names, scheme, precision)
-                    slopes = [_slope(module, *seen[module]) for module in linear[i][j]]
+                    slope = torch.stack([_slope(module, *seen[module]) for module in linear[i][j]]).sum(0)
                     restore(model)
-                    found[i, j] += float(torch.stack(slopes).sum(0).square().sum()) / 2
+                    found[i, j] += float((slope.sum(1) if together else slope).square().sum()) / 2
             seen.clear()
     finally:
         model.requires_grad_(False)
@@ -111,7 +113,7 @@ def estimated_losses(
 
 
 def _slope(module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
-    """How much rounding a layer changes the log-likelihood by, to first order, at each position."""
+    """How much rounding a layer changes the log-likelihood by, to first order, [rows, tokens]."""
     assert output.grad is not None
     with torch.no_grad():
         change: Tensor = module(given) - output
