@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -12,6 +13,7 @@ from hwsearch.architecture import Architecture
 from hwsearch.bench.host import this_machine
 from hwsearch.bench.local import LOCAL, local
 from hwsearch.bench.measuring import reference_run
+from hwsearch.bench.onnxruntime import prepare_graph
 from hwsearch.bench.timing import Reference, Samples, take_turns
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.latency.estimator import Latency
@@ -54,6 +56,12 @@ class HostMeasurer:
         return [
             self._latency({phase: found[f"{i} {phase}"] for phase in self._phases}) for i in range(len(architectures))
         ]
+
+    def measure_graph(self, path: Path, vocab: int) -> Latency:
+        """The latency of an exported graph of one forward pass, for ONNX Runtime."""
+        run = prepare_graph(path, self._workload, vocab, self._threads)
+        found = take_turns({"prefill": run}, SECONDS, lambda _: None, reference=self._reference, enough=12)
+        return self._latency({"prefill": found["prefill"]})
 
     def _latency(self, samples: dict[Phase, Samples]) -> Latency:
         phases = {phase: found.low_ms(self._usual) for phase, found in samples.items()}

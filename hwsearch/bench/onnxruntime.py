@@ -47,6 +47,13 @@ def prepare(
     return _pass(session, example_input(architecture, workload, phase=phase))
 
 
+def prepare_graph(path: Path, workload: Workload, vocab: int, threads: int) -> Callable[[], object]:
+    """A function that runs one pass of an exported graph, which reads token ids and a mask."""
+    ids = np.random.default_rng(0).integers(0, vocab, (workload.batch, workload.sequence))
+    session = _session(str(path), options_of(threads))
+    return _pass(session, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+
+
 def _pass(session: ort.InferenceSession, inputs: dict[str, NDArray[np.generic]]) -> Callable[[], object]:
     """One pass; keys and values stay in tensors of the runtime, as in a generation."""
     import onnxruntime

@@ -78,13 +78,14 @@ def _fail(message: str, status: int) -> Any:
     sys.exit(status)
 
 
-from hwsearch.cli import fidelity, finished, price, profile, search, worker  # noqa: E402
+from hwsearch.cli import distill, fidelity, finished, price, profile, search, worker  # noqa: E402
 
 cli.add_command(search.search)
 cli.add_command(worker.worker)
 cli.add_command(fidelity.fidelity)
 cli.add_command(finished.report)
 cli.add_command(finished.export)
+cli.add_command(distill.distill)
 cli.add_command(price.latency)
 cli.add_command(price.validate)
 cli.add_command(profile.profile)

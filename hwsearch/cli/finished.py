@@ -113,4 +113,4 @@ def _write(run: Finished, to: Path, form: str, static: bool, progress: Progress)
     progress.say("writing graphs, each checked against the student on held-out text: half a minute or more")
     if form == "tensorrt":
         return dict(write_tensorrt(student, chunks, to, shape, static))
-    return dict(write_onnx(student, chunks, to, shape, run.threads, static))
+    return dict(write_onnx(student, chunks, to, shape, run.target.threads, static))

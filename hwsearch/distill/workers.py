@@ -26,6 +26,7 @@ from hwsearch.errors import RunError, TrainingError
 
 T = TypeVar("T")
 SAMPLE = 32  # chunks that a student as it is cut out is looked at on
+PATIENCE = 2.0  # seconds for processes to end by themselves
 MOST = 8  # processes; each holds a teacher and its outputs
 
 
@@ -71,10 +72,12 @@ class Workers:
         return float(self._done.value)
 
     def close(self) -> None:
-        """End all processes, at once."""
+        """End all processes: those that have nothing to do by themselves, others at once."""
         processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
+        patience = time.monotonic() + PATIENCE
         for process in processes:
+            process.join(timeout=max(0.0, patience - time.monotonic()))
             process.terminate()
         for process in processes:
             process.join(timeout=5)

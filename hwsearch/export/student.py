@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 PLAN = "precision.json"  # by which an exported student's folder is known
 
 
+def refuse(to: Path) -> None:
+    """Raise unless a folder may be written to: it is not there, empty, or holds an earlier export.
+
+    Raises:
+        RunError: it may not.
+    """
+    if to.is_dir() and any(to.iterdir()) and not (to / PLAN).is_file():
+        raise RunError(f"{to} is not empty and holds no exported student; choose another --to")
+    if to.exists() and not to.is_dir():
+        raise RunError(f"{to} is a file; choose another --to")
+
+
 @dataclass(frozen=True)
 class TrainedStudent:
     """A student and all that exporting it takes.
@@ -79,10 +91,7 @@ class TrainedStudent:
         Raises:
             RunError: `to` holds something else, or cannot be written.
         """
-        if to.is_dir() and any(to.iterdir()) and not (to / PLAN).is_file():
-            raise RunError(f"{to} is not empty and holds no exported student; choose another --to")
-        if to.exists() and not to.is_dir():
-            raise RunError(f"{to} is a file; choose another --to")
+        refuse(to)
         try:
             to.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as name:

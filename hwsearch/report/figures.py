@@ -224,6 +224,18 @@ def curves(document: dict[str, Any], trials: Sequence[Result]) -> go.Figure:
     return _styled(figure, 380)
 
 
+def distilled(found: dict[str, Any]) -> go.Figure:
+    """Held-out KL by training step of the full distillation."""
+    points = [(step, loss) for step, loss in found["after"]["curve"] if step]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[step for step, _ in points], y=[loss for _, loss in points], mode="lines", line={"color": ACCENT, "width": 2}
+    )
+    figure.update_xaxes(title="training steps", type="log")
+    figure.update_yaxes(title="held-out KL to the teacher, nats", type="log")
+    return _styled(figure, 300)
+
+
 def _points(
     figure: go.Figure,
     results: Sequence[dict[str, Any]],

@@ -26,7 +26,7 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
     environment.filters.update(ms=format_ms, percent=lambda share: "" if share is None else f"{share:.1%}")
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     chosen, baselines = document["chosen"], document["baselines"]
-    sensitivity = document.get("sensitivity")
+    sensitivity, distilled = document.get("sensitivity"), document.get("distilled")
     workload = Workload(**document["workload"])
     return template.render(
         {
@@ -40,6 +40,7 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "stages": document.get("stages", []),
             "fidelity": document.get("fidelity"),
             "sensitivity": sensitivity,
+            "distilled": distilled,
             "uniform": uniform(chosen["architecture"]) if chosen else None,
             "added": added(sensitivity) if sensitivity else None,
             "agreement": agreement,
@@ -52,6 +53,7 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
                 "time": _drawn(figures.where_time_goes(document)),
                 "precision": _drawn(figures.precisions(chosen["architecture"])) if chosen else "",
                 "sensitivity": _drawn(figures.sensitivity(sensitivity)) if sensitivity else "",
+                "distilled": _drawn(figures.distilled(distilled)) if distilled else "",
                 "curves": _drawn(figures.curves(document, trials)),
             },
         }

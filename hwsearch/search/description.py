@@ -49,6 +49,7 @@ class Description:
     Attributes:
         spec: of the task.
         folder: of the run, on the machine of the main job.
+        profile, target: of the device.
         main: the owner that chooses in the end.
         ready: trials have begun: where students are measured, some are before that.
         until: when no further rung is begun, in seconds since 1970; None without a limit.
@@ -63,6 +64,8 @@ class Description:
             raise RunError(f"study {study.name!r} was not begun by hwsearch search")
         self.spec = msgspec.convert(self._known["spec"], TaskSpec)
         self.folder = Path(self._known["folder"])
+        self.profile = msgspec.convert(self._known["profile"], DeviceProfile)
+        self.target = msgspec.convert(self._known["target"], Target)
         self.main, self.until = self._known["main"], self._known.get("until")
         self.ready = "at_once" in self._known
 
@@ -86,8 +89,8 @@ class Description:
         facts = complete(trainer, facts, progress)
         plan = Plan(
             msgspec.convert(self._known["wishes"], Wishes),
-            msgspec.convert(self._known["profile"], DeviceProfile),
-            msgspec.convert(self._known["target"], Target),
+            self.profile,
+            self.target,
             facts.architecture,
             self._known["measures"],
             self._known.get("correction", 1.0),

@@ -8,9 +8,11 @@ from typing import Any
 import msgspec
 
 from hwsearch.architecture import Architecture
+from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import TaskSpec
 from hwsearch.errors import RunError
 from hwsearch.files import read_json
+from hwsearch.latency.estimator import Latency
 from hwsearch.search.description import Description
 from hwsearch.search.result import Result
 from hwsearch.search.run import state_of
@@ -19,6 +21,8 @@ from hwsearch.search.summary import KEYS
 from hwsearch.workload import Workload
 
 FIDELITY_KEYS = {"candidates", "band", "full_steps", "lengths", "baselines", "ceiling"}
+
+DISTILLED_KEYS = {"trial", "architecture", "before", "after", "latency"}
 
 
 def stored_summary(folder: Path) -> dict[str, Any]:
@@ -39,6 +43,13 @@ def stored_summary(folder: Path) -> dict[str, Any]:
         if missing := sorted(FIDELITY_KEYS - set(document["fidelity"])):
             raise RunError(
                 f"{measured} lacks {', '.join(missing)}; delete it, or measure anew: hwsearch fidelity {folder}"
+            )
+    distilled = folder / "distilled.json"
+    if distilled.is_file():
+        document["distilled"] = read_json(distilled)
+        if missing := sorted(DISTILLED_KEYS - set(document["distilled"])):
+            raise RunError(
+                f"{distilled} lacks {', '.join(missing)}; delete it, or distil anew: hwsearch distill {folder}"
             )
     return document
 
@@ -74,17 +85,23 @@ class Finished(msgspec.Struct, frozen=True):
     Attributes:
         trial: its number.
         architecture: its own.
+        latency: of the workload.
         state: of its longest training.
         spec: of the task that it was trained on.
-        workload, threads: what the run searched for; 0 threads are the runtime's own choice.
+        profile, target: of the device that it was searched for.
+        workload: what the latency is the time of.
+        judged: on *report*, as it was when it was chosen; None for other trials.
     """
 
     trial: int
     architecture: Architecture
+    latency: Latency
     state: Path
     spec: TaskSpec
+    profile: DeviceProfile
+    target: Target
     workload: Workload
-    threads: int
+    judged: dict[str, Any] | None
 
 
 def finished(
@@ -105,17 +122,27 @@ def finished(
         RunError: the run has no such student.
     """
     document, study = stored_summary(folder), open_study(folder)
-    spec = Description(study).spec_with(teacher, data, held_out)
+    description, chosen = Description(study), document["chosen"]
     study.close()
     if trial is None:
-        if document["chosen"] is None or document["chosen"]["trial"] is None:
+        if chosen is None or chosen["trial"] is None:
             raise RunError(f"{folder} has no chosen student; name one with --trial")
-        trial = int(document["chosen"]["trial"])
+        trial = int(chosen["trial"])
     found = {result.trial: result for result in stored_trials(folder) if result.trial is not None}
     if trial not in found:
         raise RunError(f"{folder} has no finished trial {trial} (have: {', '.join(map(str, sorted(found)))})")
     architecture = found[trial].architecture
     states = [state_of(folder, trial, architecture, "long"), state_of(folder, trial, architecture)]
     state = next((path for path in states if path.is_file()), states[-1])
-    workload = msgspec.convert(document["workload"], Workload)
-    return Finished(trial, architecture, state, spec, workload, int(document["target"].get("threads") or 0))
+    is_chosen = chosen is not None and chosen["trial"] == trial
+    return Finished(
+        trial=trial,
+        architecture=architecture,
+        latency=msgspec.convert(chosen["latency"], Latency) if is_chosen else found[trial].latency,
+        state=state,
+        spec=description.spec_with(teacher, data, held_out),
+        profile=description.profile,
+        target=description.target,
+        workload=msgspec.convert(document["workload"], Workload),
+        judged=chosen if is_chosen else None,
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -192,3 +193,58 @@ def test_a_killed_run_is_taken_up_by_the_same_command(
     summary = json.loads(done.stdout)
     assert summary["trials"]["complete"] + summary["trials"]["stopped"] == 7
     assert summary["chosen"] is not None
+
+
+def test_graphs_are_exported_for_the_runs_runtime(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, summary = finished
+    said = document("export", str(folder), "--format", "tensorrt", "--to", str(tmp_path / "trt"))
+    assert said["architecture"]["id"] == summary["chosen"]["architecture"]["id"]
+    assert said["parity"]["model.onnx"]["answers"] > 500
+    assert (tmp_path / "trt" / "build.sh").read_text().count("512x64") == 4  # as many as the run searched for
+    status, _, err = run("export", str(folder), "--static", "--to", str(tmp_path / "none"))
+    assert status == 2
+    assert "--static is of graphs" in err
+
+
+def distilling(folder: Path, to: Path, steps: int) -> list[str]:
+    return ["distill", str(folder), "--steps", str(steps), "--to", str(to), "--json"]
+
+
+def test_a_killed_distillation_ends_with_the_same_weights(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, summary = finished
+    steps = 900
+    arguments = [sys.executable, "-m", "hwsearch", *distilling(folder, tmp_path / "first", steps)]
+    running = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not list((folder / "distilled").rglob(f"*-constant-{steps}.pt")):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    running.kill()
+    running.communicate(timeout=60)
+    assert not (tmp_path / "first").exists()
+    said = json.loads(subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=300).stdout)
+    assert (said["after"]["steps"], said["trial"]) == (steps, summary["chosen"]["trial"])
+    assert said["before"] == summary["chosen"]
+    shutil.rmtree(folder / "distilled")
+    document(*distilling(folder, tmp_path / "second", steps))
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1]
+    assert "After full distillation" in (folder / "report.html").read_text()
+    assert json.loads((folder / "distilled.json").read_text())["after"]["loss"] == said["after"]["loss"]
+    assert (tmp_path / "first" / "tensorrt" / "build.py").is_file()
+
+
+def test_distilling_refuses_what_it_would_overwrite_before_it_trains(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, _ = finished
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    status, _, err = run(*distilling(folder, tmp_path, 30))
+    assert status == 1
+    assert "holds no exported student" in line_of(err)
+    status, _, err = run("distill", str(folder), "--trial", "77", "--to", str(tmp_path / "x"))
+    assert status == 1
+    assert "no finished trial 77" in line_of(err)

@@ -1,0 +1,123 @@
+"""The full training of a student that was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hwsearch.cli.output import console, json_option, note, print_json
+from hwsearch.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from hwsearch.latency.estimator import Latency
+    from hwsearch.search.finished import Finished
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--trial", type=click.IntRange(0), help="A trial's number; the chosen one by default.")
+@click.option(
+    "--steps", type=click.IntRange(30), help="In all, the rate falling in the last third; by default as many as pay."
+)
+@click.option("--to", type=click.Path(path_type=Path), required=True, help="Folder to write the student to.")
+@click.option("--teacher", help="Folder of the teacher, if it has moved since the run.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Text, likewise; more of it may be used than was searched on."
+)
+@click.option("--eval", "held_out", type=click.Path(path_type=Path), help="Held-out text, likewise.")
+@json_option
+def distill(
+    folder: Path,
+    trial: int | None,
+    steps: int | None,
+    to: Path,
+    teacher: str | None,
+    data: Path | None,
+    held_out: Path | None,
+    as_json: bool,
+) -> None:
+    """Train the chosen student of a finished run fully, export and measure it.
+
+    Writes a Transformers folder, and in it `onnx` or `tensorrt` where the run's runtime is one of these. What was
+    trained is kept in the run's folder: the same command goes on from there.
+    """
+    import msgspec
+
+    from hwsearch.distill.workers import Workers
+    from hwsearch.export.student import refuse
+    from hwsearch.files import pretty, write_text
+    from hwsearch.report.page import write_page
+    from hwsearch.search.distillation import CHUNKS, Distillation
+    from hwsearch.search.finished import finished, stored_summary, stored_trials
+    from hwsearch.search.trainer import complete, result_of
+    from hwsearch.units import format_ms
+
+    run = finished(folder, trial, teacher, data, held_out)
+    refuse(to)
+    most = CHUNKS if steps is None else min(CHUNKS, steps * run.spec.recipe.batch)
+    spec = msgspec.structs.replace(run.spec, chunks=max(run.spec.chunks, most))
+    workers = Workers(spec, count=1)  # one student: all threads work on it
+    try:
+        with Progress() as progress:
+            progress.say(f"trial {run.trial}: {run.architecture.id}")
+            facts = complete(workers, result_of(workers.open()), progress)
+            work = Distillation(run.architecture, workers, folder / "distilled" / facts.digest, progress)
+            score, state = work.run(steps)
+            progress.say("exporting, and measuring where the runtime is at hand")
+            forms = result_of(workers.run(_export, run.architecture, state, to, run))
+            latency = _measured(run, to)
+    finally:
+        workers.close()
+    document = {
+        "trial": run.trial,
+        "architecture": run.architecture.to_json(),
+        "before": run.judged,
+        "after": msgspec.to_builtins(score),
+        "latency": msgspec.to_builtins(latency),
+        "parity": forms,
+        "folder": str(to),
+    }
+    write_text(folder / "distilled.json", pretty(document))
+    write_page(folder / "report.html", stored_summary(folder), stored_trials(folder))
+    if as_json:
+        print_json(document)
+        return
+    before = f"; {run.judged['retention']:.1%} when it was chosen" if run.judged else ""
+    out = console()
+    out.print(
+        f"{run.architecture.id} keeps {score.retention:.1%} (90 % interval {score.retention_low:.1%} to "
+        f"{score.retention_high:.1%}) of the teacher's quality after {score.steps} steps{before}"
+    )
+    out.print(f"{format_ms(latency.median_ms)} ({latency.source}); written to {to}")
+    note(f"report: {folder / 'report.html'}")
+
+
+def _export(workshop: Any, architecture: Any, state: Path, to: Path, run: Finished) -> dict[str, Any]:
+    """Runs in the worker, which has the teacher and the text: what was written beside the Transformers folder, and how
+    near its graphs come to the student."""
+    from hwsearch.export.huggingface import write_huggingface
+    from hwsearch.export.onnx import write_onnx
+    from hwsearch.export.student import TrainedStudent
+    from hwsearch.export.tensorrt import write_tensorrt
+
+    student = TrainedStudent.load(workshop.teacher, workshop.spec.scheme, architecture, state)
+    chunks, shape = workshop.tokens["select"], (run.workload.batch, run.workload.sequence)
+    write_huggingface(student, to)
+    if run.target.runtime.startswith("onnxruntime"):
+        return dict(write_onnx(student, chunks, to / "onnx", shape, run.target.threads))
+    if run.target.runtime == "tensorrt":
+        return dict(write_tensorrt(student, chunks, to / "tensorrt", shape))
+    return {}
+
+
+def _measured(run: Finished, to: Path) -> Latency:
+    """What the student takes: the exported graph run on the target, else as it was estimated."""
+    from hwsearch.bench.measurer import measurer_of
+
+    measurer = measurer_of(run.profile, run.target, run.workload)
+    graph = to / "onnx" / "model.onnx"
+    if measurer is None or not graph.is_file() or run.workload.new_tokens:
+        return run.latency
+    return measurer.measure_graph(graph, run.architecture.vocab)

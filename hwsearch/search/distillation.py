@@ -1,0 +1,102 @@
+"""The full distillation of a student that a search has found, until longer training no longer pays.
+
+The rate stays constant while doubling the steps still lowers the held-out KL on *select*, and then falls to zero. Every
+`MARK` steps the state is kept: a run that was killed goes on from there, to the same result.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from hwsearch.architecture import Architecture
+from hwsearch.distill.job import Job, ProxyScore, work_of
+from hwsearch.search.trainer import Progress, Trainer, result_of
+
+MARK = 128  # steps between two points of the curve
+FIRST = 1024  # steps after which is first asked whether doubling them pays
+GAIN = 0.03  # by which doubling the steps must lower the KL, to go on; as `benchmarks/students.py` has full training
+MOST = 16384  # steps at a constant rate
+FALL = 0.5  # of the steps at a constant rate, in which it then falls to zero
+CHUNKS = 16384  # of text to train on, at most
+
+
+class Distillation:
+    """One student's.
+
+    Args:
+        architecture: of the student.
+        trainer: of its task, prepared.
+        folder: where states are kept; of this task alone.
+        progress: who is told.
+        layers: the teacher's layers behind the student's; the best by default.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        trainer: Trainer,
+        folder: Path,
+        progress: Progress,
+        layers: tuple[int, ...] | None = None,
+    ) -> None:
+        self.architecture, self.trainer, self.progress, self.layers = architecture, trainer, progress, layers
+        self._states, self._begun = folder / architecture.digest, 0.0
+
+    def run(self, steps: int | None = None) -> tuple[ProxyScore, Path]:
+        """Train; the score on *report* with the curve on *select*, and the student's state.
+
+        Args:
+            steps: in all, a third of them with the rate falling; by default as many as pay.
+        """
+        self._begun = self.trainer.work_done
+        self.progress.stage("distillation", 1.0)
+        name, constant = (
+            ("constant", self._pays()) if steps is None else (f"constant-{steps}", round(steps / (1 + FALL)))
+        )
+        steps = steps or round(constant * (1 + FALL))
+        self._train(name, constant, steps)
+        self._train(f"{constant}-{steps}", steps, steps, name, constant)
+        score = self._train(f"{constant}-{steps}", steps, steps, name, constant, "report")
+        return score, self._state(f"{constant}-{steps}")
+
+    def _pays(self) -> int:
+        """Steps at a constant rate after which doubling them has come to pay little."""
+        half, gain = FIRST, 1.0
+        while gain >= GAIN and half < MOST:
+            curve = dict(self._train("constant", 2 * half, round(2 * half * (1 + FALL))).curve)
+            gain = 1 - curve[2 * half] / curve[half]
+            half *= 2
+            self.progress.say(f"{half} steps: KL {curve[half]:.4f} on select, {gain:.1%} lower than after half of them")
+        return half
+
+    def _train(
+        self,
+        name: str,
+        until: int,
+        expected: int,
+        start: str | None = None,
+        falls_from: int | None = None,
+        split: Literal["select", "report"] = "select",
+    ) -> ProxyScore:
+        """A state up to a step, from another where there is none; `expected` steps are to come in all."""
+        job = Job(
+            path=str(self._state(name)),
+            start=str(self._state(start)) if start else "",
+            architecture=self.architecture,
+            steps=until,
+            cool_from=falls_from,
+            marks=tuple(range(0, until, MARK)),
+            split=split,
+            layers=self.layers,
+        )
+        future, work = self.trainer.train(job), work_of(self.architecture, 1)
+        while not future.done():
+            self.progress.at(self.trainer.work_done - self._begun, work * expected)
+            time.sleep(0.2)
+        return result_of(future)
+
+    def _state(self, name: str) -> Path:
+        """All steps at a constant rate share a state; every end that the rate falls to has its own."""
+        return self._states.with_name(f"{self._states.name}-{name}.pt")
