@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -46,6 +46,7 @@ def distill(
     import msgspec
 
     from hwsearch.distill.workers import Workers
+    from hwsearch.export.forms import deliver
     from hwsearch.export.student import refuse
     from hwsearch.files import pretty, write_text
     from hwsearch.report.page import write_page
@@ -66,7 +67,9 @@ def distill(
             work = Distillation(run.architecture, workers, folder / "distilled" / facts.digest, progress)
             score, state = work.run(steps)
             progress.say("exporting, and measuring where the runtime is at hand")
-            forms = result_of(workers.run(_export, run.architecture, state, to, run))
+            shape = (run.workload.batch, run.workload.sequence)
+            where = (to, run.target.runtime, shape, run.target.threads, True)
+            parity = result_of(workers.run(deliver, run.architecture, state, *where))
             latency = _measured(run, to)
     finally:
         workers.close()
@@ -76,7 +79,7 @@ def distill(
         "before": run.judged,
         "after": msgspec.to_builtins(score),
         "latency": msgspec.to_builtins(latency),
-        "parity": forms,
+        "parity": parity,
         "folder": str(to),
     }
     write_text(folder / "distilled.json", pretty(document))
@@ -94,30 +97,12 @@ def distill(
     note(f"report: {folder / 'report.html'}")
 
 
-def _export(workshop: Any, architecture: Any, state: Path, to: Path, run: Finished) -> dict[str, Any]:
-    """Runs in the worker, which has the teacher and the text: what was written beside the Transformers folder, and how
-    near its graphs come to the student."""
-    from hwsearch.export.huggingface import write_huggingface
-    from hwsearch.export.onnx import write_onnx
-    from hwsearch.export.student import TrainedStudent
-    from hwsearch.export.tensorrt import write_tensorrt
-
-    student = TrainedStudent.load(workshop.teacher, workshop.spec.scheme, architecture, state)
-    chunks, shape = workshop.tokens["select"], (run.workload.batch, run.workload.sequence)
-    write_huggingface(student, to)
-    if run.target.runtime.startswith("onnxruntime"):
-        return dict(write_onnx(student, chunks, to / "onnx", shape, run.target.threads))
-    if run.target.runtime == "tensorrt":
-        return dict(write_tensorrt(student, chunks, to / "tensorrt", shape))
-    return {}
-
-
 def _measured(run: Finished, to: Path) -> Latency:
     """What the student takes: the exported graph run on the target, else as it was estimated."""
     from hwsearch.bench.measurer import measurer_of
 
     measurer = measurer_of(run.profile, run.target, run.workload)
-    graph = to / "onnx" / "model.onnx"
+    graph = (to / "onnx" if run.architecture.uniform else to) / "model.onnx"
     if measurer is None or not graph.is_file() or run.workload.new_tokens:
         return run.latency
     return measurer.measure_graph(graph, run.architecture.vocab)

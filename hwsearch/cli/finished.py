@@ -11,6 +11,7 @@ from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.progress import Progress
 
 if TYPE_CHECKING:
+    from hwsearch.export.forms import Form
     from hwsearch.search.finished import Finished
 
 
@@ -63,7 +64,7 @@ def export(
     folder: Path,
     trial: int | None,
     to: Path,
-    form: str,
+    form: Form,
     static: bool,
     teacher: str | None,
     data: Path | None,
@@ -79,38 +80,31 @@ def export(
         parity = _write(run, to, form, static, progress)
     document = {"trial": run.trial, "architecture": run.architecture.to_json(), "format": form, "folder": str(to)}
     if as_json:
-        print_json(document if parity is None else {**document, "parity": parity})
+        print_json({**document, "parity": parity} if parity else document)
         return
     console().print(f"{run.architecture.id} written to {to}")
-    for name, found in (parity or {}).items():
+    for name, found in parity.items():
         rounding = f", where its int8 parts cause {found.kl_of_rounding:.1e}" if found.kl_of_rounding else ""
         console().print(
             f"{name} computes what was trained: {found.kl:.1e} nats away on {found.answers} held-out answers{rounding}"
         )
 
 
-def _write(run: Finished, to: Path, form: str, static: bool, progress: Progress) -> dict[str, Any] | None:
+def _write(run: Finished, to: Path, form: Form, static: bool, progress: Progress) -> dict[str, Any]:
     """Write an export; how near its graphs come, by file."""
     import torch
 
     from hwsearch.distill.task import Workshop
-    from hwsearch.distill.teacher import load_teacher
-    from hwsearch.export.huggingface import write_huggingface
-    from hwsearch.export.onnx import write_onnx
+    from hwsearch.export.forms import write
     from hwsearch.export.student import TrainedStudent
-    from hwsearch.export.tensorrt import write_tensorrt
 
-    if form == "huggingface":
-        if static:
-            raise click.UsageError("--static is of graphs: --format onnx or tensorrt")
-        teacher = load_teacher(run.spec.teacher or None)
-        write_huggingface(TrainedStudent.load(teacher, run.spec.scheme, run.architecture, run.state), to)
-        return None
+    if form == "huggingface" and static:
+        raise click.UsageError("--static is of graphs: --format onnx or tensorrt")
     workshop = Workshop(run.spec)
     student = TrainedStudent.load(workshop.teacher, run.spec.scheme, run.architecture, run.state)
-    chunks, shape = workshop.tokens["select"], (run.workload.batch, run.workload.sequence)
     torch.set_flush_denormal(True)
-    progress.say("writing graphs, each checked against the student on held-out text: half a minute or more")
-    if form == "tensorrt":
-        return dict(write_tensorrt(student, chunks, to, shape, static))
-    return dict(write_onnx(student, chunks, to, shape, run.target.threads, static))
+    if form != "huggingface":
+        progress.say("writing graphs, each checked against the student on held-out text: half a minute or more")
+    return dict(
+        write(student, workshop, form, to, (run.workload.batch, run.workload.sequence), run.target.threads, static)
+    )

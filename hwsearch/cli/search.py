@@ -13,12 +13,14 @@ from hwsearch.cli.types import COUNT, NONE_OR_MORE, BudgetType, Numbers, Positiv
 from hwsearch.errors import NothingFits
 
 if TYPE_CHECKING:
+    from hwsearch.device import Target
     from hwsearch.distill.workers import Workers
     from hwsearch.search.engine import Outcome
     from hwsearch.search.main_job import Deliver
     from hwsearch.search.plan import Wishes
     from hwsearch.search.run import Run
     from hwsearch.units import Budget
+    from hwsearch.workload import Workload
 
 BULK = {
     "batch": 64,
@@ -67,6 +69,11 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
     default="macro",
     show_default=True,
     help="Precisions are solved at a rate of exchange, or chosen one by one by Optuna.",
+)
+@click.option(
+    "--uneven",
+    is_flag=True,
+    help="Let layers differ in heads and feed-forward size: for graphs, stock Transformers cannot load such students.",
 )
 @click.option(
     "--min-quality",
@@ -135,7 +142,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
                 spec,
                 workers,
                 progress,
-                _deliver(workers),
+                _deliver(workers, target, wishes.workload),
                 out,
                 str(budget),
                 dry_run,
@@ -183,15 +190,15 @@ def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:
         ffns=options["ffn"],
         precisions=precisions,
         **own,
-        **{name: options[name] for name in ("trials", "seed", "minutes", "space", *limits)},
+        **{name: options[name] for name in ("trials", "seed", "minutes", "space", "uneven", *limits)},
     )
 
 
-def _deliver(workers: Workers) -> Deliver:
+def _deliver(workers: Workers, target: Target, workload: Workload) -> Deliver:
     """Write everything that a person opens."""
 
     def deliver(run: Run, outcome: Outcome, document: dict[str, Any]) -> None:
-        from hwsearch.export.huggingface import export_in_worker
+        from hwsearch.export.forms import deliver as write
         from hwsearch.report.page import write_page
         from hwsearch.report.tables import write_tables
         from hwsearch.search.trainer import result_of
@@ -200,6 +207,7 @@ def _deliver(workers: Workers) -> Deliver:
         write_page(run.folder / "report.html", document, outcome.trials)
         if (chosen := outcome.chosen) is not None and chosen.trial is not None:
             state = run.student(chosen.trial, chosen.architecture, "long")
-            result_of(workers.run(export_in_worker, chosen.architecture, state, run.folder / "chosen"))
+            where = (run.folder / "chosen", target.runtime, (workload.batch, workload.sequence), target.threads, False)
+            result_of(workers.run(write, chosen.architecture, state, *where))
 
     return deliver

@@ -71,6 +71,8 @@ class Facts(msgspec.Struct, frozen=True):
         sensitivities: KL to itself of the teacher with one part in a precision, a pair (attention, feed-forward) for
             each layer.
         blocks: of the teacher's outputs.
+        importance: of the teacher's parts, falling, by layer: "groups" of heads that share keys and values, "ffn"
+            units.
         subject: hash of what decides how far short runs may be trusted: the same for any seed and amount of text.
     """
 
@@ -83,6 +85,7 @@ class Facts(msgspec.Struct, frozen=True):
     layers: dict[int, tuple[int, ...]] = {}
     sensitivities: dict[Precision, tuple[tuple[float, float], ...]] = {}
     subject: str = ""
+    importance: dict[str, tuple[tuple[float, ...], ...]] = {}
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ class StudentPlan:
     """An architecture and which teacher layers it keeps.
 
     Attributes:
-        architecture: of the student; every layer of one shape.
+        architecture: of the student.
         layers: the teacher's layer behind each of the student's, rising.
     """
 
@@ -99,27 +100,51 @@ def random_student(teacher: PreTrainedModel, architecture: Architecture, seed: i
 
 
 def empty_student(teacher: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
-    """A student of a shape with fresh weights, in float32."""
-    if not architecture.uniform:
-        raise ArchitectureError(f"stock Transformers loads layers of one shape alone; got {architecture.id}")
-    student: PreTrainedModel = type(teacher)(config_of(architecture, teacher.config))
+    """A student of a shape with fresh weights, in float32; where its layers differ, one that no stock configuration
+    describes."""
+    config = config_of(architecture if architecture.uniform else _stock(architecture), teacher.config)
+    student: PreTrainedModel = type(teacher)(config)
     student.float()
+    if not architecture.uniform:
+        _reshape(student, architecture)
     return student
+
+
+def _stock(architecture: Architecture) -> Architecture:
+    """Some shape that a configuration may have, with as many layers of the same width."""
+    heads = architecture.width // architecture.head_dim if architecture.block == "encoder" else 1
+    layers = tuple(msgspec.structs.replace(layer, heads=heads, kv_heads=heads, ffn=1) for layer in architecture.layers)
+    return msgspec.structs.replace(architecture, layers=layers)
+
+
+def _reshape(student: PreTrainedModel, architecture: Architecture) -> None:
+    """Give every layer's matrices the sizes of its own; the families' code reads the number of heads from these."""
+    family, head_dim = family_of(student.config), architecture.head_dim
+    for module, layer in zip(family.layers_of(student), architecture.layers, strict=True):
+        sizes = {"head": layer.heads * head_dim, "kv_head": layer.kv_heads * head_dim, "ffn": layer.ffn}
+        sizes["width"] = architecture.width
+        for name in (*family.attention, *family.feed_forward):
+            out, given = family.layer[f"{name}.weight"]
+            biased = module.get_submodule(name).bias is not None
+            module.set_submodule(name, nn.Linear(sizes[given], sizes[out], bias=biased))
+        for part in module.modules():
+            if hasattr(part, "num_key_value_groups"):
+                part.num_key_value_groups = layer.heads // layer.kv_heads  # type: ignore[assignment]
 
 
 def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -> dict[str, Tensor]:
     """Indices kept along "head.N", "kv_head.N" and "ffn.N" of the student's layer N, and where the residual stream is
     not rotated along "width" and "pooled"."""
-    config, shape, width = teacher.config, plan.architecture.layers[0], plan.architecture.width
+    config, width, layers = teacher.config, plan.architecture.width, plan.architecture.layers
     family = family_of(config)
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    group, wanted_group = heads // kv_heads, shape.heads // shape.kv_heads
+    group = heads // kv_heads
     sizes = (
         ("width", width, config.hidden_size),
-        ("kv_heads", shape.kv_heads, kv_heads),
-        ("heads per key-value head", wanted_group, group),
-        ("ffn", shape.ffn, config.intermediate_size),
+        ("kv_heads", max(layer.kv_heads for layer in layers), kv_heads),
+        ("heads per key-value head", max(layer.heads // layer.kv_heads for layer in layers), group),
+        ("ffn", max(layer.ffn for layer in layers), config.intermediate_size),
         ("depth", plan.architecture.depth, config.num_hidden_layers),
     )
     for name, wanted, available in sizes:
@@ -129,9 +154,10 @@ def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -
         raise ArchitectureError(
             f"heads are kept whole: head_dim is {head_dim_of(config)}; got {plan.architecture.head_dim}"
         )
-    if not family.own_head_dim and shape.heads * plan.architecture.head_dim != width:
+    uniform, first = plan.architecture.uniform, layers[0]
+    if uniform and not family.own_head_dim and first.heads * plan.architecture.head_dim != width:
         raise ArchitectureError(
-            f"a {config.model_type} shares its width among the heads: {shape.heads} of {plan.architecture.head_dim} "
+            f"a {config.model_type} shares its width among the heads: {first.heads} of {plan.architecture.head_dim} "
             f"channels are not {width}"
         )
     if plan.architecture.tied and width < config.hidden_size:
@@ -142,10 +168,11 @@ def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -
     kept: dict[str, Tensor] = {}
     if not family.rotates:
         kept = {axis: _largest(values, width) for axis, values in importance.channels.items()}
-    for i, origin in enumerate(plan.layers):
+    for i, (origin, shape) in enumerate(zip(plan.layers, layers, strict=True)):
         by_group = importance.heads[origin].view(kv_heads, group)
         groups = _largest(by_group.sum(1), shape.kv_heads)
-        members = torch.stack([g * group + _largest(by_group[g], wanted_group) for g in groups]).flatten()
+        wanted = shape.heads // shape.kv_heads
+        members = torch.stack([g * group + _largest(by_group[g], wanted) for g in groups]).flatten()
         kept[f"head.{i}"] = _channels(members, plan.architecture.head_dim)
         kept[f"kv_head.{i}"] = _channels(groups, plan.architecture.head_dim)
         kept[f"ffn.{i}"] = _largest(importance.ffn[origin], shape.ffn)

@@ -177,9 +177,15 @@ class Workshop:
     def finish(self) -> Facts:
         """What is known once every piece is there."""
         task = self.task
+        kv_heads = self.facts().architecture.layers[0].kv_heads
+        groups = task.importance.heads.unflatten(1, (kv_heads, -1)).sum(2)
         sensitivities = {p: tuple((float(a), float(f)) for a, f in lost) for p, lost in task.sensitivities.items()}
         return msgspec.structs.replace(
-            self.facts(), quality=task.select.teacher_quality, layers=task.layers, sensitivities=sensitivities
+            self.facts(),
+            quality=task.select.teacher_quality,
+            layers=task.layers,
+            sensitivities=sensitivities,
+            importance={"groups": _falling(groups), "ffn": _falling(task.importance.ffn)},
         )
 
     @property
@@ -264,6 +270,10 @@ class Workshop:
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with whole(path) as temporary:
         temporary.write_bytes(save(tensors))  # a full disk is an OSError here
+
+
+def _falling(values: torch.Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in values.sort(1, descending=True).values.tolist())
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from hwsearch.distill.families import family_of, head_dim_of
 from hwsearch.distill.quantise import QuantisedLinear, restore
 from hwsearch.errors import ExportError
 from hwsearch.precision import Precision, Scheme
@@ -151,10 +152,13 @@ def _float_graph(student: PreTrainedModel, half: bool, shape: Shape | None, cach
     axes: tuple[Any, ...] = ({0: _axis("batch"), 1: _axis("sequence")},) * 2
     names, outputs = ["input_ids", "attention_mask"], ["logits"]
     if cached:
-        config = model.config
-        count, before = config.num_hidden_layers, 5
-        room = torch.zeros((batch, config.num_key_value_heads, before, config.head_dim), dtype=dtype)
-        past = [[room.clone(), room.clone()] for _ in range(count)]  # one tensor twice would be one input
+        family, size, before = family_of(model.config), head_dim_of(model.config), 5
+        keys = [layer.get_submodule(family.attention[1]) for layer in family.layers_of(model)]
+        rooms = [(batch, int(key.out_features) // size, before, size) for key in keys]  # type: ignore[arg-type]
+        past = [
+            [torch.zeros(room, dtype=dtype) for _ in range(2)] for room in rooms
+        ]  # none twice: it would be one input
+        count = len(past)
         seen = {0: _axis("batch"), 1: _axis("seen")}
         stored = {0: _axis("batch"), 2: _axis("past")}
         inputs = (ids, torch.ones((batch, sequence + before), dtype=torch.int64), past)

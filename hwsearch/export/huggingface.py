@@ -5,19 +5,10 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hwsearch.architecture import Architecture
 from hwsearch.distill.quantise import restore
+from hwsearch.errors import ExportError
 from hwsearch.export.student import TrainedStudent
-
-if TYPE_CHECKING:
-    from hwsearch.distill.task import Workshop
-
-
-def export_in_worker(workshop: Workshop, architecture: Architecture, state: Path, folder: Path) -> None:
-    """`write_huggingface` with what a worker has at hand."""
-    write_huggingface(TrainedStudent.load(workshop.teacher, workshop.spec.scheme, architecture, state), folder)
 
 
 def write_huggingface(student: TrainedStudent, to: Path) -> None:
@@ -28,8 +19,13 @@ def write_huggingface(student: TrainedStudent, to: Path) -> None:
         to: folder; appears whole or not at all, an earlier export there is replaced.
 
     Raises:
+        ExportError: its layers differ in shape.
         RunError: the folder holds something else, or cannot be written.
     """
+    if not student.architecture.uniform:
+        raise ExportError(
+            "stock Transformers loads layers of one shape alone; this student's differ. Graphs take it: --format onnx"
+        )
     model = copy.deepcopy(student.model)
     restore(model)
     with student.folder(to) as folder:

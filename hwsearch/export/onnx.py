@@ -84,7 +84,7 @@ def write_graphs(
     half = student.architecture.embedding_precision is Precision.FP16
     plain = copy.deepcopy(student.model)
     restore(plain)
-    texts = list(_texts(student, chunks, shape))
+    texts = list(texts_of(student, chunks, shape))
     runs = {"model.onnx": (student_whole, whole)}
     if student.architecture.block == "decoder":
         runs["model_with_past.onnx"] = (student_continued, continued)
@@ -99,7 +99,9 @@ def write_graphs(
     return found
 
 
-def _texts(student: TrainedStudent, chunks: NDArray[np.int64], shape: Shape | None) -> Iterator[tuple[Tensor, Tensor]]:
+def texts_of(
+    student: TrainedStudent, chunks: NDArray[np.int64], shape: Shape | None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of token ids and mask, filled up to a fixed shape."""
     objective = student.teacher.objective
     answers = objective.labels(chunks[:1]).shape[1]

@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from hwsearch.search.result import Result
+from hwsearch.search.result import Result, each
 from hwsearch.units import format_ms
 
 INK, MUTED, ACCENT, HAND, TEACHER, BUDGET = "#1f2933", "#9aa5b1", "#0b7285", "#d9480f", "#5f3dc4", "#c92a2a"
@@ -33,11 +33,10 @@ PRECISION_COLOURS = {"fp32": "#a5d8ff", "fp16": "#74c0fc", "int8": "#ffd43b", "w
 def describe(result: dict[str, Any]) -> str:
     """A result as hover text."""
     a, latency = result["architecture"], result["latency"]
-    layer = a["layers"][0]
+    heads, kv_heads, ffn = (each([layer[name] for layer in a["layers"]]) for name in ("heads", "kv_heads", "ffn"))
     lines = [
         f"<b>{escape(a['id'])}</b>",
-        f"{a['depth']} layers x {a['width']}, {layer['heads']} heads ({layer['kv_heads']} key-value), "
-        f"feed-forward {layer['ffn']}",
+        f"{a['depth']} layers x {a['width']}, {heads} heads ({kv_heads} key-value), feed-forward {ffn}",
         f"{a['parameters'] / 1e3:.0f} k parameters, {result['size_mib']:.2f} MiB",
         f"{format_ms(latency['median_ms'])} ({format_ms(latency['low_ms'])} to {format_ms(latency['high_ms'])}), "
         f"{escape(latency['source'])}",

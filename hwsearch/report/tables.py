@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwsearch.files import whole
 from hwsearch.search.engine import Outcome
-from hwsearch.search.result import Result
+from hwsearch.search.result import Result, each
 from hwsearch.units import format_ms, format_seconds
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ COLUMNS = (
 
 def row_of(result: Result) -> dict[str, Any]:
     """One line of a CSV file, by `COLUMNS`."""
-    a, latency, layer = result.architecture, result.latency, result.architecture.layers[0]
-    shape = {"depth": a.depth, "width": a.width, "heads": layer.heads, "kv_heads": layer.kv_heads, "ffn": layer.ffn}
+    a, latency = result.architecture, result.latency
+    sizes = {name: each([getattr(layer, name) for layer in a.layers]) for name in ("heads", "kv_heads", "ffn")}
+    shape = {"depth": a.depth, "width": a.width, **sizes}
     scores = {
         name: getattr(result, name)
         for name in ("loss", "expected_loss", "quality", "quality_low", "quality_high", "retention", "steps", "seconds")

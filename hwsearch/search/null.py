@@ -95,7 +95,14 @@ class NullTrainer:
         depth = self.teacher.depth
         layers = {d: tuple(range(d)) for d in range(1, depth + 1)}
         sensitivities = {Precision.INT8: tuple((0.001 * (i + 1), 0.002 * (depth - i)) for i in range(depth))}
-        return Facts("null-teacher", "0" * 16, self.teacher, "no text", 2, 0.6, layers, sensitivities, "1" * 16)
+        shape = self.teacher.layers[0]
+        importance = {
+            name: tuple(tuple((1 + i) / (1 + j) for j in range(count)) for i in range(depth))
+            for name, count in (("groups", shape.kv_heads), ("ffn", shape.ffn))
+        }
+        return Facts(
+            "null-teacher", "0" * 16, self.teacher, "no text", 2, 0.6, layers, sensitivities, "1" * 16, importance
+        )  # fmt: skip
 
 
 class NullProgress:

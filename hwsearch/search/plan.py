@@ -12,7 +12,7 @@ import numpy as np
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Runtime, Target
 from hwsearch.distill.job import Facts
-from hwsearch.errors import NothingFits
+from hwsearch.errors import NothingFits, ProfileError
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.precision import Precision
 from hwsearch.search.proposer import Proposer
@@ -43,6 +43,7 @@ class Wishes(msgspec.Struct, frozen=True):
         full_steps: of a finalist's training; by default so many that the short run is 15 % of it.
         seed: of the search.
         space: whether precisions are solved at a rate of exchange or chosen one by one by Optuna.
+        uneven: whether layers may differ in heads and feed-forward size.
         minutes: after which no trial is begun or taken to its next rung.
         min_quality: least retention of the teacher's accuracy; the fastest that has it is chosen.
         max_size_mib, max_memory_mib: limits of the stored weights and of weights with activations.
@@ -62,6 +63,7 @@ class Wishes(msgspec.Struct, frozen=True):
     seed: int = 0
     minutes: float | None = None
     space: Literal["macro", "per-layer"] = "macro"
+    uneven: bool = False
     min_quality: float | None = None
     max_size_mib: float | None = None
     max_memory_mib: float | None = None
@@ -114,6 +116,11 @@ class Plan:
         self.runtime: Runtime = profile.runtimes[target.runtime]
         floats = [p for p in self.runtime.precisions if p.is_float]
         priced = {p: self.price.one(teacher.in_float(p)) for p in floats}
+        if wishes.uneven and not target.runtime.startswith(("onnxruntime", "tensorrt")):
+            raise ProfileError(
+                f"layers of different sizes run as graphs, on onnxruntime and tensorrt; this is {target.runtime}. "
+                "Leave --uneven out, or choose another --runtime"
+            )
         self.teacher_precision = min(floats, key=lambda p: priced[p].median_ms)
         self.teacher_latency: Latency = priced[self.teacher_precision]
         self.teacher_latency_fp32: Latency | None = priced.get(Precision.FP32)
@@ -179,6 +186,7 @@ class Plan:
             facts.layers,
             self.admits,
             self.wishes.space == "per-layer",
+            facts.importance if self.wishes.uneven else None,
         )
 
     def check(self) -> None:

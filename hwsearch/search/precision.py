@@ -74,34 +74,34 @@ def part_times(
     precisions: Sequence[Precision],
     price: Callable[[Sequence[Architecture]], Floats],
 ) -> PartTimes:
-    """What the parts of students take, found by pricing each with one layer's parts in another precision.
+    """What the parts of students take, found by pricing each with one layer's parts in another precision at a time;
+    where all layers are alike, the first's stand for all.
 
     Args:
-        students: of one depth, layers alike, in the first precision.
+        students: of one depth, in the first precision.
         precisions: a float first.
         price: milliseconds of architectures, [architectures].
     """
     first, others = precisions[0], precisions[1:]
-    variants = [(first, first)]
-    for p in others:
-        variants += [(p, first), (first, p), (p, p)]
-    priced = price([_first_layer(a, *pair) for a in students for pair in variants]).reshape(len(students), -1)
     depth, count = students[0].depth, len(precisions)
-    parts = np.zeros((len(students), 2, count))
+    layers = 1 if all(a.uniform for a in students) else depth
+    variants = [(i, pair) for i in range(layers) for p in others for pair in ((p, first), (first, p), (p, p))]
+    options = [b for a in students for b in (a, *(_one_layer(a, *variant) for variant in variants))]
+    priced = price(options).reshape(len(students), -1)
+    whole = priced[:, :1, None]
+    one, other, both = np.moveaxis(priced[:, 1:].reshape(len(students), layers, count - 1, 3), 3, 0)
+    # One change in and one out, whether one part is quantised or both; it is of the width alone.
+    change = np.maximum(0.0, (one + other - both - whole) / 2).mean(1)
+    parts = np.zeros((len(students), layers, 2, count))
+    parts[:, :, 0, 1:] = one - whole - 2 * change[:, None]
+    parts[:, :, 1, 1:] = other - whole - 2 * change[:, None]
     changes = np.zeros((len(students), count, count))
-    whole = priced[:, 0]
-    for i in range(1, count):
-        attention, feed_forward, both = priced[:, 3 * i - 2 : 3 * i + 1].T
-        # One change in and one out, whether one part is quantised or both.
-        change = np.maximum(0.0, (attention + feed_forward - both - whole) / 2)
-        parts[:, 0, i] = attention - whole - 2 * change
-        parts[:, 1, i] = feed_forward - whole - 2 * change
-        changes[:, 0, i] = changes[:, i, 0] = change
+    changes[:, 0, 1:] = changes[:, 1:, 0] = change
     for i in range(1, count):
         for j in range(1, count):  # between two that are not the first: by way of what both are in between
             if i != j:
                 changes[:, i, j] = np.maximum(changes[:, 0, i], changes[:, 0, j])
-    return PartTimes(np.tile(parts, (1, depth, 1)), changes)
+    return PartTimes(np.tile(parts, (1, depth // layers, 1, 1)).reshape(len(students), 2 * depth, count), changes)
 
 
 def fair_rate(losses: Floats, times: PartTimes) -> Floats:
@@ -120,7 +120,7 @@ def plans(
     price: Callable[[Sequence[Architecture]], Floats],
     rate: float,
 ) -> list[Plan]:
-    """The best plan of each student of one depth, layers alike, at `rate` times its fair rate.
+    """The best plan of each student of one depth at `rate` times its fair rate.
 
     Args:
         students: in the first precision.
@@ -153,9 +153,11 @@ def with_plan(architecture: Architecture, plan: Plan) -> Architecture:
     return replace(architecture, layers=layers)
 
 
-def _first_layer(architecture: Architecture, attention: Precision, feed_forward: Precision) -> Architecture:
-    first = replace(architecture.layers[0], attention=attention, feed_forward=feed_forward)
-    return replace(architecture, layers=(first, *architecture.layers[1:]))
+def _one_layer(architecture: Architecture, i: int, pair: tuple[Precision, Precision]) -> Architecture:
+    """The same student with one layer's parts in other precisions."""
+    layers = architecture.layers
+    own = replace(layers[i], attention=pair[0], feed_forward=pair[1])
+    return replace(architecture, layers=(*layers[:i], own, *layers[i + 1 :]))
 
 
 def explained(

@@ -17,6 +17,7 @@ import numpy as np
 from hwsearch.architecture import Architecture
 from hwsearch.precision import Precision
 from hwsearch.search.precision import plan_of, plans, with_plan
+from hwsearch.search.uneven import uneven
 from hwsearch.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Proposer:
         layers: the teacher's layers that a student of a depth keeps.
         admit: whether an architecture meets the other constraints.
         raw: Optuna chooses the precision of every part, in place of the rate.
+        importance: of the teacher's parts, as `uneven` wants it, where layers may differ in size; else None.
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class Proposer:
         layers: dict[int, tuple[int, ...]],
         admit: Callable[[Architecture], bool] = lambda architecture: True,  # noqa: ARG005
         raw: bool = False,
+        importance: Mapping[str, Sequence[Sequence[float]]] | None = None,
     ) -> None:
         self.space, self.price, self.strain, self.admit = space, price, strain, admit
+        self.importance = importance
         self.layers, self.mixed, self.raw = layers, len(space.precisions) > 1, raw
         nothing = np.zeros((space.teacher.depth, 2))
         lost = [nothing if p.is_float else np.array(sensitivities[p]) for p in space.precisions]
@@ -91,7 +95,8 @@ class Proposer:
         one step in every other direction; last the fast end of the front. What any sampler would take long to try, and
         what depth is worth most."""
         fast, exact = self._settings(len(self.space.precisions) - 1), self._settings(0)
-        full = {"heads": 1.0, "ffn": 1.0, **fast, "fill": 1.0}
+        alike = {"uneven": 0.0} if self.importance else {}
+        full = {"heads": 1.0, "ffn": 1.0, **fast, **alike, "fill": 1.0}
         fitting = [depth for depth in self.space.depths if self._fits(depth)]
         if not fitting:
             return []
@@ -99,6 +104,7 @@ class Proposer:
         nearest = sorted(fitting, key=lambda depth: (abs(depth - middle), -depth))[:CORNER_DEPTHS]
         steps: list[dict[str, float]] = [{"ffn": RATIOS[0]}, {"heads": RATIOS[0]}, {"fill": 0.7}]
         steps += [exact] if exact else []
+        steps += [{"uneven": 0.5}] if alike else []
         corners = [{"depth": depth, **full} for depth in nearest] + [
             {"depth": middle, **full, **step} for step in steps
         ]
@@ -132,11 +138,12 @@ class Proposer:
             rate = tuple(trial.suggest_int(name, 0, len(self.space.precisions) - 1) for name in self._parts())
         elif self.mixed:
             rate = trial.suggest_float("rate", *RATES, log=True)
+        share = trial.suggest_float("uneven", 0.0, 1.0) if self.importance else 0.0
         fill = trial.suggest_float("fill", *FILL, log=True)
         # A depth that has nothing left in the budget gives way to the next smaller one, then to the next larger.
         nearest = sorted(depths, key=lambda d: (d > depth, abs(d - depth)))
         for candidate in nearest:
-            options = self.options(candidate, head_ratio, ffn_ratio, rate)
+            options = self.options(candidate, head_ratio, ffn_ratio, rate, share)
             if (found := self._fill(options, fill, seen)) is not None:
                 return found
         # Nothing in these proportions: any others, at this rate and then at the ends.
@@ -148,10 +155,10 @@ class Proposer:
         return None
 
     def options(
-        self, depth: int, head_ratio: float, ffn_ratio: float, rate: float | tuple[int, ...]
+        self, depth: int, head_ratio: float, ffn_ratio: float, rate: float | tuple[int, ...], share: float = 0.0
     ) -> list[Architecture]:
         """Students of every width in these proportions, with feed-forward sizes around; `rate` over the fair one, 0 for
-        all float, or the precision of every part."""
+        all float, or the precision of every part; `share` of heads and units that lie where they matter most."""
         teacher, shape = self.space.teacher, self.space.teacher.layers[0]
         found = []
         for width in self.space.widths:
@@ -164,6 +171,9 @@ class Proposer:
             near = [f for f in self.space.ffns if size / FFN_SLACK <= f <= size * FFN_SLACK]
             near = near or [min(self.space.ffns, key=lambda f: abs(f - size))]
             found += [self._in_float(depth, width, pair, ffn) for ffn in near]
+        if share and self.importance:
+            kept, step = self.layers[depth], 2 * self.space.alignment
+            found = [uneven(a, kept, self.importance, step, share) for a in found]
         return self._planned(found, rate)
 
     def _planned(self, shapes: list[Architecture], rate: float | tuple[int, ...]) -> list[Architecture]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -70,6 +71,11 @@ def scored(result: Result, score: ProxyScore) -> Result:
     names = ("loss", "quality", "quality_low", "quality_high", "retention", "retention_low", "retention_high")
     found = {name: getattr(score, name) for name in (*names, "steps", "seconds", "curve")}
     return msgspec.structs.replace(result, expected_loss=None, **found)
+
+
+def each(sizes: Sequence[int]) -> int | str:
+    """A size that all layers have, or that of each, as "2/6/3"."""
+    return sizes[0] if len(set(sizes)) == 1 else "/".join(map(str, sizes))
 
 
 def memory_mib(architecture: Architecture, workload: Workload) -> float:

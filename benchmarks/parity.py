@@ -1,0 +1,114 @@
+"""Do exported graphs compute what was trained? Random students of two teachers in random precisions, on held-out text.
+
+Half are decoders of the embedded teacher, half encoders of the classifier that `classifier.py` makes; each of random
+shape, every part float32 or int8 by chance, in one of ONNX's schemes in turn, trained for some steps, exported, and set
+beside the student with its fake quantisation, and in float beside the float student.
+
+python benchmarks/parity.py [--students 20] [--steps 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+from classifier import WORK, make
+
+from hwsearch.architecture import uniform_layers
+from hwsearch.distill.job import TaskSpec
+from hwsearch.distill.proxy import Student
+from hwsearch.distill.quantise import restore
+from hwsearch.distill.task import Workshop
+from hwsearch.export.graph import onnx_model
+from hwsearch.export.onnx import texts_of, write_onnx
+from hwsearch.export.parity import compare, student_whole, whole
+from hwsearch.export.student import TrainedStudent
+from hwsearch.precision import Precision, Scheme
+from hwsearch.profiles import find_profile
+from hwsearch.space import derive
+
+SCHEMES = (
+    Scheme("dynamic", "uint8", "tensor"),
+    Scheme("dynamic", "uint8", "channel"),
+    Scheme("static", "uint8", "channel"),
+    Scheme("static", "int8", "channel"),
+)
+
+
+def one(workshop: Workshop, scheme: Scheme, rng: np.random.Generator, steps: int) -> dict[str, Any]:
+    task = workshop.task
+    own = workshop.facts().architecture
+    space = derive(own, find_profile("arm-cpu").runtimes["onnxruntime"])
+    while True:
+        width = int(rng.choice(space.widths))
+        heads = space.heads[rng.integers(len(space.heads))]
+        if space.fits(width, heads):
+            break
+    depth, ffn = int(rng.choice(space.depths)), int(rng.choice(space.ffns))
+    chosen = rng.choice([Precision.FP32, Precision.INT8], (depth, 2))
+    chosen[rng.integers(depth), rng.integers(2)] = Precision.INT8
+    plan = [(Precision(a), Precision(f)) for a, f in chosen]
+    architecture = msgspec.structs.replace(
+        space.build(depth, width, heads, ffn, [(Precision.FP32,) * 2] * depth),
+        layers=uniform_layers(depth, *heads, ffn, plan),
+    )
+    task = type(task)(**{**vars(task), "scheme": scheme})
+    student = Student(task, architecture)
+    student.train(steps)
+    trained = TrainedStudent(task.teacher, architecture, scheme, student.model.eval())
+    with tempfile.TemporaryDirectory() as folder:
+        found = write_onnx(trained, workshop.tokens["select"], Path(folder) / "out", (1, 128), 1)
+        plain = copy.deepcopy(trained.model)
+        restore(plain)
+        path = Path(folder) / "float.onnx"
+        onnx.save(onnx_model(plain, scheme), path)
+        texts = list(texts_of(trained, workshop.tokens["select"], None))
+        in_float = compare(student_whole(plain), None, whole(path), texts, False)
+    return {
+        "architecture": architecture.id,
+        "scheme": f"{scheme.activations} {scheme.activation_type} {scheme.weights}",
+        "float_difference": in_float.difference,
+        **{name: {"kl_share": p.kl / p.kl_of_rounding, "kl": p.kl, "kl_of_rounding": p.kl_of_rounding,
+                  "answers": p.answers, "disagreements": p.disagreements, "margin_over_step": p.margin / p.step}
+           for name, p in found.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--students", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=60)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    if not (WORK / "tokenizer.json").is_file():
+        make(WORK)
+    specs = (TaskSpec(chunks=512), TaskSpec(teacher=str(WORK), data=str(WORK / "texts.csv"), sequence=64, chunks=512))
+    workshops, rng, rows = [Workshop(spec) for spec in specs], np.random.default_rng(0), []
+    for i in range(options.students):
+        rows.append(one(workshops[i % 2], SCHEMES[i // 2 % len(SCHEMES)], rng, options.steps))
+        print(rows[-1], file=sys.stderr, flush=True)
+    graphs = [row["model.onnx"] for row in rows]
+    result = {
+        "students": len(rows),
+        "worst_float_difference": max(row["float_difference"] for row in rows),
+        "worst_share_of_the_kl_of_rounding": max(graph["kl_share"] for graph in graphs),
+        "median_share": float(np.median([graph["kl_share"] for graph in graphs])),
+        "answers": sum(graph["answers"] for graph in graphs),
+        "disagreements": sum(graph["disagreements"] for graph in graphs),
+        "largest_margin_over_the_rounding_step": max(graph["margin_over_step"] for graph in graphs),
+    }
+    print(json.dumps({**result, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The forms that a student is written in, and which of them a runtime takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hwsearch.architecture import Architecture
+from hwsearch.export.graph import Shape
+from hwsearch.export.huggingface import write_huggingface
+from hwsearch.export.onnx import write_onnx
+from hwsearch.export.parity import Parity
+from hwsearch.export.student import TrainedStudent
+from hwsearch.export.tensorrt import write_tensorrt
+
+if TYPE_CHECKING:
+    from hwsearch.distill.task import Workshop
+
+Form = Literal["huggingface", "onnx", "tensorrt"]
+
+
+def graph_form(runtime: str) -> Form | None:
+    """What a runtime runs; None where students are graphs in no form of ours."""
+    if runtime.startswith("onnxruntime"):
+        return "onnx"
+    return "tensorrt" if runtime == "tensorrt" else None
+
+
+def write(
+    student: TrainedStudent, workshop: Workshop, form: Form, to: Path, shape: Shape, threads: int, static: bool = False
+) -> dict[str, Parity]:
+    """Write a student in a form; how near its graphs come to it, by file.
+
+    Args:
+        student: that was trained.
+        workshop: with the held-out text that graphs are checked on.
+        form: of the export.
+        to: folder; appears whole or not at all, an earlier export there is replaced.
+        shape: batch and sequence that graphs are for.
+        threads: that ONNX Runtime is given; 0 for its own choice.
+        static: graphs are of that shape alone.
+
+    Raises:
+        ExportError: the form has no place for the student, or a graph does not compute what it does.
+        RunError: the folder holds something else, or cannot be written.
+    """
+    if form == "huggingface":
+        write_huggingface(student, to)
+        return {}
+    chunks = workshop.tokens["select"]
+    if form == "tensorrt":
+        return write_tensorrt(student, chunks, to, shape, static)
+    return write_onnx(student, chunks, to, shape, threads, static)
+
+
+def deliver(
+    workshop: Workshop, architecture: Architecture, state: Path, to: Path, runtime: str, shape: Shape, threads: int,
+    beside: bool,
+) -> dict[str, Parity]:  # fmt: skip
+    """Write a student as a Transformers folder, `beside` it in a folder of its own as the graph that its runtime takes;
+    where its layers differ in size, as that graph alone. For `Workers.run`."""
+    student = TrainedStudent.load(workshop.teacher, workshop.spec.scheme, architecture, state)
+    form = graph_form(runtime)
+    if architecture.uniform:
+        write_huggingface(student, to)
+        return write(student, workshop, form, to / form, shape, threads) if beside and form else {}
+    return write(student, workshop, form or "onnx", to, shape, threads)
