@@ -1,0 +1,98 @@
+"""Does int8 pay where the search puts it? Parts in int8 beside their float twins in the same model, on this machine.
+
+Random students get the plan that the solver gives them at a fair rate. Each of their int8 parts is then put back into
+float, alone, and both models are run in turn: of the parts whose predicted saving is above the noise floor, how many
+are faster in int8? The floor is the 95th percentile of how far two halves of one measurement disagree.
+
+python benchmarks/pays.py [--models 16] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import numpy as np
+from msgspec.structs import replace
+from scipy import stats
+
+from hwsearch.architecture import Architecture, uniform_layers
+from hwsearch.bench.measuring import reference_run
+from hwsearch.bench.onnxruntime import FACTS, prepare
+from hwsearch.bench.timing import Reference, take_turns
+from hwsearch.cli.device import find
+from hwsearch.latency.estimator import Estimator
+from hwsearch.precision import Precision
+from hwsearch.search.precision import plans, with_plan
+from hwsearch.workload import Workload
+
+SECONDS, ROUNDS, MOST_PARTS = 1.5, 20, 6  # for each that is run; of turns; of parts of a model that are looked at
+PRECISIONS = (Precision.FP32, Precision.INT8)
+
+
+def draw(rng: np.random.Generator) -> tuple[Architecture, Workload]:
+    """Depth 2 to 8, width 64 to 512, in float."""
+    decoder, depth = bool(rng.integers(2)), int(rng.integers(2, 9))
+    heads = int(rng.integers(1, 9))
+    width, ffn = 64 * heads, 64 * int(rng.integers(1, 4 * heads + 1))
+    layers = uniform_layers(depth, heads, heads, ffn, [(Precision.FP32, Precision.FP32)] * depth)
+    architecture = Architecture(
+        block="decoder" if decoder else "encoder", width=width, head_dim=64, layers=layers, gated_ffn=decoder,
+        norm="rmsnorm" if decoder else "layernorm",
+    )  # fmt: skip
+    return architecture, Workload(int(rng.integers(1, 5)), int(rng.integers(8, 129)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    profile = find("host", options.threads, None, 0)
+    target = profile.target(None, None, options.threads)
+    reference = Reference(reference_run(replace(FACTS, threads=options.threads), "onnxruntime"))
+    rng, rows, halves = np.random.default_rng(0), [], []
+    for number in range(options.models):
+        plain, workload = draw(rng)
+        estimator = Estimator(profile, target, workload)
+        losses = np.concatenate([np.zeros((2 * plain.depth, 1)), rng.lognormal(-6, 1, (2 * plain.depth, 1))], axis=1)
+        (plan,) = plans([plain], PRECISIONS, losses, lambda a, e=estimator: e(a).median_ms, 1.0)  # type: ignore[misc]
+        student = with_plan(plain, plan)
+        places = [(i, j) for i, pair in enumerate(plan) for j, p in enumerate(pair) if p is Precision.INT8]
+        places = [places[k] for k in rng.permutation(len(places))[:MOST_PARTS]]
+        twins = []
+        for i, j in places:
+            pair = tuple(Precision.FP32 if k == j else p for k, p in enumerate(plan[i]))
+            twins.append(with_plan(plain, (*plan[:i], pair, *plan[i + 1 :])))  # type: ignore[arg-type]
+        models = [student, *twins]
+        runs = {str(i): prepare(a, workload, options.threads) for i, a in enumerate(models)}
+        found = take_turns(runs, SECONDS * len(runs), reference=reference, enough=ROUNDS)
+        usual = reference.usual
+        measured = [found[str(i)].low_ms(usual) for i in range(len(models))]
+        halves += [abs(float(np.log(s.part(0).low_ms(usual) / s.part(1).low_ms(usual)))) / 2 for s in found.values()]
+        predicted = estimator(models).median_ms
+        for i in range(1, len(models)):
+            saving = (float(predicted[i] - predicted[0]) / predicted[0], measured[i] / measured[0] - 1)
+            rows.append(saving)
+        print(f"{number}: {student.id} {workload}: {[f'{p:+.1%} {m:+.1%}' for p, m in rows[-len(places):]]}",
+              file=sys.stderr, flush=True)  # fmt: skip
+    floor = float(np.quantile(halves, 0.95))
+    above = [(p, m) for p, m in rows if p > floor]
+    faster = sum(m > 0 for _, m in above)
+    result = {
+        "models": options.models,
+        "parts_in_int8": len(rows),
+        "noise_floor": round(floor, 4),
+        "above_it": len(above),
+        "faster": faster,
+        "share": round(faster / max(1, len(above)), 4),
+        "p": float(stats.binomtest(faster, len(above), alternative="greater").pvalue) if above else None,
+        "predicted_saving": round(float(np.mean([p for p, _ in above])), 4),
+        "measured_saving": round(float(np.mean([m for _, m in above])), 4),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
