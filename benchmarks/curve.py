@@ -1,0 +1,103 @@
+"""Latency against quality from end to end on this machine's CPU: the main command, `hwsearch distill`, the export run.
+
+At each budget the chosen student, and the students that a person would make by hand at its latency, are distilled fully
+and alike, and run in turn with the teacher in float and in int8; quality is judged on *report*. A run that was stopped
+goes on where it was.
+
+python benchmarks/curve.py [--budgets 0.15 0.2326 0.35 0.5] [--steps 6144] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from hwsearch.architecture import Architecture
+from hwsearch.bench.measurer import measurer_of
+from hwsearch.cli.progress import Progress
+from hwsearch.distill.workers import Workers
+from hwsearch.latency.estimator import Estimator
+from hwsearch.precision import Precision
+from hwsearch.search.baselines import hand_made
+from hwsearch.search.distillation import CHUNKS, Distillation
+from hwsearch.search.finished import Finished, finished
+from hwsearch.search.trainer import complete, result_of
+from hwsearch.space import derive
+
+WORK = platformdirs.user_cache_path("hwsearch") / "curve"
+FASTER = 1 / 4.3  # than the teacher in float32
+
+
+def search(budget: float, threads: int) -> Path:
+    out = WORK / f"{budget:.4g}"
+    command = [
+        sys.executable, "-m", "hwsearch", "--device", "host", "--budget", f"{budget:.6g}x", "--batch", "1",
+        "--sequence", "128", "--threads", str(threads), "--out", str(out), "--json",
+    ]  # fmt: skip
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return out
+
+
+def students(run: Finished, latency_ms: float) -> dict[str, tuple[Architecture, tuple[int, ...] | None]]:
+    """The chosen one and those made by hand at its latency, with the teacher's layers behind them."""
+    teacher = Architecture.from_json(json.loads((run.state.parent.parent / "summary.json").read_text())["teacher"][
+        "architecture"
+    ])  # fmt: skip
+    space = derive(teacher, run.profile.runtimes[run.target.runtime])
+    estimator = Estimator(run.profile, run.target, run.workload)
+    found: dict[str, tuple[Architecture, tuple[int, ...] | None]] = {"chosen": (run.architecture, None)}
+    for made in hand_made(space, estimator, latency_ms)[0]:
+        found[made.name] = (made.architecture, made.layers)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.15, FASTER, 0.35, 0.5])
+    parser.add_argument("--steps", type=int, default=6144)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    with Progress() as progress:
+        for budget in options.budgets:
+            run = finished(search(budget, options.threads))
+            spec = msgspec.structs.replace(run.spec, chunks=CHUNKS)
+            measurer = measurer_of(run.profile, run.target, run.workload)
+            assert measurer is not None
+            everyone = students(run, run.latency.median_ms)
+            workers = Workers(spec, count=1)
+            facts = complete(workers, result_of(workers.open()), progress)
+            teacher = facts.architecture
+            whole = teacher.with_precision(Precision.INT8)
+            everyone["teacher, int8"] = (whole, None)
+            latencies = measurer.measure([teacher, *(a for a, _ in everyone.values())])
+            row: dict[str, Any] = {"budget": round(budget, 4), "teacher_ms": round(latencies[0].median_ms, 3)}
+            for (name, (architecture, layers)), latency in zip(everyone.items(), latencies[1:], strict=True):
+                folder = WORK / "states" / facts.digest / name.replace(" ", "-")
+                steps = options.steps if name != "teacher, int8" else 600
+                score, _ = Distillation(architecture, workers, folder, progress, layers).run(steps)
+                row[name] = {
+                    "architecture": architecture.id,
+                    "ms": round(latency.median_ms, 3),
+                    "faster": round(latencies[0].median_ms / latency.median_ms, 2),
+                    "retention": round(score.retention, 4),
+                    "low": round(score.retention_low, 4),
+                    "high": round(score.retention_high, 4),
+                    "kl": round(score.loss, 4),
+                }
+                progress.say(f"{budget:.3g} {name}: {row[name]}")
+            workers.close()
+            rows.append(row)
+    print(json.dumps({"steps": options.steps, "threads": options.threads, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Full training ends where longer training no longer pays, and every state is of what its name says."""
+
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from hwsearch.architecture import Architecture, uniform_layers
+from hwsearch.distill.job import Job, ProxyScore
+from hwsearch.precision import Precision
+from hwsearch.search.distillation import FALL, FIRST, GAIN, MOST, Distillation
+from hwsearch.search.null import TEACHER, NullProgress, NullTrainer
+
+
+class Noted(NullTrainer):
+    """Losses fall as `power` of the steps."""
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.power = power
+
+    def train(self, job: Job) -> Future[ProxyScore]:
+        score = super().train(job).result()
+        done: Future[ProxyScore] = Future()
+        curve = tuple((step, (step + 1) ** -self.power) for step in sorted({*job.marks, job.steps}))
+        done.set_result(replace(score, curve=curve))
+        return done
+
+
+def student() -> Architecture:
+    plan = [(Precision.INT8, Precision.INT8)] * 2
+    return Architecture(**{
+        **{name: getattr(TEACHER, name) for name in TEACHER.__struct_fields__},
+        "layers": uniform_layers(2, 3, 3, 128, plan),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(("power", "constant"), [(0.02, 2 * FIRST), (0.5, MOST)])
+def test_it_goes_on_while_doubling_pays(tmp_path: Path, power: float, constant: int) -> None:
+    assert 1 - 2**-0.02 < GAIN < 1 - 2**-0.5
+    trainer = Noted(power)
+    score, state = Distillation(student(), trainer, tmp_path, NullProgress()).run()
+    end = round(constant * (1 + FALL))
+    assert score.steps == end
+    last, judged = trainer.jobs[-2:]
+    assert (last.cool_from, last.steps, last.split) == (constant, end, "select")
+    assert (judged.path, judged.split) == (str(state), "report")
+    held = [job for job in trainer.jobs if job.cool_from is None]
+    assert {job.path for job in held} == {last.start}
+    assert max(job.steps for job in held) == constant
+
+
+def test_the_rate_falls_in_the_last_third_of_steps_that_are_named(tmp_path: Path) -> None:
+    trainer = Noted(0.1)
+    _, state = Distillation(student(), trainer, tmp_path, NullProgress()).run(900)
+    first, last, _ = trainer.jobs
+    assert (first.steps, first.cool_from, last.cool_from, last.steps) == (600, None, 600, 900)
+    other = Noted(0.1)
+    _, longer = Distillation(student(), other, tmp_path, NullProgress()).run(1200)
+    # A longer run shares nothing with a shorter one: no state is gone on from that has passed its step.
+    assert {job.path for job in other.jobs}.isdisjoint({job.path for job in trainer.jobs})
+    assert longer != state
