@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -11,7 +11,8 @@ from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from hwsearch.export.forms import Form
+    from hwsearch.export.forms import GraphForm
+    from hwsearch.export.parity import Parity
     from hwsearch.search.finished import Finished
 
 
@@ -64,7 +65,7 @@ def export(
     folder: Path,
     trial: int | None,
     to: Path,
-    form: Form,
+    form: Literal["huggingface"] | GraphForm,
     static: bool,
     teacher: str | None,
     data: Path | None,
@@ -90,21 +91,27 @@ def export(
         )
 
 
-def _write(run: Finished, to: Path, form: Form, static: bool, progress: Progress) -> dict[str, Any]:
+def _write(
+    run: Finished, to: Path, form: Literal["huggingface"] | GraphForm, static: bool, progress: Progress
+) -> dict[str, Parity]:
     """Write an export; how near its graphs come, by file."""
     import torch
 
     from hwsearch.distill.task import Workshop
-    from hwsearch.export.forms import write
+    from hwsearch.distill.teacher import load_teacher
+    from hwsearch.export.forms import write_graph
+    from hwsearch.export.huggingface import write_huggingface
     from hwsearch.export.student import TrainedStudent
 
-    if form == "huggingface" and static:
-        raise click.UsageError("--static is of graphs: --format onnx or tensorrt")
+    given = (run.spec.scheme, run.architecture, run.state)
+    if form == "huggingface":
+        if static:
+            raise click.UsageError("--static is of graphs: --format onnx or tensorrt")
+        write_huggingface(TrainedStudent.load(load_teacher(run.spec.teacher or None), *given), to)
+        return {}
     workshop = Workshop(run.spec)
-    student = TrainedStudent.load(workshop.teacher, run.spec.scheme, run.architecture, run.state)
+    student = TrainedStudent.load(workshop.teacher, *given)
     torch.set_flush_denormal(True)
-    if form != "huggingface":
-        progress.say("writing graphs, each checked against the student on held-out text: half a minute or more")
-    return dict(
-        write(student, workshop, form, to, (run.workload.batch, run.workload.sequence), run.target.threads, static)
-    )
+    progress.say("writing graphs, each checked against the student on held-out text: half a minute or more")
+    shape = (run.workload.batch, run.workload.sequence)
+    return write_graph(student, workshop, form, to, shape, run.target.threads, static)

@@ -16,25 +16,31 @@ from hwsearch.export.tensorrt import write_tensorrt
 if TYPE_CHECKING:
     from hwsearch.distill.task import Workshop
 
-Form = Literal["huggingface", "onnx", "tensorrt"]
+GraphForm = Literal["onnx", "tensorrt"]
 
 
-def graph_form(runtime: str) -> Form | None:
+def graph_form(runtime: str) -> GraphForm | None:
     """What a runtime runs; None where students are graphs in no form of ours."""
     if runtime.startswith("onnxruntime"):
         return "onnx"
     return "tensorrt" if runtime == "tensorrt" else None
 
 
-def write(
-    student: TrainedStudent, workshop: Workshop, form: Form, to: Path, shape: Shape, threads: int, static: bool = False
+def write_graph(
+    student: TrainedStudent,
+    workshop: Workshop,
+    form: GraphForm,
+    to: Path,
+    shape: Shape,
+    threads: int,
+    static: bool = False,
 ) -> dict[str, Parity]:
-    """Write a student in a form; how near its graphs come to it, by file.
+    """Write a student as graphs; how near they come to it, by file.
 
     Args:
         student: that was trained.
         workshop: with the held-out text that graphs are checked on.
-        form: of the export.
+        form: of the graphs.
         to: folder; appears whole or not at all, an earlier export there is replaced.
         shape: batch and sequence that graphs are for.
         threads: that ONNX Runtime is given; 0 for its own choice.
@@ -44,9 +50,6 @@ def write(
         ExportError: the form has no place for the student, or a graph does not compute what it does.
         RunError: the folder holds something else, or cannot be written.
     """
-    if form == "huggingface":
-        write_huggingface(student, to)
-        return {}
     chunks = workshop.tokens["select"]
     if form == "tensorrt":
         return write_tensorrt(student, chunks, to, shape, static)
@@ -63,5 +66,5 @@ def deliver(
     form = graph_form(runtime)
     if architecture.uniform:
         write_huggingface(student, to)
-        return write(student, workshop, form, to / form, shape, threads) if beside and form else {}
-    return write(student, workshop, form or "onnx", to, shape, threads)
+        return write_graph(student, workshop, form, to / form, shape, threads) if beside and form else {}
+    return write_graph(student, workshop, form or "onnx", to, shape, threads)

@@ -157,7 +157,7 @@ def continued(path: Path) -> Run:
     def run(ids: Tensor, mask: Tensor) -> Tensor:
         past = {entry.name: np.zeros((len(ids), entry.shape[1], 0, entry.shape[3]), kind) for entry in caches}
         found = []
-        for start, end in _goes(ids):
+        for start, end in goes(ids):
             given = {"input_ids": ids[:, start:end].numpy(), "attention_mask": mask[:, :end].numpy()}
             logits, *present = opened.run(None, {**given, **past})
             past = dict(zip(past, present, strict=True))
@@ -173,7 +173,7 @@ def student_continued(model: PreTrainedModel) -> Run:
 
     def run(ids: Tensor, mask: Tensor) -> Tensor:
         cache, found = DynamicCache(), []
-        for start, end in _goes(ids):
+        for start, end in goes(ids):
             given: Any = {"attention_mask": mask[:, :end], "past_key_values": cache, "use_cache": True}
             found.append(model(input_ids=ids[:, start:end], logits_to_keep=1, **given).logits)
         return torch.cat(found, 1)
@@ -191,10 +191,10 @@ def student_whole(model: PreTrainedModel) -> Run:
     return run
 
 
-def _goes(ids: Tensor) -> list[tuple[int, int]]:
+def goes(ids: Tensor) -> list[tuple[int, int]]:
     """A prompt, a token, and the rest."""
-    half = ids.shape[1] // 2
-    return [(0, half), (half, half + 1), (half + 1, ids.shape[1])]
+    half, end = ids.shape[1] // 2, ids.shape[1]
+    return [(a, b) for a, b in ((0, half), (half, half + 1), (half + 1, end)) if a < b]
 
 
 def _flat(logits: Tensor) -> Tensor:

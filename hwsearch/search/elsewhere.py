@@ -80,6 +80,8 @@ def reprice(
             if (result := _moved(finalist["result"], priced, runs)) is not None
         ],
         "overshot": [],
+        "sensitivity": None,  # in the first device's milliseconds
+        "distilled": None,
         "baselines": {name: priced(result).to_json() for name, result in baselines.items() if runs(result)},
     }
     return moved, there

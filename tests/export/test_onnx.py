@@ -16,7 +16,7 @@ from hwsearch.bench.graph import build_graph
 from hwsearch.errors import ExportError
 from hwsearch.export.graph import module_of, onnx_model
 from hwsearch.export.onnx import write_onnx
-from hwsearch.export.parity import Parity
+from hwsearch.export.parity import Parity, goes
 from hwsearch.export.student import TrainedStudent
 from hwsearch.precision import Precision, Scheme
 from hwsearch.workload import Workload
@@ -184,6 +184,13 @@ def _parity(**changed: float) -> Parity:
         "disagreements": 1, "margin": 0.01, "step": 0.1, "half": False,
     }  # fmt: skip
     return Parity(**(fine | changed))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 24])
+def test_a_text_in_three_goes_is_whole(tokens: int) -> None:
+    places = [place for start, end in goes(torch.zeros(1, tokens)) for place in range(start, end)]
+    assert places == list(range(tokens))
+    assert all(start < end for start, end in goes(torch.zeros(1, tokens)))
 
 
 def test_what_is_a_fault() -> None:
