@@ -95,8 +95,6 @@ def _write(
     run: Finished, to: Path, form: Literal["huggingface"] | GraphForm, static: bool, progress: Progress
 ) -> dict[str, Parity]:
     """Write an export; how near its graphs come, by file."""
-    import torch
-
     from hwsearch.distill.task import Workshop
     from hwsearch.distill.teacher import load_teacher
     from hwsearch.export.forms import write_graph
@@ -111,7 +109,6 @@ def _write(
         return {}
     workshop = Workshop(run.spec)
     student = TrainedStudent.load(workshop.teacher, *given)
-    torch.set_flush_denormal(True)
     progress.say("writing graphs, each checked against the student on held-out text: half a minute or more")
     shape = (run.workload.batch, run.workload.sequence)
     return write_graph(student, workshop, form, to, shape, run.target.threads, static)
