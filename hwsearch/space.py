@@ -78,9 +78,9 @@ class SearchSpace(msgspec.Struct, frozen=True):
         return self.build(depth, width, heads, ffn, plan)
 
     def fits(self, width: int, heads: tuple[int, int]) -> bool:
-        """Whether stock Transformers loads the combination: configurations want heads to divide the width, and those
-        of encoders have no size of a head besides."""
-        if self.teacher.block == "encoder":
+        """Whether stock Transformers loads the combination: configurations want heads to divide the width, and some
+        have no size of a head besides."""
+        if heads_share_width(self.teacher):
             return width == heads[0] * self.teacher.head_dim
         return width % heads[0] == 0
 
@@ -123,7 +123,7 @@ def derive(
     own_depths = depths or range(1, teacher.depth + 1)
     own_widths = widths or (
         [n * teacher.head_dim for n in range(1, shape.heads + 1)]
-        if teacher.block == "encoder"
+        if heads_share_width(teacher)
         else _sizes(teacher.width, step)
     )
     own_ffns = ffns or _sizes(shape.ffn, 2 * step)
@@ -160,6 +160,12 @@ def derive(
         precisions=tuple(sorted(set(own_precisions), key=lambda p: p.code)),
         alignment=step,
     )
+
+
+def heads_share_width(teacher: Architecture) -> bool:
+    """Whether the stock configurations of a teacher's kind have no size of a head: those with layer norms (BERT's kin,
+    GPT-2, ViT), where the heads share the width among them."""
+    return teacher.norm == "layernorm"
 
 
 def _sizes(most: int, step: int) -> tuple[int, ...]:

@@ -54,9 +54,9 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
     """Statistics of `model` over `chunks` of token ids, [chunks, sequence + 1]; the last column holds only labels."""
     family = family_of(model.config)
     layers = family.layers_of(model)
-    heads = int(model.config.num_attention_heads)
+    heads = int(getattr(model.config, family.entries["heads"]))
     matrices = [name for name, weight in model.state_dict().items() if weight.dim() == 2]
-    axes = {read: family.axes(name)[1][1] for name in matrices if (read := family.read_by(name))}
+    axes = {read: family.axes(name)[1][family.input_axis(name)] for name in matrices if (read := family.read_by(name))}
     watched: dict[str, nn.Module] = {name: model.get_submodule(name) for name in axes}
     streams = tuple(watched)
     for i, layer in enumerate(layers):

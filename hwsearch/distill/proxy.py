@@ -64,11 +64,7 @@ class Student:
             else random_student(teacher, architecture, fresh)
         )
         self.model.to(self.device)  # type: ignore[arg-type]
-        for module in self.model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = (
-                    0.0  # the teacher's outputs say more than labels, and a student is too small to learn by heart
-                )
+        _no_dropout(self.model)
         quantise_layers(self.model, architecture, task.scheme)
         self.rate = task.recipe.rate * task.teacher.objective.rate
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.rate, betas=(0.9, 0.98), fused=True)
@@ -172,6 +168,15 @@ class Student:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self._judged = state["step"], state["seconds"], None
         self.curve = [(int(step), float(loss)) for step, loss in state["curve"]]
+
+
+def _no_dropout(model: PreTrainedModel) -> None:
+    """The teacher's outputs say more than labels, and a student is too small to learn by heart."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class QuantisedLinear(nn.Linear):
     A float layer becomes one by `quantise` and a float one again by `restore`; its weights stay where they are.
     """
 
+    plain: type[nn.Module]  # what it was: GPT-2's kind has its matrix the other way round
     precision: Precision
     scheme: Scheme
     shared: Rounded
@@ -59,13 +60,14 @@ class QuantisedLinear(nn.Linear):
         return nn.functional.linear(given, self._weights(), self.bias)
 
     def _weights(self) -> Tensor:
+        weight = self.weight if issubclass(self.plain, nn.Linear) else self.weight.T
         if self.precision is Precision.INT4:
-            return in_groups(self.weight, self.scheme.group)
+            return in_groups(weight, self.scheme.group)
         per_channel = self.scheme.weights == "channel"
         with torch.no_grad():
-            largest = self.weight.abs().amax(dim=1) if per_channel else self.weight.abs().amax()
+            largest = weight.abs().amax(dim=1) if per_channel else weight.abs().amax()
             scale = largest.clamp_min(_TINY) / 127
-        return on_grid(self.weight, scale.unsqueeze(-1) if per_channel else scale)
+        return on_grid(weight, scale.unsqueeze(-1) if per_channel else scale)
 
     def _activations(self, x: Tensor) -> Tensor:
         """The input on its grid. Rounding is half of what int8 adds to a step: one of several readers does it."""
@@ -153,10 +155,11 @@ def quantise(part: nn.Module, names: Iterable[str], scheme: Scheme, precision: P
     shared = Rounded()
     for name in names:
         linear = part.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
+        plain = type(linear)
         linear.__class__ = QuantisedLinear
-        linear.precision, linear.scheme = precision, scheme  # type: ignore[assignment]
-        linear.shared, linear.known = shared, False  # type: ignore[assignment]
+        assert isinstance(linear, QuantisedLinear)
+        linear.plain, linear.precision, linear.scheme = plain, precision, scheme
+        linear.shared, linear.known = shared, False
         for end in ("low", "high"):
             linear.register_buffer(end, torch.zeros((), device=linear.weight.device))
 
@@ -165,7 +168,7 @@ def restore(model: nn.Module) -> None:
     """Make every quantised layer of a model a float one again, in place."""
     for module in model.modules():
         if isinstance(module, QuantisedLinear):
-            module.__class__ = nn.Linear  # type: ignore[assignment]
+            module.__class__ = module.plain  # type: ignore[assignment]
             for name in ("low", "high"):
                 module._buffers.pop(name, None)
 

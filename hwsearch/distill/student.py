@@ -20,16 +20,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.families import Family, config_of, family_of, head_dim_of
+from hwsearch.distill.families import architecture_of, attention_of, config_of, family_of
+from hwsearch.distill.families.family import Family
 from hwsearch.distill.importance import Importance
 from hwsearch.errors import ArchitectureError
+from hwsearch.precision import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,10 +86,15 @@ def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Impor
             indices = kept.get(f"{axis}.{layer}", kept.get(axis))
             if indices is None or len(indices) == weight.shape[position]:
                 continue
-            moments = _moments(axis, position, origin, importance, family)
-            weight = weight.index_select(position, indices) if moments is None else _take_over(weight, moments, indices)
+            moments = _moments(axis, position, origin, importance, family) if len(axes) == 2 else None
+            if moments is None:
+                weight = weight.index_select(position, indices)
+            elif position:
+                weight = _take_over(weight, moments, indices)
+            else:
+                weight = _take_over(weight.T, moments, indices).T
         weights[name] = weight
-    if family.rotates and plan.architecture.width < int(teacher.config.hidden_size):
+    if family.rotates and plan.architecture.width < architecture_of(teacher.config, Precision.FP32).width:
         weights = _rotate(weights, plan, importance, family)
     student.load_state_dict(weights)
     return student
@@ -102,65 +109,70 @@ def random_student(teacher: PreTrainedModel, architecture: Architecture, seed: i
 def empty_student(teacher: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
     """A student of a shape with fresh weights, in float32; where its layers differ, one that no stock configuration
     describes."""
-    config = config_of(architecture if architecture.uniform else _stock(architecture), teacher.config)
+    own_head_dim = family_of(teacher.config).own_head_dim
+    config = config_of(architecture if architecture.uniform else _stock(architecture, own_head_dim), teacher.config)
     student: PreTrainedModel = type(teacher)(config)
     student.float()
+    student.set_attn_implementation(attention_of(config))
     if not architecture.uniform:
         _reshape(student, architecture)
     return student
 
 
-def _stock(architecture: Architecture) -> Architecture:
+def _stock(architecture: Architecture, own_head_dim: bool) -> Architecture:
     """Some shape that a configuration may have, with as many layers of the same width."""
-    heads = architecture.width // architecture.head_dim if architecture.block == "encoder" else 1
+    heads = 1 if own_head_dim else architecture.width // architecture.head_dim
     layers = tuple(msgspec.structs.replace(layer, heads=heads, kv_heads=heads, ffn=1) for layer in architecture.layers)
     return msgspec.structs.replace(architecture, layers=layers)
 
 
 def _reshape(student: PreTrainedModel, architecture: Architecture) -> None:
     """Give every layer's matrices the sizes of its own; the families' code reads the number of heads from these."""
+    from transformers.pytorch_utils import Conv1D
+
     family, head_dim = family_of(student.config), architecture.head_dim
     for module, layer in zip(family.layers_of(student), architecture.layers, strict=True):
-        sizes = {"head": layer.heads * head_dim, "kv_head": layer.kv_heads * head_dim, "ffn": layer.ffn}
-        sizes["width"] = architecture.width
+        heads, kv_heads = layer.heads * head_dim, layer.kv_heads * head_dim
+        sizes = {"width": architecture.width, "head": heads, "kv_head": kv_heads, "qkv": 3 * heads}
+        sizes |= {"ffn": layer.ffn, "gate_up": 2 * layer.ffn}
         for name in (*family.attention, *family.feed_forward):
-            out, given = family.layer[f"{name}.weight"]
+            first, second = (sizes[axis] for axis in family.layer[f"{name}.weight"])
             biased = module.get_submodule(name).bias is not None
-            module.set_submodule(name, nn.Linear(sizes[given], sizes[out], bias=biased))
+            own = Conv1D(second, first) if family.transposed else nn.Linear(second, first, bias=biased)
+            module.set_submodule(name, own)
         for part in module.modules():
             if hasattr(part, "num_key_value_groups"):
                 part.num_key_value_groups = layer.heads // layer.kv_heads  # type: ignore[assignment]
+            if hasattr(part, "split_size"):
+                part.split_size = heads  # type: ignore[assignment]
 
 
 def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -> dict[str, Tensor]:
-    """Indices kept along "head.N", "kv_head.N" and "ffn.N" of the student's layer N, and where the residual stream is
-    not rotated along "width" and "pooled"."""
+    """Indices kept along "head.N", "kv_head.N", "ffn.N" and what is made of these of the student's layer N, and where
+    the residual stream is not rotated along "width" and "pooled"."""
     config, width, layers = teacher.config, plan.architecture.width, plan.architecture.layers
-    family = family_of(config)
-    heads = int(config.num_attention_heads)
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    family, whole = family_of(config), architecture_of(config, Precision.FP32)
+    heads, kv_heads, units = whole.layers[0].shape
     group = heads // kv_heads
     sizes = (
-        ("width", width, config.hidden_size),
+        ("width", width, whole.width),
         ("kv_heads", max(layer.kv_heads for layer in layers), kv_heads),
         ("heads per key-value head", max(layer.heads // layer.kv_heads for layer in layers), group),
-        ("ffn", max(layer.ffn for layer in layers), config.intermediate_size),
-        ("depth", plan.architecture.depth, config.num_hidden_layers),
+        ("ffn", max(layer.ffn for layer in layers), units),
+        ("depth", plan.architecture.depth, whole.depth),
     )
     for name, wanted, available in sizes:
         if wanted > available:
             raise ArchitectureError(f"a student is cut out of its teacher: {name} is {available} at most; got {wanted}")
-    if plan.architecture.head_dim != head_dim_of(config):
-        raise ArchitectureError(
-            f"heads are kept whole: head_dim is {head_dim_of(config)}; got {plan.architecture.head_dim}"
-        )
+    if plan.architecture.head_dim != whole.head_dim:
+        raise ArchitectureError(f"heads are kept whole: head_dim is {whole.head_dim}; got {plan.architecture.head_dim}")
     uniform, first = plan.architecture.uniform, layers[0]
     if uniform and not family.own_head_dim and first.heads * plan.architecture.head_dim != width:
         raise ArchitectureError(
             f"a {config.model_type} shares its width among the heads: {first.heads} of {plan.architecture.head_dim} "
             f"channels are not {width}"
         )
-    if plan.architecture.tied and width < config.hidden_size:
+    if plan.architecture.tied and width < whole.width:
         raise ArchitectureError(
             "a narrower student has a head of its own (tied = false): the last norm is folded into it"
         )
@@ -173,9 +185,11 @@ def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -
         groups = _largest(by_group.sum(1), shape.kv_heads)
         wanted = shape.heads // shape.kv_heads
         members = torch.stack([g * group + _largest(by_group[g], wanted) for g in groups]).flatten()
-        kept[f"head.{i}"] = _channels(members, plan.architecture.head_dim)
+        kept[f"head.{i}"] = own = _channels(members, plan.architecture.head_dim)
+        kept[f"qkv.{i}"] = _blocks(own, heads * whole.head_dim, 3)
         kept[f"kv_head.{i}"] = _channels(groups, plan.architecture.head_dim)
-        kept[f"ffn.{i}"] = _largest(importance.ffn[origin], shape.ffn)
+        kept[f"ffn.{i}"] = own = _largest(importance.ffn[origin], shape.ffn)
+        kept[f"gate_up.{i}"] = _blocks(own, units, 2)
     return kept
 
 
@@ -187,7 +201,7 @@ def _origin(name: str, plan: StudentPlan, family: Family) -> str:
 
 def _moments(axis: str, position: int, origin: str, importance: Importance, family: Family) -> Tensor | None:
     """Second moments of what a weight reads along an axis that narrows."""
-    if position != 1:
+    if position != family.input_axis(origin):
         return None
     if axis in ("head", "ffn"):
         layer, _ = family.place(origin)
@@ -249,15 +263,21 @@ def _channels(heads: Tensor, head_dim: int) -> Tensor:
     return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
 
 
+def _blocks(indices: Tensor, size: int, count: int) -> Tensor:
+    """The same indices in each of `count` blocks of `size`."""
+    return torch.cat([indices + block * size for block in range(count)])
+
+
 def with_layers(model: PreTrainedModel, layers: Sequence[int], run: Callable[[], float]) -> float:
     """What `run` returns while `model` has only some of its layers."""
-    config: Any = model.config
-    place, depth = family_of(config).layers, config.num_hidden_layers
+    config, family = model.config, family_of(model.config)
+    place, entry = family.layers, family.entries["depth"]
+    depth = getattr(config, entry)
     whole = model.get_submodule(place)
     try:
         model.set_submodule(place, nn.ModuleList([whole.get_submodule(str(i)) for i in layers]))
-        config.num_hidden_layers = len(layers)
+        setattr(config, entry, len(layers))
         return run()
     finally:
         model.set_submodule(place, whole)
-        config.num_hidden_layers = depth
+        setattr(config, entry, depth)

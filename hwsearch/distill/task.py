@@ -29,7 +29,7 @@ from hwsearch.distill.data import (
     standard_library,
     text_files,
 )
-from hwsearch.distill.families import architecture_of
+from hwsearch.distill.families import architecture_of, longest_of
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import Facts, Recipe, TaskSpec
 from hwsearch.distill.labelled import UNLABELLED, draw_texts, labelled_texts
@@ -120,8 +120,8 @@ class Workshop:
     def __init__(self, spec: TaskSpec, device: str = "cpu") -> None:
         self.spec, self.device = spec, device
         self.teacher = load_teacher(spec.teacher or None)
-        limit = int(getattr(self.teacher.model.config, "max_position_embeddings", spec.sequence))
-        if spec.sequence > limit:
+        limit = longest_of(self.teacher.model.config)
+        if limit is not None and spec.sequence > limit:
             raise DataError(f"the teacher reads at most {limit} tokens; --sequence asks for {spec.sequence}")
         corpus = read_corpus(spec, self.teacher)
         self.corpus = corpus.name
@@ -247,7 +247,7 @@ class Workshop:
         from hwsearch.distill.proxy import divergence
 
         model, probe = self.teacher.model, self._probe()
-        count = int(model.config.num_hidden_layers)
+        count = self.facts().architecture.depth
 
         @cache
         def loss(kept: Sequence[int]) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwsearch.distill.families import head_of
+from hwsearch.distill.families import attention_of, head_of
 from hwsearch.distill.objective import Objective, objective_of
 from hwsearch.errors import TeacherError
 from hwsearch.files import read_or_drop, whole
@@ -119,7 +119,7 @@ def load_teacher(source: str | None) -> Teacher:
             local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation=attention_of(config),
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except TeacherError:

@@ -28,7 +28,6 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from hwsearch.distill.families import family_of, head_dim_of
 from hwsearch.distill.quantise import QuantisedLinear, restore
 from hwsearch.errors import ExportError
 from hwsearch.precision import Precision, Scheme
@@ -139,6 +138,7 @@ def _float_graph(student: PreTrainedModel, half: bool, shape: Shape | None, cach
     """What PyTorch's exporter makes of a student with every layer in float."""
     model = copy.deepcopy(student).eval()
     restore(model)
+    _input_last(model)
     model.set_attn_implementation("eager")
     model.config.use_cache = cached
     for module in model.modules():
@@ -152,12 +152,10 @@ def _float_graph(student: PreTrainedModel, half: bool, shape: Shape | None, cach
     axes: tuple[Any, ...] = ({0: _axis("batch"), 1: _axis("sequence")},) * 2
     names, outputs = ["input_ids", "attention_mask"], ["logits"]
     if cached:
-        family, size, before = family_of(model.config), head_dim_of(model.config), 5
-        keys = [layer.get_submodule(family.attention[1]) for layer in family.layers_of(model)]
-        rooms = [(batch, int(key.out_features) // size, before, size) for key in keys]  # type: ignore[arg-type]
-        past = [
-            [torch.zeros(room, dtype=dtype) for _ in range(2)] for room in rooms
-        ]  # none twice: it would be one input
+        before = 5
+        with torch.no_grad():
+            seen_before = model(input_ids=ids[:, :1].expand(-1, before), use_cache=True).past_key_values
+        past = [[layer.keys.clone(), layer.values.clone()] for layer in seen_before.layers]
         count = len(past)
         seen = {0: _axis("batch"), 1: _axis("seen")}
         stored = {0: _axis("batch"), 2: _axis("past")}
@@ -180,6 +178,18 @@ def _float_graph(student: PreTrainedModel, half: bool, shape: Shape | None, cach
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     return proto
+
+
+def _input_last(model: nn.Module) -> None:
+    """Put linear layers in place of those that have their matrix the other way round: one kind of product is less to
+    tell apart."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Conv1D):
+            linear = nn.Linear(module.nx, module.nf)
+            linear.weight, linear.bias = nn.Parameter(module.weight.detach().T.contiguous()), module.bias
+            model.set_submodule(name, linear)
 
 
 def _axis(name: str) -> Any:

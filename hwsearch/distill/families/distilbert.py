@@ -1,0 +1,55 @@
+"""DistilBERT: BERT's layers by other names."""
+
+from __future__ import annotations
+
+from hwsearch.distill.families.family import Family
+
+DISTILBERT = Family(
+    model_types=("distilbert",),
+    tasks={"ForSequenceClassification": "classify"},
+    block="encoder",
+    norm="layernorm",
+    gated_ffn=False,
+    rotates=False,
+    own_head_dim=False,
+    layers="distilbert.transformer.layer",
+    attention=("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
+    feed_forward=("ffn.lin1", "ffn.lin2"),
+    reads={
+        "attention.q_lin": "attention.q_lin",
+        "attention.k_lin": "attention.q_lin",
+        "attention.v_lin": "attention.q_lin",
+        "ffn.lin1": "ffn.lin1",
+        "pre_classifier": "pre_classifier",
+        "classifier": "classifier",
+    },
+    shared={
+        "distilbert.embeddings.word_embeddings.weight": ("vocab", "width"),
+        "distilbert.embeddings.position_embeddings.weight": ("whole", "width"),
+        "distilbert.embeddings.LayerNorm.weight": ("width",),
+        "distilbert.embeddings.LayerNorm.bias": ("width",),
+        "pre_classifier.weight": ("pooled", "width"),
+        "pre_classifier.bias": ("pooled",),
+        "classifier.weight": ("whole", "pooled"),
+        "classifier.bias": ("whole",),
+    },
+    layer={
+        "attention.q_lin.weight": ("head", "width"),
+        "attention.q_lin.bias": ("head",),
+        "attention.k_lin.weight": ("head", "width"),
+        "attention.k_lin.bias": ("head",),
+        "attention.v_lin.weight": ("head", "width"),
+        "attention.v_lin.bias": ("head",),
+        "attention.out_lin.weight": ("width", "head"),
+        "attention.out_lin.bias": ("width",),
+        "sa_layer_norm.weight": ("width",),
+        "sa_layer_norm.bias": ("width",),
+        "ffn.lin1.weight": ("ffn", "width"),
+        "ffn.lin1.bias": ("ffn",),
+        "ffn.lin2.weight": ("width", "ffn"),
+        "ffn.lin2.bias": ("width",),
+        "output_layer_norm.weight": ("width",),
+        "output_layer_norm.bias": ("width",),
+    },
+    entries={"width": "dim", "depth": "n_layers", "heads": "n_heads", "ffn": "hidden_dim"},
+)

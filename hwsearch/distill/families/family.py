@@ -1,0 +1,101 @@
+"""What a family of models is: one layout of weights, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from hwsearch.architecture import Block, Head, Norm
+from hwsearch.errors import TeacherError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+Axis = Literal["vocab", "width", "head", "kv_head", "qkv", "ffn", "gate_up", "pooled", "whole"]
+Entry = Literal["width", "depth", "heads", "ffn"]
+ENTRIES: Mapping[Entry, str] = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One layout of weights. Names are of modules and weights as `named_parameters` has them.
+
+    Attributes:
+        model_types: `model_type` of the Transformers configurations that have it.
+        tasks: ends of the class names in a configuration's `architectures`, with the head that such a class has.
+        block: what attends to what.
+        norm: which normalisation it uses.
+        gated_ffn: whether a third matrix gates the feed-forward part.
+        rotates: whether a rotation of the residual stream can be folded into the weights: norms that know no direction,
+            before the parts and not after them. Else a narrower student keeps the most important channels.
+        own_head_dim: whether configurations state the size of a head; else the heads share the width among them.
+        layers: the module that holds the layers.
+        attention, feed_forward: linear layers of a part, by name in a layer; the last of them writes to the stream.
+        reads: beginning of the names of weights that read the residual stream (or what a classifier pools of it), and
+            the module whose input it is that they read: a norm, where they read through one. In a layer, or outside.
+        shared: axes of the weights outside the layers, by name.
+        layer: axes of the weights of a layer, by name in it. "qkv" and "gate_up" hold the channels of query, key and
+            value, or of gate and value, one after another.
+        transposed: whether the matrices of a layer have the input first.
+        entries: names of a configuration's sizes.
+        first_position: index of the first position's embedding, for configurations that count from the padding on.
+    """
+
+    model_types: tuple[str, ...]
+    tasks: Mapping[str, Head]
+    block: Block
+    norm: Norm
+    gated_ffn: bool
+    rotates: bool
+    own_head_dim: bool
+    layers: str
+    attention: tuple[str, ...]
+    feed_forward: tuple[str, ...]
+    reads: Mapping[str, str]
+    shared: Mapping[str, tuple[Axis, ...]]
+    layer: Mapping[str, tuple[Axis, ...]]
+    transposed: bool = False
+    entries: Mapping[Entry, str] = field(default_factory=lambda: ENTRIES)
+    first_position: int = 0
+
+    def axes(self, name: str) -> tuple[int | None, tuple[Axis, ...]]:
+        """The layer that a weight belongs to (None outside the layers) and what its axes are.
+
+        Raises:
+            TeacherError: the family has no such weight.
+        """
+        layer, rest = self.place(name)
+        known = self.shared if layer is None else self.layer
+        if rest not in known:
+            raise TeacherError(f"a {self.model_types[0]} checkpoint has no weight {name!r}; is it of another family?")
+        return layer, known[rest]
+
+    def place(self, name: str) -> tuple[int | None, str]:
+        """The layer that a weight belongs to, and its name there; None and its whole name outside the layers."""
+        number, _, rest = name.removeprefix(f"{self.layers}.").partition(".")
+        return (int(number), rest) if name.startswith(self.layers) and number.isdigit() else (None, name)
+
+    def named(self, layer: int | None, name: str) -> str:
+        """The whole name of what is called `name` in a layer."""
+        return name if layer is None else f"{self.layers}.{layer}.{name}"
+
+    def input_axis(self, name: str) -> int:
+        """Which axis of a matrix its input is."""
+        return 0 if self.transposed and self.place(name)[0] is not None else 1
+
+    def read_by(self, name: str) -> str | None:
+        """The module whose input a weight reads, where that is the residual stream or what is pooled of it."""
+        layer, rest = self.place(name)
+        found = next((module for start, module in self.reads.items() if rest.startswith(start)), None)
+        return None if found is None else self.named(layer, found)
+
+    def layers_of(self, model: PreTrainedModel) -> list[nn.Module]:
+        """The layers of a model."""
+        return list(model.get_submodule(self.layers).children())
