@@ -24,7 +24,7 @@ from hwsearch.bench.timing import Reference, take_turns
 from hwsearch.cli.device import find
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
-from hwsearch.search.precision import plans, with_plan
+from hwsearch.search.precision import planned
 from hwsearch.workload import Workload
 
 SECONDS, ROUNDS, MOST_PARTS = 1.5, 20, 6  # for each that is run; of turns; of parts of a model that are looked at
@@ -57,14 +57,16 @@ def main() -> None:
         plain, workload = draw(rng)
         estimator = Estimator(profile, target, workload)
         losses = np.concatenate([np.zeros((2 * plain.depth, 1)), rng.lognormal(-6, 1, (2 * plain.depth, 1))], axis=1)
-        (plan,) = plans([plain], PRECISIONS, losses, lambda a, e=estimator: e(a).median_ms, 1.0)  # type: ignore[misc]
-        student = with_plan(plain, plan)
-        places = [(i, j) for i, pair in enumerate(plan) for j, p in enumerate(pair) if p is Precision.INT8]
+        price = lambda a, e=estimator: e(a).median_ms  # type: ignore[misc]  # noqa: E731
+        (student,) = planned([plain], PRECISIONS, losses, price, 1.0)
+        parts = ("attention", "feed_forward")
+        places = [(i, j) for i, a in enumerate(student.layers) for j in parts if getattr(a, j) is Precision.INT8]
         places = [places[k] for k in rng.permutation(len(places))[:MOST_PARTS]]
         twins = []
         for i, j in places:
-            pair = tuple(Precision.FP32 if k == j else p for k, p in enumerate(plan[i]))
-            twins.append(with_plan(plain, (*plan[:i], pair, *plan[i + 1 :])))  # type: ignore[arg-type]
+            layers = list(student.layers)
+            layers[i] = replace(layers[i], **{j: Precision.FP32})
+            twins.append(replace(student, layers=tuple(layers)))
         models = [student, *twins]
         runs = {str(i): prepare(a, workload, options.threads) for i, a in enumerate(models)}
         found = take_turns(runs, SECONDS * len(runs), reference=reference, enough=ROUNDS)

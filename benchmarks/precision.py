@@ -23,13 +23,13 @@ from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.families import family_of
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
-from hwsearch.distill.quantise import quantise_layers, restore
+from hwsearch.distill.quantise import quantise_parts, restore
 from hwsearch.distill.sensitivity import BATCH, estimated_losses, measured_losses
 from hwsearch.distill.task import Workshop
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision, Scheme
 from hwsearch.profiles import find_profile
-from hwsearch.search.precision import PartTimes, fair_rate, part_times, plan_of, solve, with_plan
+from hwsearch.search.precision import PartTimes, fair_rate, part_times, solve, with_plan
 from hwsearch.workload import Workload
 
 STUDENTS, PLANS, CHUNKS = 12, 60, 16
@@ -76,7 +76,7 @@ def exactness() -> dict[str, Any]:
         ).with_float(Precision.FP16)  # fmt: skip
         losses = np.concatenate([np.zeros((16, 1)), np.sort(rng.lognormal(-6, 1.5, (16, 2)), axis=1)], axis=1)
         times = part_times([student], PRECISIONS, lambda options: estimator(options).median_ms)
-        rate = float(np.exp(rng.uniform(-3, 3)) * fair_rate(losses, times)[0])
+        rate = float(np.exp(rng.uniform(-3, 3)) * fair_rate(losses, times.parts)[0])
         started = time.perf_counter()
         chosen = solve(losses, times, rate)[0]
         took.append(time.perf_counter() - started)
@@ -104,15 +104,15 @@ def additivity(name: str, scheme: Scheme, steps: int) -> dict[str, Any]:
         wanted = [objective.logits(model, part).double().log_softmax(-1) for part in few.split(BATCH)]
     rng, joint, added, bits = np.random.default_rng(0), [], [], []
     for _ in range(PLANS):
-        chosen = rng.random(2 * own.depth) < rng.uniform(0.1, 0.9)
-        plan = plan_of(chosen.astype(np.int64), (Precision.FP32, Precision.INT8))
-        quantise_layers(model, with_plan(architecture, plan), scheme)
+        chosen = rng.random(len(alone)) < rng.uniform(0.1, 0.9)
+        mixed = with_plan(architecture, chosen.astype(np.int64), (Precision.FP32, Precision.INT8))
+        quantise_parts(model, mixed, scheme)
         with torch.inference_mode():
             found = [objective.logits(model, part).double().log_softmax(-1) for part in few.split(BATCH)]
         restore(model)
         lost = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(wanted, found, strict=True))
         joint.append(lost / sum(p.shape[0] * p.shape[1] for p in wanted))
-        added.append(float(alone.ravel()[chosen].sum()))
+        added.append(float(alone[chosen].sum()))
         bits.append(int(chosen.sum()))
     ratio = np.array(joint)[np.array(added) > 0] / np.array(added)[np.array(added) > 0]
     return {
@@ -121,7 +121,7 @@ def additivity(name: str, scheme: Scheme, steps: int) -> dict[str, Any]:
         "tau": round(float(kendalltau(added, joint).statistic), 3),
         "tau_of_bits": round(float(kendalltau(bits, joint).statistic), 3),
         "joint_over_sum": round(float(np.exp(np.log(ratio).mean())), 3),
-        "tau_of_estimates": round(float(kendalltau(alone.ravel(), estimated.ravel()).statistic), 3),
+        "tau_of_estimates": round(float(kendalltau(alone, estimated).statistic), 3),
         "estimated_over_measured": round(float(np.exp(np.log(estimated / alone).mean())), 3),
     }
 

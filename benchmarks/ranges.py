@@ -26,7 +26,7 @@ from torch import Tensor
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
-from hwsearch.distill.quantise import QuantisedLinear, quantise_layers, restore
+from hwsearch.distill.quantise import QuantisedLinear, quantise_parts, restore
 from hwsearch.distill.task import Task, Workshop
 from hwsearch.precision import Precision, Scheme
 
@@ -136,7 +136,7 @@ def main() -> None:
         note("trained in int8, learned ranges", trained(architecture, learned).score(task.select).loss)
         for method in ("min-max", "percentile 99.9", "percentile 99.99", "percentile 99.999", "entropy"):
             ranges = calibrated(plain, task, method)
-            quantise_layers(plain.model, architecture, SCHEME)
+            quantise_parts(plain.model, architecture, SCHEME)
             for name, module in plain.model.named_modules():
                 if isinstance(module, QuantisedLinear):
                     module.low.fill_(ranges[name][0])

@@ -35,7 +35,7 @@ from torch import Tensor
 from hwsearch.architecture import Architecture
 from hwsearch.distill import student as slicing
 from hwsearch.distill.proxy import Student
-from hwsearch.distill.quantise import quantise_layers, restore
+from hwsearch.distill.quantise import quantise_parts, restore
 from hwsearch.distill.task import Task
 from hwsearch.files import read_json
 
@@ -134,7 +134,7 @@ def refit(student: Student) -> None:
     if not student.architecture.tied:
         own, its = (net.model(input_ids=inputs, use_cache=False).last_hidden_state for net in (model, teacher))
         model.lm_head.weight.copy_(teacher.lm_head.weight @ solved(own.flatten(0, 1), its.flatten(0, 1)).T)
-    quantise_layers(model, student.architecture, student.task.scheme)
+    quantise_parts(model, student.architecture, student.task.scheme)
 
 
 def curve(architecture: Architecture, name: str, steps: tuple[int, ...]) -> list[float]:

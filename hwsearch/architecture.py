@@ -157,13 +157,14 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def precision_text(self) -> str:
         """Precisions of the layers in runs, as in "int8*2,int8/fp16,fp16*3" (attention/feed-forward where they
-        differ)."""
+        differ), and of the head where it is quantised, as in "int8*6,head.int8"."""
         names = (
             str(layer.attention) if layer.attention is layer.feed_forward else f"{layer.attention}/{layer.feed_forward}"
             for layer in self.layers
         )
-        runs = ((name, sum(1 for _ in run)) for name, run in groupby(names))
-        return ",".join(name if count == 1 else f"{name}*{count}" for name, count in runs)
+        runs = [(name, sum(1 for _ in run)) for name, run in groupby(names)]
+        texts = [name if count == 1 else f"{name}*{count}" for name, count in runs]
+        return ",".join(texts if self.head_precision.is_float else [*texts, f"head.{self.head_precision}"])
 
     def with_precision(self, precision: Precision) -> Architecture:
         """The same shape with every layer in one precision."""
@@ -190,7 +191,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             replace(layer, attention=part(layer.attention), feed_forward=part(layer.feed_forward))
             for layer in self.layers
         )
-        return replace(self.in_float(precision), layers=layers)
+        return replace(self.in_float(precision), layers=layers, head_precision=part(self.head_precision))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads back, with the derived id, depth and parameters beside them for

@@ -31,6 +31,7 @@ class SearchSpace(msgspec.Struct, frozen=True):
         heads: pairs of query heads and key-value heads, rising.
         precisions: of a layer's parts; a float first.
         alignment: channels that the runtime's matrix units want a multiple of.
+        quantised_head: whether a language model's head may be in any of the precisions; else it stays in float.
     """
 
     teacher: Architecture
@@ -40,6 +41,7 @@ class SearchSpace(msgspec.Struct, frozen=True):
     ffns: tuple[int, ...]
     precisions: tuple[Precision, ...]
     alignment: int = 16
+    quantised_head: bool = False
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "heads", "ffns", "precisions"):
@@ -52,15 +54,27 @@ class SearchSpace(msgspec.Struct, frozen=True):
             )
 
     def build(
-        self, depth: int, width: int, heads: tuple[int, int], ffn: int, plan: Sequence[tuple[Precision, Precision]]
+        self,
+        depth: int,
+        width: int,
+        heads: tuple[int, int],
+        ffn: int,
+        plan: Sequence[tuple[Precision, Precision]],
+        head: Precision | None = None,
     ) -> Architecture:
-        """The student of these choices; a narrower one has an output head of its own."""
+        """The student of these choices; a narrower one has an output head of its own, which is in `head` where it may
+        be quantised, and in float else."""
         return replace(
             self.teacher,
             width=width,
             tied=self.teacher.tied and width == self.teacher.width,
             layers=uniform_layers(depth, *heads, ffn, plan),
+            head_precision=head if head and self.quantised_head else self.teacher.head_precision,
         )
+
+    def uniform(self, depth: int, width: int, heads: tuple[int, int], ffn: int, precision: Precision) -> Architecture:
+        """The student of these sizes with everything that may be in one precision."""
+        return self.build(depth, width, heads, ffn, [(precision, precision)] * depth, precision)
 
     def sample(self, choose: Callable[[str, Sequence[T]], T]) -> Architecture:
         """A student with each part chosen by `choose(name, options)`, precision layer by layer; `fits` says whether it
@@ -75,7 +89,8 @@ class SearchSpace(msgspec.Struct, frozen=True):
             (Precision(pick(f"attention.{i}", names)), Precision(pick(f"feed_forward.{i}", names)))  # type: ignore[arg-type]
             for i in range(depth)
         ]
-        return self.build(depth, width, heads, ffn, plan)
+        head = Precision(pick("head", names)) if self.quantised_head else None  # type: ignore[arg-type]
+        return self.build(depth, width, heads, ffn, plan, head)
 
     def fits(self, width: int, heads: tuple[int, int]) -> bool:
         """Whether stock Transformers loads the combination: configurations want heads to divide the width, and some
@@ -89,13 +104,13 @@ class SearchSpace(msgspec.Struct, frozen=True):
         """The least of every size, in each uniform precision."""
         width, heads = next((w, h) for w in self.widths for h in self.heads if self.fits(w, h))
         depth = self.depths[0]
-        return [self.build(depth, width, heads, self.ffns[0], [(p, p)] * depth) for p in self.precisions]
+        return [self.uniform(depth, width, heads, self.ffns[0], p) for p in self.precisions]
 
     @property
     def size(self) -> int:
         """How many architectures it holds."""
         pairs = sum(self.fits(width, heads) for width in self.widths for heads in self.heads)
-        plans = sum(int(len(self.precisions) ** (2 * depth)) for depth in self.depths)
+        plans = sum(int(len(self.precisions) ** (2 * depth + self.quantised_head)) for depth in self.depths)
         return pairs * plans * len(self.ffns)
 
 
@@ -159,6 +174,7 @@ def derive(
         ffns=tuple(sorted(set(own_ffns))),
         precisions=tuple(sorted(set(own_precisions), key=lambda p: p.code)),
         alignment=step,
+        quantised_head=teacher.head == "lm" and "head" not in runtime.scheme.keeps_float,
     )
 
 

@@ -68,8 +68,8 @@ class Facts(msgspec.Struct, frozen=True):
         corpus: what the text is called.
         quality: the teacher's on *select*.
         layers: the best layers to keep, by depth.
-        sensitivities: KL to itself of the teacher with one part in a precision, a pair (attention, feed-forward) for
-            each layer.
+        sensitivities: KL to itself of the teacher with one part in a precision: attention and feed-forward of each
+            layer in turn, then a language model's head.
         blocks: of the teacher's outputs.
         importance: of the teacher's parts, falling, by layer: "groups" of heads that share keys and values, "ffn"
             units.
@@ -83,7 +83,7 @@ class Facts(msgspec.Struct, frozen=True):
     blocks: int
     quality: float = 0.0
     layers: dict[int, tuple[int, ...]] = {}
-    sensitivities: dict[Precision, tuple[tuple[float, float], ...]] = {}
+    sensitivities: dict[Precision, tuple[float, ...]] = {}
     subject: str = ""
     importance: dict[str, tuple[tuple[float, ...], ...]] = {}
 

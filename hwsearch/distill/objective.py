@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hwsearch.distill.families import head_of
 from hwsearch.distill.losses import head_kl, kl, positionwise_kl
+from hwsearch.distill.quantise import QuantisedLinear
 from hwsearch.errors import TeacherError
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ class NextToken:
         assert isinstance(head, nn.Linear)
         with _products(chunks):
             hidden = model.base_model(input_ids=chunks[:, :-1], use_cache=False).last_hidden_state
-        return hidden.flatten(0, 1), head.weight
+        hidden = hidden.flatten(0, 1)
+        return head.rounded(hidden) if isinstance(head, QuantisedLinear) else (hidden, head.weight)
 
 
 class Classes:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from hwsearch.distill.job import ProxyScore
-from hwsearch.distill.quantise import quantise_layers
+from hwsearch.distill.quantise import quantise_parts
 from hwsearch.distill.student import StudentPlan, build_student, random_student
 from hwsearch.distill.task import HeldOut, Task
 from hwsearch.errors import RunError
@@ -65,7 +65,7 @@ class Student:
         )
         self.model.to(self.device)  # type: ignore[arg-type]
         _no_dropout(self.model)
-        quantise_layers(self.model, architecture, task.scheme)
+        quantise_parts(self.model, architecture, task.scheme)
         self.rate = task.recipe.rate * task.teacher.objective.rate
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.rate, betas=(0.9, 0.98), fused=True)
         self.step = 0

@@ -56,8 +56,11 @@ class QuantisedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the parent's name
         """The layer's output, [..., out], with input and weights on their grids."""
-        given = self._activations(input) if self.precision is Precision.INT8 else input
-        return nn.functional.linear(given, self._weights(), self.bias)
+        return nn.functional.linear(*self.rounded(input), self.bias)
+
+    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """An input and the weights, [out, in], on their grids."""
+        return self._activations(x) if self.precision is Precision.INT8 else x, self._weights()
 
     def _weights(self) -> Tensor:
         weight = self.weight if issubclass(self.plain, nn.Linear) else self.weight.T
@@ -173,12 +176,20 @@ def restore(model: nn.Module) -> None:
                 module._buffers.pop(name, None)
 
 
-def quantise_layers(model: PreTrainedModel, architecture: Architecture, scheme: Scheme) -> None:
-    """Quantise the parts of a student's layers that `architecture` has in int8, w8a16 or int4, in place. Float parts
-    stay in float32: fp16's rounding is three orders of magnitude finer than int8's.
-    """
+def parts_of(model: PreTrainedModel) -> list[tuple[nn.Module, tuple[str, ...]]]:
+    """What has a precision of its own: a module and the names of linear layers in it, attention and feed-forward of the
+    first layer, of the second, and so on, and last a language model's head."""
     family = family_of(model.config)
-    for module, layer in zip(family.layers_of(model), architecture.layers, strict=True):
-        for names, precision in ((family.attention, layer.attention), (family.feed_forward, layer.feed_forward)):
-            if not precision.is_float:
-                quantise(module, names, scheme, precision)
+    parts = [(layer, names) for layer in family.layers_of(model) for names in (family.attention, family.feed_forward)]
+    head = model.get_output_embeddings()
+    return parts + [(model, (name,)) for name, module in model.named_modules() if module is head]
+
+
+def quantise_parts(model: PreTrainedModel, architecture: Architecture, scheme: Scheme) -> None:
+    """Quantise the parts of a student that `architecture` has in int8, w8a16 or int4, in place. Float parts stay in
+    float32: fp16's rounding is three orders of magnitude finer than int8's.
+    """
+    precisions = [p for layer in architecture.layers for p in (layer.attention, layer.feed_forward)]
+    for (module, names), precision in zip(parts_of(model), [*precisions, architecture.head_precision], strict=False):
+        if not precision.is_float:
+            quantise(module, names, scheme, precision)

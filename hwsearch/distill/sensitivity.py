@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwsearch.distill.families import family_of
-from hwsearch.distill.quantise import quantise, restore
+from hwsearch.distill.quantise import parts_of, quantise, restore
 from hwsearch.precision import Precision, Scheme
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-PARTS = ("attention", "feed_forward")
 BATCH = 4  # chunks at once
 CHUNKS = 16  # that are looked at
 
@@ -41,34 +39,30 @@ class Sensitivity(msgspec.Struct, frozen=True):
     """Of a trained student.
 
     Attributes:
-        measured: KL from itself in float with one part in a precision, nats an answer, a pair (attention, feed-forward)
-            for each layer.
+        measured: KL from itself in float with one part in a precision, nats an answer, by part (`quantise.parts_of`).
         estimated: the same from gradients.
         joint: KL with all parts in the student's own precisions.
     """
 
-    measured: dict[Precision, tuple[tuple[float, float], ...]]
-    estimated: dict[Precision, tuple[tuple[float, float], ...]]
+    measured: dict[Precision, tuple[float, ...]]
+    estimated: dict[Precision, tuple[float, ...]]
     joint: float
 
 
 def measured_losses(
     model: PreTrainedModel, objective: Objective, scheme: Scheme, precision: Precision, chunks: Tensor
 ) -> Floats:
-    """KL of a float model from itself with one part in a precision, [layers, 2] (attention, feed-forward), over token
-    ids [chunks, sequence + 1]."""
-    family, answers = family_of(model.config), 0
-    layers = family.layers_of(model)
-    found = np.zeros((len(layers), 2))
+    """KL of a float model from itself with one part in a precision, [parts], over token ids [chunks, sequence + 1]."""
+    parts, answers = parts_of(model), 0
+    found = np.zeros(len(parts))
     with torch.inference_mode():
         for part in chunks.split(BATCH):
             own = objective.logits(model, part)
             answers += own.shape[0] * own.shape[1]
-            for i, layer in enumerate(layers):
-                for j, names in enumerate((family.attention, family.feed_forward)):
-                    quantise(layer, names, scheme, precision)
-                    found[i, j] += _kl(own, objective.logits(model, part))
-                    restore(model)
+            for i, (module, names) in enumerate(parts):
+                quantise(module, names, scheme, precision)
+                found[i] += _kl(own, objective.logits(model, part))
+                restore(model)
     return found / max(1, answers)
 
 
@@ -76,9 +70,8 @@ def estimated_losses(
     model: PreTrainedModel, objective: Objective, scheme: Scheme, precision: Precision, chunks: Tensor
 ) -> Floats:
     """The same, estimated from the gradients of the model's own answers, drawn by their probabilities."""
-    family, answers = family_of(model.config), 0
-    layers = family.layers_of(model)
-    found = np.zeros((len(layers), 2))
+    parts, answers = parts_of(model), 0
+    found = np.zeros(len(parts))
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def watch(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
@@ -86,8 +79,8 @@ def estimated_losses(
             output.retain_grad()
             seen[module] = (given[0].detach(), output)
 
-    linear = [[[layer.get_submodule(n) for n in names] for names in _names(model)] for layer in layers]
-    handles = [m.register_forward_hook(watch) for parts in linear for part in parts for m in part]
+    linear = [[module.get_submodule(name) for name in names] for module, names in parts]
+    handles = [m.register_forward_hook(watch) for part in linear for m in part]
     generator = torch.Generator().manual_seed(0)
     model.requires_grad_(True)
     try:
@@ -98,12 +91,11 @@ def estimated_losses(
             drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).flatten()
             nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
             model.zero_grad(set_to_none=True)
-            for i, layer in enumerate(layers):
-                for j, names in enumerate(_names(model)):
-                    quantise(layer, names, scheme, precision)
-                    slope = torch.stack([_slope(module, *seen[module]) for module in linear[i][j]]).sum(0)
-                    restore(model)
-                    found[i, j] += float((slope.sum(1) if together else slope).square().sum()) / 2
+            for i, (module, names) in enumerate(parts):
+                quantise(module, names, scheme, precision)
+                slope = torch.stack([_slope(one, *seen[one]) for one in linear[i]]).sum(0)
+                restore(model)
+                found[i] += float((slope.sum(1) if together else slope).square().sum()) / 2
             seen.clear()
     finally:
         model.requires_grad_(False)
@@ -120,23 +112,18 @@ def _slope(module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
         return (change * output.grad).sum(-1)
 
 
-def _names(model: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    family = family_of(model.config)
-    return family.attention, family.feed_forward
-
-
 def sensitivity_in_worker(
     workshop: Workshop, architecture: Architecture, state: Path, precisions: Sequence[Precision]
 ) -> Sensitivity:
     """Of a student as it was trained, for `Workers.run`."""
     from hwsearch.distill.proxy import load_state
-    from hwsearch.distill.quantise import quantise_layers
+    from hwsearch.distill.quantise import quantise_parts
     from hwsearch.distill.student import empty_student
 
     objective, scheme = workshop.teacher.objective, workshop.spec.scheme
     few = torch.from_numpy(workshop.tokens["train"][: CHUNKS * objective.inputs_a_chunk])
     model = empty_student(workshop.teacher.model, architecture)
-    quantise_layers(model, architecture, scheme)
+    quantise_parts(model, architecture, scheme)
     model.load_state_dict(load_state(state)["model"])
     model.eval().requires_grad_(False)
     with torch.inference_mode():
@@ -146,14 +133,10 @@ def sensitivity_in_worker(
     joint = sum(_kl(p, q) for p, q in zip(plain, whole, strict=True)) / sum(p.shape[0] * p.shape[1] for p in plain)
     given = (model, objective, scheme)
     return Sensitivity(
-        measured={p: _pairs(measured_losses(*given, p, few)) for p in precisions},
-        estimated={p: _pairs(estimated_losses(*given, p, few)) for p in precisions},
+        measured={p: tuple(measured_losses(*given, p, few).tolist()) for p in precisions},
+        estimated={p: tuple(estimated_losses(*given, p, few).tolist()) for p in precisions},
         joint=joint,
     )
-
-
-def _pairs(losses: Floats) -> tuple[tuple[float, float], ...]:
-    return tuple((float(a), float(f)) for a, f in losses)
 
 
 def _kl(p: Tensor, q: Tensor) -> float:

@@ -89,7 +89,7 @@ class Task:
         teacher: whose students.
         importance: of its parts.
         layers: the best layers to keep, by depth.
-        sensitivities: KL to itself of the teacher with one part in a precision, [layers, 2] (attention, feed-forward).
+        sensitivities: KL to itself of the teacher with one part in a precision, [parts] as of `quantise.parts_of`.
         chunks: token ids to train on, [chunks, sequence + 1].
         outputs: the teacher's on them.
         select, report: held-out sets.
@@ -179,7 +179,7 @@ class Workshop:
         task = self.task
         kv_heads = self.facts().architecture.layers[0].kv_heads
         groups = task.importance.heads.unflatten(1, (kv_heads, -1)).sum(2)
-        sensitivities = {p: tuple((float(a), float(f)) for a, f in lost) for p, lost in task.sensitivities.items()}
+        sensitivities = {p: tuple(map(float, lost)) for p, lost in task.sensitivities.items()}
         return msgspec.structs.replace(
             self.facts(),
             quality=task.select.teacher_quality,

@@ -75,6 +75,9 @@ def onnx_model(
         _eight_bit_weights(model, _nodes_of(model, set(wide)), scheme)
     if not eight:
         return model
+    constant = {tensor.name for tensor in model.graph.initializer}
+    if missing := [name for name, node in _nodes_of(model, set(eight)).items() if node.input[1] not in constant]:
+        raise ExportError(f"the exporter's graph has no constant weights of {', '.join(missing)}; report this as a bug")
     readers = _stand_apart(model, _nodes_of(model, set(eight)))
     ranges = {
         given: (eight[name].low, eight[name].high) for name, (_, given) in readers.items()
@@ -137,6 +140,9 @@ class _Continued(nn.Module):
 def _float_graph(student: PreTrainedModel, half: bool, shape: Shape | None, cached: bool) -> onnx.ModelProto:
     """What PyTorch's exporter makes of a student with every layer in float."""
     model = copy.deepcopy(student).eval()
+    head = model.get_output_embeddings()
+    if isinstance(head, QuantisedLinear):  # and what it may share its weights with is not
+        head.weight = nn.Parameter(head.weight.detach().clone())
     restore(model)
     _input_last(model)
     model.set_attn_implementation("eager")

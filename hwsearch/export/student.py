@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.proxy import load_state
-from hwsearch.distill.quantise import QuantisedLinear, quantise_layers
+from hwsearch.distill.quantise import QuantisedLinear, quantise_parts
 from hwsearch.distill.student import empty_student
 from hwsearch.distill.teacher import Teacher
 from hwsearch.errors import RunError
@@ -60,7 +60,7 @@ class TrainedStudent:
             RunError: the state cannot be read, or is of another student.
         """
         model = empty_student(teacher.model, architecture)
-        quantise_layers(model, architecture, scheme)
+        quantise_parts(model, architecture, scheme)
         try:
             model.load_state_dict(load_state(state)["model"])
         except RuntimeError as error:  # names or shapes that do not fit

@@ -138,10 +138,11 @@ def where_time_goes(document: dict[str, Any]) -> go.Figure:
 
 
 def precisions(architecture: dict[str, Any]) -> go.Figure:
-    """The precision of each part of each layer."""
+    """The precision of each part of each layer, and of a language model's head."""
     names = list(PRECISION_COLOURS)
     layers = architecture["layers"]
-    labels = [[layer[part] for layer in layers] for part in ("feed_forward", "attention")]
+    head = [architecture["head_precision"]] if architecture["head"] == "lm" else []
+    labels = [[layer[part] for layer in layers] + head for part in ("feed_forward", "attention")]
     scale = [(i / (len(names) - 1), PRECISION_COLOURS[name]) for i, name in enumerate(names)]
     figure = go.Figure(
         go.Heatmap(
@@ -150,7 +151,7 @@ def precisions(architecture: dict[str, Any]) -> go.Figure:
             texttemplate="%{text}",
             zmin=0,
             zmax=len(names) - 1,
-            x=[f"layer {i}" for i in range(len(layers))],
+            x=[f"layer {i}" for i in range(len(layers))] + ["head"] * len(head),
             y=["feed-forward", "attention"],
             colorscale=scale,
             showscale=False,
@@ -167,7 +168,7 @@ def sensitivity(found: dict[str, Any]) -> go.Figure:
     from plotly.subplots import make_subplots
 
     parts = found["parts"]
-    places = [f"{part['layer']} {part['part']}" for part in parts]
+    places = [part["part"] if part["layer"] is None else f"{part['layer']} {part['part']}" for part in parts]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for name in dict.fromkeys(name for part in parts for name in part["options"]):
         options = [part["options"][name] for part in parts]

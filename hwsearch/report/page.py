@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hwsearch.files import write_text
+from hwsearch.precision import Precision
 from hwsearch.report import figures
 from hwsearch.search.result import Result
 from hwsearch.units import format_ms, format_seconds
@@ -63,6 +64,8 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
 def uniform(architecture: dict[str, Any]) -> str | None:
     """The precision that all parts have; None where they differ."""
     found = {layer[part] for layer in architecture["layers"] for part in ("attention", "feed_forward")}
+    if not Precision(architecture["head_precision"]).is_float:
+        found.add(architecture["head_precision"])
     return str(found.pop()) if len(found) == 1 else None
 
 

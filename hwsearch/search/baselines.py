@@ -44,8 +44,8 @@ def hand_made(
     every, other = tuple(range(depth)), tuple(range(0, depth, 2))
     if Precision.INT8 in space.precisions:
         shape = space.teacher.layers[0]
-        plan = [(Precision.INT8, Precision.INT8)] * depth
-        whole = space.build(depth, space.teacher.width, (shape.heads, shape.kv_heads), shape.ffn, plan)
+        heads = (shape.heads, shape.kv_heads)
+        whole = space.uniform(depth, space.teacher.width, heads, shape.ffn, Precision.INT8)
         takes = float(price([whole]).median_ms[0])
         if takes <= latency_ms:
             made.append(HandMade(WHOLE, whole, every))
@@ -78,5 +78,5 @@ def _scaled(space: SearchSpace, depth: int) -> list[Architecture]:
             nearest = max(1, round(shape.ffn * scale / (2 * step)))
             for units in {max(1, nearest - 1), nearest, nearest + 1}:
                 ffn = min(units * 2 * step, shape.ffn)
-                options.append(space.build(depth, width, heads, ffn, [(precision, precision)] * depth))
+                options.append(space.uniform(depth, width, heads, ffn, precision))
     return options

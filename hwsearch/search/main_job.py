@@ -160,7 +160,8 @@ def _sensitivity(plan: Plan, outcome: Outcome, run: Run, trainer: Trainer) -> di
     found = result_of(trainer.run(sensitivity_in_worker, chosen.architecture, state, quantised))
     if found is None:  # a trainer that invents scores
         return None
-    return explained(chosen.architecture, precisions, found, lambda options: plan.price(options).median_ms)
+    head = plan.space.quantised_head
+    return explained(chosen.architecture, precisions, found, lambda options: plan.price(options).median_ms, head)
 
 
 def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:

@@ -94,7 +94,8 @@ class NullTrainer:
     def _facts(self) -> Facts:
         depth = self.teacher.depth
         layers = {d: tuple(range(d)) for d in range(1, depth + 1)}
-        sensitivities = {Precision.INT8: tuple((0.001 * (i + 1), 0.002 * (depth - i)) for i in range(depth))}
+        lost = [loss for i in range(depth) for loss in (0.001 * (i + 1), 0.002 * (depth - i))]
+        sensitivities = {Precision.INT8: (*lost, 0.002)}
         shape = self.teacher.layers[0]
         importance = {
             name: tuple(tuple((1 + i) / (1 + j) for j in range(count)) for i in range(depth))

@@ -1,8 +1,9 @@
 """Which precision each part of a student is in: what quantising it loses against the time that it saves.
 
 What a part loses when it alone is quantised adds up over parts, and time does so too but for the change of precision
-between neighbours. The best plan at a rate of exchange is therefore a shortest path through the parts: exact, by
-dynamic programming, for many students at once. The plan that comes of it is priced, trained and judged as a whole.
+between neighbours. The best plan at a rate of exchange is therefore a shortest path through the parts of the layers:
+exact, by dynamic programming, for many students at once; a language model's head, behind the last norm, has no
+neighbours. The plan that comes of it is priced, trained and judged as a whole.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
-
-Plan = tuple[tuple[Precision, Precision], ...]  # of each layer: attention, feed-forward
 
 
 class PartTimes(NamedTuple):
@@ -104,53 +103,73 @@ def part_times(
     return PartTimes(np.tile(parts, (1, depth // layers, 1, 1)).reshape(len(students), 2 * depth, count), changes)
 
 
-def fair_rate(losses: Floats, times: PartTimes) -> Floats:
+def head_times(
+    students: Sequence[Architecture], precisions: Sequence[Precision], price: Callable[[Sequence[Architecture]], Floats]
+) -> Floats:
+    """Milliseconds of the head in each precision over those in the first, [students, precisions]; arguments as of
+    `part_times`."""
+    priced = price([replace(a, head_precision=p) for a in students for p in precisions])
+    found: Floats = priced.reshape(len(students), -1)
+    return found - found[:, :1]
+
+
+def fair_rate(losses: Floats, times: Floats) -> Floats:
     """The loss that a millisecond is worth where quantising all that saves time is worth just what it loses,
-    [students]; 0 where nothing saves any."""
-    saved = np.maximum(0.0, -times.parts.min(2)).sum(1)
+    [students]; 0 where nothing saves any.
+
+    Args:
+        losses: of each part in each precision, [parts, precisions].
+        times: of each, [students, parts, precisions].
+    """
+    saved = np.maximum(0.0, -times.min(2)).sum(1)
     lost = losses.max(1).sum()
     rate: Floats = np.divide(lost, saved, out=np.zeros_like(saved), where=saved > 0)
     return rate
 
 
-def plans(
+def planned(
     students: Sequence[Architecture],
     precisions: Sequence[Precision],
     losses: Floats,
     price: Callable[[Sequence[Architecture]], Floats],
     rate: float,
-) -> list[Plan]:
-    """The best plan of each student of one depth at `rate` times its fair rate.
+) -> list[Architecture]:
+    """Each student of one depth in the best precisions at `rate` times its fair rate.
 
     Args:
         students: in the first precision.
         precisions: a float first.
-        losses: of each part in each precision, [parts, precisions].
+        losses: of each part in each precision, [parts, precisions]; one part more than the layers have is the head.
         price: milliseconds of architectures, [architectures].
         rate: 0 keeps everything in the first precision.
     """
     if len(precisions) == 1 or rate == 0:
-        return [((precisions[0], precisions[0]),) * a.depth for a in students]
-    times = part_times(students, precisions, price)
-    own = (rate * fair_rate(losses, times))[:, None, None]
+        return list(students)
+    times, count = part_times(students, precisions, price), 2 * students[0].depth
+    every = times.parts
+    if len(losses) > count:
+        every = np.concatenate([every, head_times(students, precisions, price)[:, None]], axis=1)
+    own = (rate * fair_rate(losses, every))[:, None, None]
     scaled = PartTimes(own * times.parts, own * times.changes)  # as losses: all students are solved at once
-    chosen = solve(losses, scaled, 1.0)
-    return [plan_of(row, precisions) for row in chosen]
+    chosen = np.concatenate(
+        [solve(losses[:count], scaled, 1.0), (losses[count:] + own * every[:, count:]).argmin(2)], axis=1
+    )
+    return [with_plan(a, row, precisions) for a, row in zip(students, chosen, strict=True)]
 
 
-def plan_of(chosen: Sequence[int] | Ints, precisions: Sequence[Precision]) -> Plan:
-    """Pairs of precisions of what `solve` has chosen for one student."""
+def with_plan(
+    architecture: Architecture, chosen: Sequence[int] | Ints, precisions: Sequence[Precision]
+) -> Architecture:
+    """The same shape with each part in the precision of this index: attention and feed-forward of each layer in turn,
+    and the head where one more is given."""
     parts = [precisions[int(i)] for i in chosen]
-    return tuple(zip(parts[::2], parts[1::2], strict=True))
-
-
-def with_plan(architecture: Architecture, plan: Plan) -> Architecture:
-    """The same shape in the precisions of a plan."""
+    pairs = zip(parts[: 2 * architecture.depth : 2], parts[1::2], strict=False)
     layers = tuple(
         replace(layer, attention=attention, feed_forward=feed_forward)
-        for layer, (attention, feed_forward) in zip(architecture.layers, plan, strict=True)
+        for layer, (attention, feed_forward) in zip(architecture.layers, pairs, strict=True)
     )
-    return replace(architecture, layers=layers)
+    head = parts[2 * architecture.depth :] or [architecture.head_precision]
+    return replace(architecture, layers=layers, head_precision=head[0])
 
 
 def _one_layer(architecture: Architecture, i: int, pair: tuple[Precision, Precision]) -> Architecture:
@@ -165,26 +184,39 @@ def explained(
     precisions: Sequence[Precision],
     sensitivity: Sensitivity,
     price: Callable[[Sequence[Architecture]], Floats],
+    head: bool,
 ) -> dict[str, Any]:
     """What the chosen student's precisions cost and buy, for the report: `joint`, the KL that they cause together, and
-    of each part its layer, kind and precision, and by the precisions that it could have the KL that each causes alone,
-    as measured and as estimated from gradients, and the milliseconds that it saves."""
-    times = part_times([_in_first(chosen, precisions)], precisions, price).parts[0]
+    of each part its layer (None for the head), kind and precision, and by the precisions that it could have the KL that
+    each causes alone, as measured and as estimated from gradients, and the milliseconds that it saves.
+
+    Args:
+        chosen: the student.
+        precisions: of the search; a float first.
+        sensitivity: of the student.
+        price: milliseconds of architectures, [architectures].
+        head: whether the head may be quantised.
+    """
+    plain = with_plan(chosen, [0] * (2 * chosen.depth + head), precisions)
+    times = part_times([plain], precisions, price).parts[0]
+    named: list[tuple[int | None, str, Precision]] = [
+        (i, name, own)
+        for i, layer in enumerate(chosen.layers)
+        for name, own in (("attention", layer.attention), ("feed-forward", layer.feed_forward))
+    ]
+    if head:
+        named.append((None, "head", chosen.head_precision))
+        times = np.concatenate([times, head_times([plain], precisions, price)])
     parts = []
-    for i, layer in enumerate(chosen.layers):
-        for j, (name, own) in enumerate((("attention", layer.attention), ("feed-forward", layer.feed_forward))):
-            options = {
-                str(p): {
-                    "measured": sensitivity.measured[p][i][j],
-                    "estimated": sensitivity.estimated[p][i][j],
-                    "saves_ms": -float(times[2 * i + j, k]),
-                }
-                for k, p in enumerate(precisions)
-                if not p.is_float
+    for place, (i, name, own) in enumerate(named):
+        options = {
+            str(p): {
+                "measured": sensitivity.measured[p][place],
+                "estimated": sensitivity.estimated[p][place],
+                "saves_ms": -float(times[place, k]),
             }
-            parts.append({"layer": i, "part": name, "precision": str(own), "options": options})
+            for k, p in enumerate(precisions)
+            if not p.is_float
+        }
+        parts.append({"layer": i, "part": name, "precision": str(own), "options": options})
     return {"joint": sensitivity.joint, "parts": parts}
-
-
-def _in_first(architecture: Architecture, precisions: Sequence[Precision]) -> Architecture:
-    return with_plan(architecture, ((precisions[0], precisions[0]),) * architecture.depth)

@@ -16,7 +16,7 @@ import numpy as np
 
 from hwsearch.architecture import Architecture
 from hwsearch.precision import Precision
-from hwsearch.search.precision import plan_of, plans, with_plan
+from hwsearch.search.precision import planned, with_plan
 from hwsearch.search.uneven import uneven
 from hwsearch.space import SearchSpace
 
@@ -64,7 +64,7 @@ class Proposer:
         space: what may be answered.
         price: milliseconds of architectures, [architectures].
         strain: of architectures, the share of the tightest budget that each takes at most; 1 at most.
-        sensitivities: what quantising one part of the teacher's layers loses, [layers, 2] for each precision.
+        sensitivities: what quantising one part of the teacher loses, [parts] for each precision.
         layers: the teacher's layers that a student of a depth keeps.
         admit: whether an architecture meets the other constraints.
         raw: Optuna chooses the precision of every part, in place of the rate.
@@ -76,7 +76,7 @@ class Proposer:
         space: SearchSpace,
         price: Callable[[Sequence[Architecture]], Floats],
         strain: Callable[[Sequence[Architecture]], Floats],
-        sensitivities: Mapping[Precision, Sequence[tuple[float, float]]],
+        sensitivities: Mapping[Precision, Sequence[float]],
         layers: dict[int, tuple[int, ...]],
         admit: Callable[[Architecture], bool] = lambda architecture: True,  # noqa: ARG005
         raw: bool = False,
@@ -85,9 +85,11 @@ class Proposer:
         self.space, self.price, self.strain, self.admit = space, price, strain, admit
         self.importance = importance
         self.layers, self.mixed, self.raw = layers, len(space.precisions) > 1, raw
-        nothing = np.zeros((space.teacher.depth, 2))
-        lost = [nothing if p.is_float else np.array(sensitivities[p]) for p in space.precisions]
-        self.losses = np.stack(lost, axis=2)  # [layers, parts, precisions]
+        count = 2 * space.teacher.depth
+        nothing = np.zeros(count + space.quantised_head)
+        lost = [nothing if p.is_float else np.array(sensitivities[p])[: len(nothing)] for p in space.precisions]
+        every = np.stack(lost, axis=1)  # [parts, precisions]
+        self.losses, self.head_losses = every[:count].reshape(-1, 2, len(lost)), every[count:]
         self.infeasible: set[Architecture] = set()
 
     def corners(self) -> list[dict[str, Any]]:
@@ -119,8 +121,9 @@ class Proposer:
         return {"rate": RATES[1] if precision else RATES[0]}
 
     def _parts(self) -> list[str]:
-        """Names of the settings of every part's precision, as deep as students may be."""
-        return [f"{part}.{i}" for i in range(self.space.depths[-1]) for part in ("attention", "feed_forward")]
+        """Names of the settings of every part's precision, as deep as students may be; the head's first."""
+        parts = [f"{part}.{i}" for i in range(self.space.depths[-1]) for part in ("attention", "feed_forward")]
+        return ["head", *parts] if self.space.quantised_head else parts
 
     def _fits(self, depth: int) -> bool:
         return bool((self.strain(self.options(depth, 1.0, 1.0, RATES[1])) <= 1.0).any())
@@ -182,13 +185,14 @@ class Proposer:
             return []
         depth, precisions = shapes[0].depth, self.space.precisions
         if isinstance(rate, tuple):
-            return [with_plan(shape, plan_of(rate[: 2 * depth], precisions)) for shape in shapes]
+            head = len(self.head_losses)
+            chosen = (*rate[head : head + 2 * depth], *rate[:head])
+            return [with_plan(shape, chosen, precisions) for shape in shapes]
         losses = self.losses[list(self.layers[depth])].reshape(2 * depth, -1)
-        found = plans(shapes, precisions, losses, self.price, rate)
-        return [with_plan(shape, plan) for shape, plan in zip(shapes, found, strict=True)]
+        return planned(shapes, precisions, np.concatenate([losses, self.head_losses]), self.price, rate)
 
     def _in_float(self, depth: int, width: int, heads: tuple[int, int], ffn: int) -> Architecture:
-        return self.space.build(depth, width, heads, ffn, [(self.space.precisions[0],) * 2] * depth)
+        return self.space.uniform(depth, width, heads, ffn, self.space.precisions[0])
 
     def _every_shape(self, depth: int) -> list[Architecture]:
         space = self.space

@@ -50,7 +50,8 @@ def test_a_student_of_every_family_runs_as_a_graph(
         kv_heads = whole.layers[0].kv_heads // 2 or 1
         heads = kv_heads * (whole.layers[0].heads // whole.layers[0].kv_heads)
         layers[1] = msgspec.structs.replace(layers[1], heads=heads, kv_heads=kv_heads, ffn=32)
-    architecture = msgspec.structs.replace(whole, layers=tuple(layers))
+    head = Precision.INT8 if whole.head == "lm" else Precision.FP32
+    architecture = msgspec.structs.replace(whole, layers=tuple(layers), head_precision=head)
     student = Student(workshop.task, architecture)
     before = divergence(student.model, workshop.task.select)
     student.train(12)

@@ -8,7 +8,7 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.quantise import quantise_layers
+from hwsearch.distill.quantise import quantise_parts
 from hwsearch.errors import RunError
 from hwsearch.export.huggingface import write_huggingface
 from hwsearch.export.student import TrainedStudent
@@ -35,7 +35,7 @@ def test_what_is_loaded_computes_what_was_trained(student: TrainedStudent, tmp_p
     assert all(low < high for low, high in plan["ranges"].values())
     assert Architecture.from_json(json.loads((folder / "architecture.json").read_text())) == student.architecture
     # With its int8 parts rounded by the plan beside it, the loaded model is the trained one.
-    quantise_layers(loaded, student.architecture, STATIC)
+    quantise_parts(loaded, student.architecture, STATIC)
     for name, (low, high) in plan["ranges"].items():
         module = loaded.get_submodule(name)
         module.low.fill_(low)

@@ -11,7 +11,7 @@ from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
-from hwsearch.search.precision import PartTimes, fair_rate, part_times, plan_of, plans, solve, with_plan
+from hwsearch.search.precision import PartTimes, fair_rate, part_times, planned, solve, with_plan
 from hwsearch.workload import Workload
 
 FLOAT = (Precision.FP16, Precision.FP16)
@@ -54,11 +54,10 @@ def test_times_of_parts_add_up_to_what_the_estimator_says() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         chosen = rng.integers(0, 2, 10)
-        plan = plan_of(chosen, precisions)
         for i, a in enumerate(students):
             one = PartTimes(times.parts[i : i + 1], times.changes[i : i + 1])
             added = cost(tuple(chosen.tolist()), np.zeros((10, 2)), one, 1.0)
-            real = estimator.one(with_plan(a, plan)).median_ms - estimator.one(a).median_ms
+            real = estimator.one(with_plan(a, chosen, precisions)).median_ms - estimator.one(a).median_ms
             assert added == pytest.approx(real, rel=1e-6, abs=1e-9)
 
 
@@ -69,10 +68,28 @@ def test_what_saves_no_time_stays_in_float() -> None:
     def price(options: list[Architecture]) -> np.ndarray:
         return np.array([10.0 + sum(layer.attention is Precision.INT8 for layer in a.layers) for a in options])
 
-    (plan,) = plans([student(96, 4)], (Precision.FP16, Precision.INT8), losses, price, 50.0)
-    assert plan == (FLOAT,) * 4
+    (found,) = planned([student(96, 4)], (Precision.FP16, Precision.INT8), losses, price, 50.0)
+    assert found == student(96, 4)
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(1e-6, Precision.INT8), (1.0, Precision.FP16)])
+def test_the_head_is_a_part_too(loss: float, expected: Precision) -> None:
+    """It is quantised where the time that it saves is worth what it loses beside the layers."""
+    losses = np.concatenate([np.tile([0.0, 0.01], (8, 1)), [[0.0, loss]]])
+
+    def price(options: list[Architecture]) -> np.ndarray:
+        parts = [[p for layer in a.layers for p in (layer.attention, layer.feed_forward)] for a in options]
+        saved = [
+            sum(p is Precision.INT8 for p in (*own, a.head_precision)) for own, a in zip(parts, options, strict=True)
+        ]
+        return 10.0 - np.array(saved)
+
+    (found,) = planned([student(96, 4)], (Precision.FP16, Precision.INT8), losses, price, 1.0)
+    assert found.head_precision is expected
+    assert found.precision_text.endswith("head.int8") == (expected is Precision.INT8)
+    without = planned([student(96, 4)], (Precision.FP16, Precision.INT8), losses[:8], price, 50.0)
+    assert without[0].head_precision is Precision.FP16
 
 
 def test_the_fair_rate_is_loss_for_time() -> None:
-    times = PartTimes(np.tile([[0.0, -2.0]], (1, 4, 1)), np.zeros((1, 2, 2)))
-    assert fair_rate(np.tile([0.0, 3.0], (4, 1)), times).tolist() == [1.5]
+    assert fair_rate(np.tile([0.0, 3.0], (4, 1)), np.tile([[0.0, -2.0]], (1, 4, 1))).tolist() == [1.5]

@@ -51,7 +51,7 @@ def test_times_of_parts_add_up_where_layers_differ() -> None:
     estimator = Estimator(profile, profile.target(), Workload(64, 128, 0, 256))
     a = uneven(student().with_float(Precision.FP16), (0, 1, 3, 5), IMPORTANCE, 32, 0.8)
     times = part_times([a], (Precision.FP16, Precision.INT8), lambda options: estimator(options).median_ms)
-    whole = with_plan(a, ((Precision.INT8, Precision.INT8),) * 4)
+    whole = with_plan(a, [1] * 8, (Precision.FP16, Precision.INT8))
     real = estimator.one(whole).median_ms - estimator.one(a).median_ms
     assert times.parts[0, :, 1].sum() + 2 * times.changes[0, 0, 1] == pytest.approx(real, rel=0.02)
     assert len(set(times.parts[0, 1::2, 1].round(6))) > 1
