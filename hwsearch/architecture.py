@@ -105,6 +105,12 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return len(self.layers)
 
     @property
+    def parts(self) -> tuple[Precision, ...]:
+        """Precisions of attention and feed-forward of each layer in turn, and of a language model's head."""
+        own = tuple(p for layer in self.layers for p in (layer.attention, layer.feed_forward))
+        return (*own, self.head_precision) if self.head == "lm" else own
+
+    @property
     def uniform(self) -> bool:
         """Whether every layer has the same shape, which stock Transformers needs; precision may differ."""
         return all(layer.shape == self.layers[0].shape for layer in self.layers)

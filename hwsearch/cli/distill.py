@@ -46,6 +46,7 @@ def distill(
     import msgspec
 
     from hwsearch.distill.workers import Workers
+    from hwsearch.errors import ExportError
     from hwsearch.export.forms import deliver
     from hwsearch.export.student import refuse
     from hwsearch.files import pretty, write_text
@@ -69,8 +70,12 @@ def distill(
             progress.say("exporting, and measuring where the runtime is at hand")
             shape = (run.workload.batch, run.workload.sequence)
             where = (to, run.target.runtime, shape, run.target.threads, True)
-            parity = result_of(workers.run(deliver, run.architecture, state, *where))
-            latency = _measured(run, to)
+            failure, parity = None, {}
+            try:
+                parity = result_of(workers.run(deliver, run.architecture, state, *where))
+            except ExportError as error:  # what was trained is worth a word all the same
+                failure = error
+            latency = _measured(run, to) if failure is None else run.latency
     finally:
         workers.close()
     document = {
@@ -80,10 +85,12 @@ def distill(
         "after": msgspec.to_builtins(score),
         "latency": msgspec.to_builtins(latency),
         "parity": parity,
-        "folder": str(to),
+        "folder": str(to) if failure is None else None,
     }
     write_text(folder / "distilled.json", pretty(document))
     write_page(folder / "report.html", stored_summary(folder), stored_trials(folder))
+    if failure is not None:
+        raise failure
     if as_json:
         print_json(document)
         return

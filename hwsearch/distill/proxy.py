@@ -114,6 +114,11 @@ class Student:
         orders = {p: np.random.default_rng((*seed, int(p))).permutation(count) for p in set(places // count)}
         return np.array([orders[place // count][place % count] for place in places])
 
+    @property
+    def finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(weight.isfinite().all()) for weight in self.model.parameters())
+
     def evaluate(self, held_out: HeldOut) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """KL to the teacher summed over each chunk, and answers that are right, both of shape [chunks]; once for each
         step and set."""
@@ -185,6 +190,8 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         RunError: it is not there, or damaged.
     """
+    if not path.is_file():
+        raise RunError(f"the student's state {path} is gone; name another --trial, or train it: hwsearch distill")
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         if missing := {"model", "optimizer", "step", "seconds", "curve"} - set(state):

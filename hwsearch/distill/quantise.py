@@ -89,7 +89,7 @@ class QuantisedLinear(nn.Linear):
                 bounds = (-zero, 255 - zero)
             else:
                 scale = (torch.maximum(-low, high) / 127).clamp_min(_TINY)
-                bounds = (torch.full_like(scale, -127), torch.full_like(scale, 127))
+                bounds = (torch.full_like(scale, -128), torch.full_like(scale, 127))  # as QuantizeLinear saturates
         return on_grid(x, scale, bounds)
 
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +189,6 @@ def quantise_parts(model: PreTrainedModel, architecture: Architecture, scheme: S
     """Quantise the parts of a student that `architecture` has in int8, w8a16 or int4, in place. Float parts stay in
     float32: fp16's rounding is three orders of magnitude finer than int8's.
     """
-    precisions = [p for layer in architecture.layers for p in (layer.attention, layer.feed_forward)]
-    for (module, names), precision in zip(parts_of(model), [*precisions, architecture.head_precision], strict=False):
+    for (module, names), precision in zip(parts_of(model), architecture.parts, strict=True):
         if not precision.is_float:
             quantise(module, names, scheme, precision)

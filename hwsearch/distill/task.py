@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
 STATISTICS_CHUNKS = 192
+FORMAT = f"{__version__}, 2"  # of what is kept and of how scores come about; what an earlier one has left is not read
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
 
 
@@ -126,12 +127,21 @@ class Workshop:
         corpus = read_corpus(spec, self.teacher)
         self.corpus = corpus.name
         settings = msgspec.json.encode(
-            (__version__, spec.sequence, spec.chunks, spec.held_out_chunks, spec.recipe, spec.scheme, spec.precisions)
+            (
+                __version__,
+                FORMAT,
+                spec.sequence,
+                spec.chunks,
+                spec.held_out_chunks,
+                spec.recipe,
+                spec.scheme,
+                spec.precisions,
+            )
         )
         sources = f"{self.teacher.digest} {corpus.digest} ".encode()
         self.digest = hashlib.sha256(sources + settings).hexdigest()[:16]
         recipe = msgspec.structs.replace(spec.recipe, seed=0)
-        kind = msgspec.json.encode((__version__, spec.sequence, recipe, spec.scheme))
+        kind = msgspec.json.encode((FORMAT, spec.sequence, recipe, spec.scheme))
         self.subject = hashlib.sha256(sources + kind).hexdigest()[:16]
         self._cache = platformdirs.user_cache_path("hwsearch")
         self.folder = self._cache / "tasks" / self.digest

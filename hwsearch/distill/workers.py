@@ -214,6 +214,8 @@ def _trained(job: Job) -> ProxyScore:
     for stop in sorted({*job.marks, job.steps}):
         if student.step < stop or (stop == 0 and not student.curve):
             student.train(stop, advance, job.cool_from, job.steps)
+            if not student.finite:
+                raise ArithmeticError("the training diverged")  # what was kept before stays
             if job.split == "select":
                 student.mark(held_out)
             student.keep(path)

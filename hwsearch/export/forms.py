@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from hwsearch.architecture import Architecture
 from hwsearch.export.graph import Shape
-from hwsearch.export.huggingface import write_huggingface
+from hwsearch.export.huggingface import save_huggingface, write_huggingface
 from hwsearch.export.onnx import write_onnx
 from hwsearch.export.parity import Parity
 from hwsearch.export.student import TrainedStudent
 from hwsearch.export.tensorrt import write_tensorrt
+from hwsearch.precision import Precision
 
 if TYPE_CHECKING:
     from hwsearch.distill.task import Workshop
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 GraphForm = Literal["onnx", "tensorrt"]
 
 
-def graph_form(runtime: str) -> GraphForm | None:
-    """What a runtime runs; None where students are graphs in no form of ours."""
+def graph_form(runtime: str, architecture: Architecture) -> GraphForm | None:
+    """What a runtime runs; None where a student is a graph in no form of ours. Weights in int4 are written for ONNX
+    Runtime alone."""
     if runtime.startswith("onnxruntime"):
         return "onnx"
-    return "tensorrt" if runtime == "tensorrt" else None
+    if runtime == "tensorrt":
+        return "onnx" if Precision.INT4 in architecture.parts else "tensorrt"
+    return None
 
 
 def write_graph(
@@ -63,8 +67,12 @@ def deliver(
     """Write a student as a Transformers folder, `beside` it in a folder of its own as the graph that its runtime takes;
     where its layers differ in size, as that graph alone. For `Workers.run`."""
     student = TrainedStudent.load(workshop.teacher, workshop.spec.scheme, architecture, state)
-    form = graph_form(runtime)
-    if architecture.uniform:
+    form = graph_form(runtime, architecture)
+    if not architecture.uniform:
+        return write_graph(student, workshop, form or "onnx", to, shape, threads)
+    if not (beside and form):
         write_huggingface(student, to)
-        return write_graph(student, workshop, form, to / form, shape, threads) if beside and form else {}
-    return write_graph(student, workshop, form or "onnx", to, shape, threads)
+        return {}
+    with student.folder(to) as folder:
+        save_huggingface(student, folder)
+        return write_graph(student, workshop, form, folder / form, shape, threads)

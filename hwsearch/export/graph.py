@@ -212,6 +212,18 @@ def _divided_norm(self: Any, hidden_states: Tensor) -> Tensor:
 
 
 @contextmanager
+def _own_log() -> Iterator[None]:
+    """The log as it was: a module of ONNX Runtime's sets it up for everybody as it is imported."""
+    log = logging.getLogger()
+    level, handlers = log.level, list(log.handlers)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.handlers[:] = handlers
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Nothing of what the exporter says of packages that are not there and of axes that it names itself."""
     log = logging.getLogger("torch.onnx")
@@ -255,7 +267,8 @@ def _stand_apart(model: onnx.ModelProto, products: dict[str, onnx.NodeProto]) ->
 
 def _four_bit_weights(model: onnx.ModelProto, products: dict[str, onnx.NodeProto], group: int) -> onnx.ModelProto:
     """The graph with the weights of some products in int4, by groups, by ONNX Runtime's own quantiser."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    with _own_log():
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     wanted = {node.name for node in products.values()}
     others = [n.name for n in model.graph.node if n.op_type in ("MatMul", "Gather") and n.name not in wanted]
@@ -309,10 +322,13 @@ def _quantise(
             path = Path(folder) / "model.onnx"
             quantize_dynamic(
                 model, path, op_types_to_quantize=kinds, per_channel=per_channel, weight_type=QuantType.QInt8,
-                nodes_to_quantize=nodes,
+                nodes_to_quantize=nodes, extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )  # fmt: skip
             return onnx.load(path)
     kind: type[np.floating[Any]] = np.float16 if half else np.float32
+    widest = max(abs(float(end)) for pair in ranges.values() for end in pair)
+    if widest > float(np.finfo(kind).max):
+        raise ExportError(f"activations of up to {widest:.3g} do not fit float16; search with --precision fp32,int8")
     known = {name: (np.array(float(low), kind), np.array(float(high), kind)) for name, (low, high) in ranges.items()}
     quantiser = QDQQuantizer(
         model,

@@ -22,11 +22,20 @@ def write_huggingface(student: TrainedStudent, to: Path) -> None:
         ExportError: its layers differ in shape.
         RunError: the folder holds something else, or cannot be written.
     """
+    with student.folder(to) as folder:
+        save_huggingface(student, folder)
+
+
+def save_huggingface(student: TrainedStudent, folder: Path) -> None:
+    """Save the model into a folder that is being written.
+
+    Raises:
+        ExportError: its layers differ in shape.
+    """
     if not student.architecture.uniform:
         raise ExportError(
             "stock Transformers loads layers of one shape alone; this student's differ. Graphs take it: --format onnx"
         )
     model = copy.deepcopy(student.model)
     restore(model)
-    with student.folder(to) as folder:
-        model.save_pretrained(folder)
+    model.save_pretrained(folder)

@@ -25,15 +25,24 @@ PLAN = "precision.json"  # by which an exported student's folder is known
 
 
 def refuse(to: Path) -> None:
-    """Raise unless a folder may be written to: it is not there, empty, or holds an earlier export.
+    """Raise unless a folder can be written: it is not there, empty, or holds an earlier export, and what it is in takes
+    another.
 
     Raises:
-        RunError: it may not.
+        RunError: it cannot.
     """
+    if to.resolve() == Path.cwd():
+        raise RunError(f"{to} is the folder that this was started in; name another --to")
     if to.is_dir() and any(to.iterdir()) and not (to / PLAN).is_file():
         raise RunError(f"{to} is not empty and holds no exported student; choose another --to")
     if to.exists() and not to.is_dir():
         raise RunError(f"{to} is a file; choose another --to")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent):
+            pass
+    except OSError as error:
+        raise RunError(f"cannot write {to}: {error.strerror}; choose another --to") from error
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,6 @@ class TrainedStudent:
         """
         refuse(to)
         try:
-            to.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as name:
                 temporary = Path(name) / "student"
                 temporary.mkdir()

@@ -10,7 +10,7 @@ import msgspec
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import TaskSpec
-from hwsearch.errors import RunError
+from hwsearch.errors import HwsearchError, RunError
 from hwsearch.files import read_json
 from hwsearch.latency.estimator import Latency
 from hwsearch.search.description import Description
@@ -37,6 +37,15 @@ def stored_summary(folder: Path) -> dict[str, Any]:
     document = read_json(path)
     if missing := sorted(KEYS - set(document)):
         raise RunError(f"{path} is no summary of a run: it lacks {', '.join(missing)}")
+    try:
+        msgspec.convert(document["workload"], Workload)
+        for result in [document["chosen"], *document["front"], *document["baselines"].values()]:
+            if result is not None:
+                msgspec.convert(result["latency"], Latency)
+                Architecture.from_json(result["architecture"])
+        Architecture.from_json(document["teacher"]["architecture"])
+    except (msgspec.ValidationError, HwsearchError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     measured = folder / "fidelity.json"  # since the run
     if measured.is_file():
         document["fidelity"] = read_json(measured)

@@ -12,7 +12,7 @@ import msgspec
 
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import METRICS, Facts, TaskSpec
-from hwsearch.errors import NothingFits
+from hwsearch.errors import ExportError, NothingFits
 from hwsearch.files import pretty, write_text
 from hwsearch.search.description import describe
 from hwsearch.search.engine import Engine, Outcome
@@ -143,7 +143,11 @@ def _search(
             "asked_trials": outcome.asked,
             "fidelity": known,
         }
-        deliver(run, outcome, document)
+        try:
+            deliver(run, outcome, document)
+        except ExportError:
+            write_text(run.path("summary.json"), pretty(document))  # the search itself is done
+            raise
         write_text(run.path("summary.json"), pretty(document))
         return run.folder, document
     finally:

@@ -78,11 +78,7 @@ def test_the_head_is_a_part_too(loss: float, expected: Precision) -> None:
     losses = np.concatenate([np.tile([0.0, 0.01], (8, 1)), [[0.0, loss]]])
 
     def price(options: list[Architecture]) -> np.ndarray:
-        parts = [[p for layer in a.layers for p in (layer.attention, layer.feed_forward)] for a in options]
-        saved = [
-            sum(p is Precision.INT8 for p in (*own, a.head_precision)) for own, a in zip(parts, options, strict=True)
-        ]
-        return 10.0 - np.array(saved)
+        return 10.0 - np.array([a.parts.count(Precision.INT8) for a in options])
 
     (found,) = planned([student(96, 4)], (Precision.FP16, Precision.INT8), losses, price, 1.0)
     assert found.head_precision is expected

@@ -84,6 +84,8 @@ def options_of(threads: int) -> Any:
     options.log_severity_level = 3
     # Many sessions take turns: one whose threads go on spinning after its run would slow the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Where weights alone are in eight bits, activations stay as they are; ONNX Runtime would round them by itself.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     return options
 
 
