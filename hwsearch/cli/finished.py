@@ -73,9 +73,11 @@ def export(
     as_json: bool,
 ) -> None:
     """Write a student of a finished run in a form that other programs load."""
+    from hwsearch.export.student import refuse
     from hwsearch.search.finished import finished
 
     run = finished(folder, trial, teacher, data, held_out)
+    refuse(to)
     with Progress() as progress:
         progress.say(f"trial {run.trial}: {run.architecture.id}")
         parity = _write(run, to, form, static, progress)

@@ -113,6 +113,29 @@ def test_a_damaged_summary_is_one_clear_line(tmp_path: Path, content: bytes) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
+@pytest.mark.parametrize(
+    "change", [{"chosen": {}}, {"chosen": 5}, {"workload": {"batch": 0}}, {"workload": None}, {"teacher": {}}]
+)
+def test_a_summary_of_other_values_is_one_clear_line(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(finished[1] | change))
+    status, _, err = run("report", str(tmp_path))
+    assert status == 1
+    assert f"{tmp_path / 'summary.json'} is damaged" in line_of(err)
+
+
+@pytest.mark.parametrize(("to", "says"), [(".", "started in"), ("/proc/x/y", "cannot write /proc/x/y")])
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_done(
+    finished: tuple[Path, dict[str, Any]], to: str, says: str
+) -> None:
+    for command_ in ("export", "distill"):
+        status, _, err = run(command_, str(finished[0]), "--to", to)
+        assert status == 1
+        assert says in line_of(err)
+        assert "trial" not in err
+
+
 @pytest.mark.parametrize("kind", ["file", "no rights"])
 def test_an_out_that_cannot_be_written_is_said_before_anything_is_trained(
     kind: str, tmp_path: Path, tiny_teacher: Path, text_file: Path

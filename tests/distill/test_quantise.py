@@ -62,8 +62,12 @@ def test_weights_and_static_activations_lie_on_their_grids() -> None:
     scales = original.abs().amax(1, keepdim=True) / 127
     weights = (original / scales).round() * scales
     reach = float(torch.maximum(-layer.low, layer.high))
-    inputs = (x / (reach / 127)).round().clamp(-127, 127) * (reach / 127)
+    inputs = (x / (reach / 127)).round().clamp(-128, 127) * (reach / 127)
     assert torch.allclose(layer(x), inputs @ weights.T, atol=1e-5)
+    beyond = 3 * x  # QuantizeLinear saturates one step further down than up
+    inputs = (beyond / (reach / 127)).round().clamp(-128, 127) * (reach / 127)
+    assert float(inputs.min()) == pytest.approx(-128 / 127 * reach)
+    assert torch.allclose(layer(beyond), inputs @ weights.T, atol=1e-5)
 
 
 def test_a_static_range_is_learnt_in_training_and_kept_in_use() -> None:

@@ -16,7 +16,7 @@ from hwsearch.bench.graph import build_graph
 from hwsearch.errors import ExportError
 from hwsearch.export.graph import module_of, onnx_model
 from hwsearch.export.onnx import write_onnx
-from hwsearch.export.parity import Parity, goes
+from hwsearch.export.parity import Parity, compare, goes
 from hwsearch.export.student import TrainedStudent
 from hwsearch.precision import Precision, Scheme
 from hwsearch.workload import Workload
@@ -69,6 +69,21 @@ def test_weights_alone_in_four_and_eight_bits(make_student: Make, tmp_path: Path
     assert found["model.onnx"].kl_of_rounding > 1e-4
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node)
     assert (kinds["MatMulNBits"], kinds["DequantizeLinear"], kinds["MatMulInteger"]) == (4, 3, 4)
+
+
+@pytest.mark.parametrize("scheme", [DYNAMIC, STATIC])
+def test_weights_alone_in_eight_bits_leave_activations_as_they_are(
+    make_student: Make, tmp_path: Path, scheme: Scheme
+) -> None:
+    student, workshop = make_student("decoder", scheme, "w8a16")
+    found = write_onnx(student, workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1)
+    assert found["model.onnx"].kl_of_rounding > 1e-5
+    assert found["model.onnx"].kl < 1e-2 * found["model.onnx"].kl_of_rounding
+
+
+def test_int8_behind_int4(make_student: Make, tmp_path: Path) -> None:
+    student, workshop = make_student("encoder", DYNAMIC, "int4/int8,int8")
+    assert write_onnx(student, workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1)
 
 
 def test_half_precision_beside_int8(make_student: Make, tmp_path: Path) -> None:
@@ -165,6 +180,20 @@ def _with_other_ranges(student: TrainedStudent) -> TrainedStudent:
             low, high = module.low.clone() / 4, module.high.clone() / 4
             module._range = lambda x, low=low, high=high: (low, high)
     return Drifting(student.teacher, student.architecture, student.scheme, model)
+
+
+def test_a_graph_that_gives_no_numbers_is_an_error() -> None:
+    logits, texts = torch.randn(2, 3, 5), [(torch.zeros(2, 3), torch.ones(2, 3))]
+    found = compare(lambda *_: logits, None, lambda *_: logits * np.nan, texts, half=True)
+    assert "not finite" in str(found.fault)
+    assert compare(lambda *_: logits, None, lambda *_: logits.clone(), texts, half=True).fault is None
+
+
+def test_half_precision_is_checked_in_float32_first(make_student: Make, tmp_path: Path) -> None:
+    """Beside float16 a graph that leaves the student's parts in float would pass."""
+    student, workshop = make_student("decoder", STATIC, "int8,fp32", Precision.FP16)
+    with pytest.raises(ExportError, match="does not compute what the student computes"):
+        write_onnx(_with_other_ranges(student), workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1)
 
 
 def test_schemes_that_onnx_has_no_form_for(make_student: Make) -> None:
