@@ -110,6 +110,9 @@ def _measured(
     table = folder / "cases.csv"
     known = read_or_drop(kept, lambda path: msgspec.json.decode(path.read_bytes(), type=DeviceProfile))
     fresh = known is not None and table.is_file() and kept.stat().st_mtime_ns >= table.stat().st_mtime_ns
+    stated = facts(machine, name=name)
+    if known is not None and known.runtimes[name].scheme != stated.runtimes[name].scheme:
+        fresh = False  # fitted before the scheme was as it is
     if known is not None and fresh and not generates:
         return known
     try:
@@ -128,7 +131,7 @@ def _measured(
         raise CasesError(f"{error}. Delete {folder} to measure again") from error
     if known is not None and fresh and not missing:
         return known
-    profile = fitted(facts(machine, name=name), measuring)
+    profile = fitted(stated, measuring)
     write_text(kept, msgspec.json.encode(profile).decode())
     return profile
 

@@ -88,7 +88,7 @@ def memory_mib(architecture: Architecture, workload: Workload) -> float:
     )
     if architecture.head == "lm":
         wide = max(wide, architecture.vocab)
-    bytes_each = architecture.head_precision.activation_bits / 8
+    bytes_each = architecture.embedding_precision.activation_bits / 8  # a float: what parts hand on
     kept = 0.0
     if workload.new_tokens:
         channels = sum(2 * layer.kv_heads * architecture.head_dim for layer in architecture.layers)
