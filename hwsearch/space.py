@@ -103,8 +103,18 @@ class SearchSpace(msgspec.Struct, frozen=True):
     def smallest(self) -> list[Architecture]:
         """The least of every size, in each uniform precision."""
         width, heads = next((w, h) for w in self.widths for h in self.heads if self.fits(w, h))
-        depth = self.depths[0]
-        return [self.uniform(depth, width, heads, self.ffns[0], p) for p in self.precisions]
+        return [self.uniform(self.depths[0], width, heads, self.ffns[0], p) for p in self.precisions]
+
+    @property
+    def lightest(self) -> list[Architecture]:
+        """Those of the smallest, and of the teacher's width where that shares embedding and head, one of which has the
+        fewest weights."""
+        whole = self.teacher.width
+        heads = next((h for h in self.heads if self.fits(whole, h)), None) if whole in self.widths else None
+        if heads is None or not self.teacher.tied:
+            return self.smallest
+        tied = [self.uniform(self.depths[0], whole, heads, self.ffns[0], p) for p in self.precisions]
+        return [*self.smallest, *tied]
 
     @property
     def size(self) -> int:
@@ -146,9 +156,8 @@ def derive(
     # All heads of some groups, or one head of each: what keeps the teacher's grouping or drops it.
     pairs = {(kv * g, kv) for kv in range(1, shape.kv_heads + 1) for g in {1, group}}
     own_heads = sorted(pair for pair in pairs if heads is None or pair[0] in heads)
-    own_precisions = precisions or tuple(
-        dict.fromkeys((beside, *(p for p in runtime.precisions if p is Precision.INT8)))
-    )
+    own_precisions = precisions or (beside, *(p for p in runtime.precisions if p is Precision.INT8))
+    own_precisions = tuple(sorted(dict.fromkeys(own_precisions), key=lambda p: p.code))
     for name, wanted, most in (
         ("depth", own_depths, teacher.depth),
         ("width", own_widths, teacher.width),
@@ -160,10 +169,10 @@ def derive(
             )
     if foreign := [str(p) for p in own_precisions if p not in runtime.precisions]:
         raise ArchitectureError(f"the runtime runs {', '.join(map(str, runtime.precisions))}; not {', '.join(foreign)}")
-    if sum(p.is_float for p in own_precisions) > 1:
+    if sum(p.is_float for p in own_precisions) > 1 or (len(own_precisions) > 1 and not own_precisions[0].is_float):
         raise ArchitectureError(
-            f"layers are searched in one float and what is quantised; got {', '.join(map(str, own_precisions))}. "
-            "Name one float"
+            f"layers are searched in one float and what is quantised, or in one precision alone; got "
+            f"{', '.join(map(str, own_precisions))}. Name one float"
         )
     beside = runtime.float_beside(*own_precisions)
     return SearchSpace(
@@ -172,7 +181,7 @@ def derive(
         widths=tuple(sorted(set(own_widths))),
         heads=tuple(own_heads),
         ffns=tuple(sorted(set(own_ffns))),
-        precisions=tuple(sorted(set(own_precisions), key=lambda p: p.code)),
+        precisions=own_precisions,
         alignment=step,
         quantised_head=teacher.head == "lm" and "head" not in runtime.scheme.keeps_float,
     )

@@ -110,8 +110,7 @@ def _measured(
     table = folder / "cases.csv"
     known = read_or_drop(kept, lambda path: msgspec.json.decode(path.read_bytes(), type=DeviceProfile))
     fresh = known is not None and table.is_file() and kept.stat().st_mtime_ns >= table.stat().st_mtime_ns
-    stated = facts(machine, name=name)
-    if known is not None and known.runtimes[name].scheme != stated.runtimes[name].scheme:
+    if known is not None and known.runtimes[name].scheme != runtime_of(machine, name).scheme:
         fresh = False  # fitted before the scheme was as it is
     if known is not None and fresh and not generates:
         return known
@@ -131,7 +130,7 @@ def _measured(
         raise CasesError(f"{error}. Delete {folder} to measure again") from error
     if known is not None and fresh and not missing:
         return known
-    profile = fitted(stated, measuring)
+    profile = fitted(facts(machine, name=name), measuring)
     write_text(kept, msgspec.json.encode(profile).decode())
     return profile
 

@@ -36,7 +36,8 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 @click.option("--budget", type=BudgetType(), required=True, help="As 280ms, 1.5s, or 0.25x of the teacher's latency.")
 @click.option(
     "--teacher",
-    help="Folder of a causal language model (Llama, Qwen2, Mistral) or a BERT classifier; the embedded one by default.",
+    help="Folder of a causal language model (Llama, Mistral, Qwen 2 and 3, GPT-2) or a text classifier (BERT and its "
+    "kin); the embedded one by default.",
 )
 @click.option(
     "--data",

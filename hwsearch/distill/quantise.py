@@ -21,6 +21,7 @@ from hwsearch.precision import Precision, Scheme
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TRAINED = "_trained_range"  # where a layer that is in float again keeps its range
 RANGE_MOMENTUM = 0.95  # of the running range of static activations
 _TINY = 1e-8
 
@@ -163,8 +164,9 @@ def quantise(part: nn.Module, names: Iterable[str], scheme: Scheme, precision: P
         assert isinstance(linear, QuantisedLinear)
         linear.plain, linear.precision, linear.scheme = plain, precision, scheme
         linear.shared, linear.known = shared, False
-        for end in ("low", "high"):
-            linear.register_buffer(end, torch.zeros((), device=linear.weight.device))
+        trained = linear.__dict__.pop(TRAINED, None) or torch.zeros(2, device=linear.weight.device).unbind()
+        for end, value in zip(("low", "high"), trained, strict=True):
+            linear.register_buffer(end, value.clone())
 
 
 def restore(model: nn.Module) -> None:
@@ -172,8 +174,11 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, QuantisedLinear):
             module.__class__ = module.plain  # type: ignore[assignment]
-            for name in ("low", "high"):
-                module._buffers.pop(name, None)
+            low, high = module.low, module.high
+            for end in ("low", "high"):
+                module._buffers.pop(end)
+            if bool(high > low):
+                module.__dict__[TRAINED] = (low, high)  # in case it is quantised again
 
 
 def parts_of(model: PreTrainedModel) -> list[tuple[nn.Module, tuple[str, ...]]]:

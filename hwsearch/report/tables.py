@@ -88,6 +88,8 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
         out.print(
             f"The student chosen on {document['repriced_from']} cannot run here: the runtime lacks its precisions."
         )
+    elif chosen is None and document.get("overshot") and not document["finalists"]:
+        out.print("No finalist holds the budget as measured; the front below is what there is.")
     elif chosen is None and document["front"]:
         out.print("No finalist keeps the quality that was asked for; the front below is what there is.")
     elif chosen is None:

@@ -14,6 +14,7 @@ from hwsearch.errors import RunError
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
 from hwsearch.search.pareto import front
+from hwsearch.search.plan import runs_graphs
 from hwsearch.search.result import Result, memory_mib
 from hwsearch.workload import Workload
 
@@ -24,7 +25,8 @@ def reprice(
     """The summary and the trials of a run as they would be on another device, for the same workload.
 
     Scores stay: they were trained for the first device's numerics, and `repriced_from` in the summary names it. Floats
-    become the other runtime's narrowest; a student with int8 parts has no price where the runtime does not run int8.
+    become the other runtime's narrowest, and so does a head that it keeps in float; a student with int8 parts has no
+    price where the runtime does not run int8, nor one with layers of different sizes where it does not run graphs.
 
     Raises:
         RunError: no student of the run can run there.
@@ -34,15 +36,17 @@ def reprice(
     price = Estimator(profile, target, workload)
     beside = runtime.float_beside()
 
+    def there_as(architecture: Architecture) -> Architecture:
+        own = architecture.with_float(beside)
+        return replace(own, head_precision=beside) if "head" in runtime.scheme.keeps_float else own
+
     def runs(result: Result) -> bool:
-        return all(
-            p.is_float or p in runtime.precisions
-            for layer in result.architecture.layers
-            for p in (layer.attention, layer.feed_forward)
-        )
+        own = there_as(result.architecture)
+        known = all(p.is_float or p in runtime.precisions for p in (*own.parts, own.head_precision))
+        return known and (own.uniform or runs_graphs(target.runtime))
 
     def priced(result: Result) -> Result:
-        architecture = result.architecture.with_float(beside)
+        architecture = there_as(result.architecture)
         return replace(
             result,
             architecture=architecture,
@@ -82,6 +86,8 @@ def reprice(
         "overshot": [],
         "sensitivity": None,  # in the first device's milliseconds
         "distilled": None,
+        "missing_baselines": {},  # by the first device's latencies, like how students came about
+        "stages": [],
         "baselines": {name: priced(result).to_json() for name, result in baselines.items() if runs(result)},
     }
     return moved, there

@@ -108,6 +108,8 @@ class Engine:
         trials = self._trials()
         complete = results_of(trials, len(self.plan.wishes.rungs))
         if not complete:
+            if not trials:
+                raise RunError("no student inside the budget was found; widen the options of the space, or --budget")
             reasons = "; ".join(sorted({trial.reason for trial in trials}))
             raise RunError(f"every trial failed in training: {reasons}")
         ranked, overshot = self._ranked(complete), list[Result]()

@@ -35,6 +35,7 @@ CLOSE = (0.05, 0.004)  # to a wanted latency, in log: of the spread ones, of tho
 WIDEST = (1.0, 0.05)  # to a wanted latency, and to the band's middle: farther off, the space has no more there
 TRIES = 20  # proportions before another depth is drawn
 LEAST = 8  # students; fewer say nothing of an order
+LEAST_BAND = 3  # of them in the band
 
 
 class Candidate(NamedTuple):
@@ -157,6 +158,11 @@ def measure(
     most = float(plan.price(fullest).median_ms.max())
     students = stratified(plan, facts, candidates - band, band, most, 0.9 * most)
     _enough(len(students), "lie inside the budget: widen --depth, --width, --heads, --ffn or --budget of the run")
+    _enough(
+        sum(student.band for student in students),
+        "of them lie within 10 % of one latency: widen --depth, --width, --heads, --ffn or --budget of the run",
+        LEAST_BAND,
+    )
     shorts = sorted({max(2, int(share * full_steps)) for share in SHARES})
     marks = (0, *shorts)
     cool = int(RUNGS[-1] * full_steps)
@@ -239,9 +245,9 @@ def _score(future: Future[ProxyScore]) -> ProxyScore | None:
         return None
 
 
-def _enough(count: int, what: str) -> None:
-    if count < LEAST:
-        raise RunError(f"{LEAST} students at least tell an order; {count} {what}")
+def _enough(count: int, what: str, least: int = LEAST) -> None:
+    if count < least:
+        raise RunError(f"{least} students at least tell an order; {count} {what}")
 
 
 def length(steps: int, full_steps: int, whole: Agreement | None, band: Agreement | None, evaluation: float) -> Length:
@@ -289,6 +295,12 @@ def measured_steps(wishes: Wishes, subject: str, progress: Progress) -> Wishes:
         return wishes
     if not found["passes"]:
         progress.say(f"{trust(wishes.steps, found)}; {wishes.steps} steps are taken")
+        return wishes
+    if found["full_steps"] < wishes.long_steps / 2:  # a trial of the command, say
+        progress.say(
+            f"hwsearch fidelity took {found['full_steps']} steps for full training, less than half of "
+            f"{wishes.long_steps}; {wishes.steps} steps are taken"
+        )
         return wishes
     progress.say(f"{found['steps']} of {found['full_steps']} steps rank as full training does (hwsearch fidelity)")
     return msgspec.structs.replace(wishes, steps=found["steps"], full_steps=found["full_steps"])

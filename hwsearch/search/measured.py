@@ -69,6 +69,7 @@ class Measurements:
         """
         full = [proposer(Given(settings), ()) for settings in proposer.corners()[:count]]
         self([self.plan.priced(proposal) for proposal in dict.fromkeys(full) if proposal is not None])
+        proposer.infeasible.clear()  # at the prices before
         factor = self.plan.price.correction
         if max(factor, 1 / factor) > FAR_OFF:
             target = self.plan.target

@@ -81,6 +81,11 @@ class Wishes(msgspec.Struct, frozen=True):
         return (self.steps, *(s for s in (int(share * self.long_steps) for share in RUNGS[1:]) if s > self.steps))
 
 
+def runs_graphs(runtime: str) -> bool:
+    """Whether a runtime takes graphs, and with them layers of different sizes."""
+    return runtime.startswith(("onnxruntime", "tensorrt"))
+
+
 class Plan:
     """Everything about a search that the price alone decides.
 
@@ -116,7 +121,7 @@ class Plan:
         self.runtime: Runtime = profile.runtimes[target.runtime]
         floats = [p for p in self.runtime.precisions if p.is_float]
         priced = {p: self.price.one(teacher.in_float(p)) for p in floats}
-        if wishes.uneven and not target.runtime.startswith(("onnxruntime", "tensorrt")):
+        if wishes.uneven and not runs_graphs(target.runtime):
             raise ProfileError(
                 f"layers of different sizes run as graphs, on onnxruntime and tensorrt; this is {target.runtime}. "
                 "Leave --uneven out, or choose another --runtime"
@@ -195,7 +200,9 @@ class Plan:
         Raises:
             NothingFits: with the nearest miss.
         """
-        smallest = self.space.smallest
+        lightest, smallest = self.space.lightest, self.space.smallest
+        if any(strain <= 1.0 and self.admits(a) for a, strain in zip(lightest, self.strain(lightest), strict=True)):
+            return
         # The fastest precision by time: int8 is sometimes slower than float.
         nearest = self.priced(smallest[int(self.strain(smallest).argmin())])
         for phase, option in (("prefill", "--budget-ttft"), ("decode_token", "--budget-tpot")):

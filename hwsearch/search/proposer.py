@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RATIOS = (0.5, 2.0)  # of the teacher's proportions
 RATES = (0.02, 50.0)  # over the fair rate, at which all that saves time is worth what it loses
+PLANS = 32  # of precisions that are tried for a shape before it is given up
 FILL = (0.25, 1.0)  # of the budget, by the strain on it
 CORNER_DEPTHS = 6
 FFN_SLACK = 1.35  # factor either way within which the feed-forward size may help to meet the fill
@@ -96,7 +97,7 @@ class Proposer:
         """Settings to begin with: the fullest student of each depth, from the middle outwards, and at the middle depth
         one step in every other direction; last the fast end of the front. What any sampler would take long to try, and
         what depth is worth most."""
-        fast, exact = self._settings(len(self.space.precisions) - 1), self._settings(0)
+        fast, exact = self._settings(int(np.argmin(self.price(self.space.smallest)))), self._settings(0)
         alike = {"uneven": 0.0} if self.importance else {}
         full = {"heads": 1.0, "ffn": 1.0, **fast, **alike, "fill": 1.0}
         fitting = [depth for depth in self.space.depths if self._fits(depth)]
@@ -155,6 +156,29 @@ class Proposer:
                 options = self._planned(self._every_shape(candidate), other)
                 if (found := self._fill(options, fill, seen)) is not None:
                     return found
+        return self._left(nearest, fill, seen) if self.mixed else None
+
+    def _left(self, depths: Sequence[int], fill: float, seen: Collection[Architecture]) -> Architecture | None:
+        """What is left where every shape has been seen in its usual precisions: other plans of those that fit in some
+        precision."""
+        count = len(self.space.precisions)
+        for depth in depths:
+            parts = 2 * depth + len(self.head_losses)
+            uniform = [
+                with_plan(shape, [k] * parts, self.space.precisions)
+                for shape in self._every_shape(depth)
+                for k in range(count)
+            ]
+            if (found := self._fill(uniform, fill, seen)) is not None:
+                return found
+            best = self.strain(uniform).reshape(-1, count).min(1)
+            shapes = [uniform[i * count] for i in np.flatnonzero(best <= 1.0)]
+            shapes = [with_plan(shape, [0] * parts, self.space.precisions) for shape in shapes]
+            drawn = np.random.default_rng(len(seen)).integers(0, count, (PLANS * self.raw, parts))
+            options = [a for rate in np.geomspace(*RATES, PLANS).tolist() for a in self._planned(shapes, rate)]
+            options += [with_plan(shape, plan, self.space.precisions) for shape in shapes for plan in drawn]
+            if options and (found := self._fill(list(dict.fromkeys(options)), fill, seen)) is not None:
+                return found
         return None
 
     def options(

@@ -162,6 +162,9 @@ def test_fidelity_of_the_null_score(plan: Plan, tmp_path: Path, monkeypatch: pyt
     assert keep(facts.subject, document)
     found = measured_steps(plan.wishes, facts.subject, told)
     assert (found.steps, found.long_steps, found.rungs) == (50, 1000, (50, 400))
+    keep("quick", {**document, "full_steps": 40, "steps": 4})
+    assert measured_steps(plan.wishes, "quick", told) == plan.wishes
+    assert "40 steps for full training" in told.said[-1]
     assert not keep("other", {**document, "passes": False})
     assert measured_steps(plan.wishes, "other", told) == plan.wishes
     assert "no short run up to 40% of full" in told.said[-1]
