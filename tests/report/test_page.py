@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from hwsearch.precision import Precision
 from hwsearch.report.page import margin, page, step_ms
 from hwsearch.report.tables import COLUMNS, print_summary, write_tables
 from hwsearch.search.elsewhere import reprice
@@ -205,6 +206,14 @@ def test_the_front_has_a_price_on_another_device(found: tuple[dict[str, Any], Ou
     assert moved["teacher"]["latency"] == msgspec.to_builtins(plan.teacher_latency)
     fresh = [plan.priced(r.architecture, r.trial) for r in trials]
     assert [(r.size_mib, r.memory_mib) for r in trials] == [(r.size_mib, r.memory_mib) for r in fresh]
+    assert moved["missing_baselines"] == {}
+    assert moved["stages"] == []
+    headed = [
+        msgspec.structs.replace(r, architecture=msgspec.structs.replace(r.architecture, head_precision=Precision.INT8))
+        for r in outcome.trials
+    ]
+    _, moved_heads = reprice(document, headed, t4, t4.target())  # whose TensorRT keeps heads in float
+    assert [r.latency for r in moved_heads] == [r.latency for r in trials]
     pi = find_profile("arm-cpu")
     floats, _ = reprice(document, outcome.trials, pi, pi.target())
     assert {layer["feed_forward"] for r in floats["front"] for layer in r["architecture"]["layers"]} <= {"fp32", "int8"}

@@ -56,6 +56,17 @@ def test_keys_and_values_count_as_memory() -> None:
     assert memory_mib(TEACHER, GENERATION) == pytest.approx(without + kept)
 
 
+def test_a_limit_of_size_is_asked_of_the_lightest() -> None:
+    """A narrower student has a head of its own: with a large vocabulary the teacher's width is the lighter one."""
+    orin, whole = find_profile("jetson-orin"), replace(TEACHER, vocab=32000)
+    wishes = Wishes(parse_budget("10s"), GENERATION, widths=(160, 192), max_size_mib=16.0)
+    found = Plan(wishes, orin, orin.target(), whole)
+    assert min(a.size_mib for a in found.space.smallest) > 16.0 > min(a.size_mib for a in found.space.lightest)
+    found.check()
+    with pytest.raises(NothingFits, match="--max-size-mib is 1"):
+        Plan(replace(wishes, max_size_mib=1.0), orin, orin.target(), whole).check()
+
+
 def test_a_student_that_the_device_cannot_hold_does_not_fit() -> None:
     profile = find_profile("jetson-orin")
     small = replace(profile, memory_mib=Figure(1.0, "made up"))

@@ -121,6 +121,60 @@ def test_optuna_may_choose_every_precision_itself() -> None:
     assert all(f"attention.{i}" in corner for corner in raw.corners() for i in range(6))
 
 
+@pytest.mark.parametrize(("raw", "least"), [(False, 3), (True, 40)])
+def test_one_shape_is_searched_in_all_its_plans(raw: bool, least: int) -> None:
+    """A space is not used up while plans that fit are left."""
+    profile = find_profile("jetson-orin")
+    facts = NullTrainer().finish().result()
+    price = Estimator(profile, profile.target(), Workload(64, 128, 0, 256))
+    space = derive(TEACHER, profile.runtimes["tensorrt"], [6], [192], [6], [512])
+    budget = 0.9 * float(price(space.smallest).high_ms.max())
+    found = Proposer(
+        space,
+        lambda options: price(options).median_ms,
+        lambda options: price(options).high_ms / budget,
+        facts.sensitivities,
+        facts.layers,
+        raw=raw,
+    )
+    seen: set[Architecture] = set()
+    while len(seen) < least + 1 and (proposal := found(Dice(len(seen)), seen)) is not None:
+        assert found.strain([proposal])[0] <= 1.0
+        assert proposal not in seen
+        seen.add(proposal)
+    assert len(seen) >= least
+
+
+def test_the_fast_corners_are_in_the_fastest_precision() -> None:
+    """int4, which comes last by name, is slower than int8 here."""
+    profile = find_profile("jetson-orin")
+    price = Estimator(profile, profile.target(), Workload(64, 128, 0, 256))
+    precisions = (Precision.FP16, Precision.INT8, Precision.INT4)
+    space = derive(TEACHER, profile.runtimes["tensorrt"], precisions=precisions)
+    facts = NullTrainer().finish().result()
+    lost = dict.fromkeys(precisions[1:], facts.sensitivities[Precision.INT8])
+    median = lambda options: price(options).median_ms  # noqa: E731
+    raw = Proposer(space, median, lambda options: median(options) / BUDGET, lost, facts.layers, raw=True)
+    assert int(median(space.smallest).argmin()) == 1
+    assert {corner["attention.0"] for corner in raw.corners()} == {0, 1}
+
+
+def test_a_head_follows_the_runtimes_scheme() -> None:
+    pi = find_profile("arm-cpu").runtimes["llama.cpp"]
+    space = derive(TEACHER, pi, precisions=(pi.float_beside(), Precision.INT4))
+    assert space.quantised_head
+    assert {a.head_precision for a in space.smallest} == {pi.float_beside(), Precision.INT4}
+    orin = derive(TEACHER, find_profile("jetson-orin").runtimes["tensorrt"])
+    assert {a.head_precision for a in orin.smallest} == {Precision.FP16}
+
+
+def test_quantised_precisions_go_beside_a_float() -> None:
+    runtime = find_profile("jetson-orin").runtimes["tensorrt"]
+    with pytest.raises(ArchitectureError, match="Name one float"):
+        derive(TEACHER, runtime, precisions=(Precision.INT8, Precision.INT4))
+    assert derive(TEACHER, runtime, precisions=(Precision.INT8,)).precisions == (Precision.INT8,)
+
+
 def test_corners_are_inside_what_may_be_suggested(proposer: Proposer) -> None:
     corners = proposer.corners()
     assert len(corners) == 6 + 4 + 1
