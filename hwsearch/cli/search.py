@@ -113,6 +113,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     from hwsearch.distill.workers import Workers
     from hwsearch.search.fidelity import measured_steps
     from hwsearch.search.main_job import run_search
+    from hwsearch.search.plan import with_room
     from hwsearch.search.trainer import result_of
 
     wishes = _wishes(budget, options)
@@ -133,6 +134,14 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     workers = Workers(spec)
     try:
         with Progress() as progress:
+            if options["teacher"] and options["batch"] is None:
+                wishes, lone = with_room(wishes, profile, target, result_of(workers.open()).architecture), wishes
+                if wishes is not lone:
+                    progress.say(
+                        f"no student of this teacher takes {budget} of its time on {lone.workload.batch} x "
+                        f"{lone.workload.sequence} tokens: launching its kernels takes more. {wishes.workload.batch} "
+                        "sequences at once are searched for; --batch says how many"
+                    )
             progress.say(f"workload: {wishes.workload}, {wishes.workload.tokens:,} tokens")
             if options["steps"] == "auto":
                 wishes = measured_steps(wishes, result_of(workers.open()).subject, progress)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Runtime, Target
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 OPEN = 1.04  # what measuring a student leaves open: upper end of its interval over the median
+ROOM = 4.0  # smallest students that a budget holds, where there is to be a choice
+MOST_AT_ONCE = 64  # sequences
 SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
 RUNGS = (SHORT, 0.4)  # of a long run's steps; from the last on the rate falls, and only finalists are trained
 
@@ -233,3 +236,22 @@ class Plan:
                 f"{', '.join([*given, f'the device has {self.profile.memory_mib.value:.0f} MiB'])}",
                 nearest,
             )
+
+
+def with_room(wishes: Wishes, profile: DeviceProfile, target: Target, teacher: Architecture) -> Wishes:
+    """The wishes with as many sequences at once as leave a choice, where nothing fits a share of the teacher's latency:
+    one short text at a time is mostly the launching of kernels on an accelerator, which no student does without. As
+    they are where something fits, or nothing does with more sequences either."""
+    if wishes.budget.share is None or _fits(Plan(wishes, profile, target, teacher), 1.0):
+        return wishes
+    batch = wishes.workload.batch
+    while (batch := 2 * batch) <= MOST_AT_ONCE:
+        wider = replace(wishes, workload=replace(wishes.workload, batch=batch))
+        if _fits(Plan(wider, profile, target, teacher), ROOM):
+            return wider
+    return wishes
+
+
+def _fits(plan: Plan, times: float) -> bool:
+    """Whether the budget holds the smallest student so many times."""
+    return bool(plan.strain(plan.space.smallest).min() <= 1 / times)

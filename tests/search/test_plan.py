@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.device import DeviceProfile, Figure
 from hwsearch.errors import NothingFits
+from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
 from hwsearch.search.null import TEACHER
-from hwsearch.search.plan import Plan, Wishes
+from hwsearch.search.plan import Plan, Wishes, with_room
 from hwsearch.search.result import memory_mib
 from hwsearch.units import parse_budget
 from hwsearch.workload import Workload
@@ -73,3 +75,20 @@ def test_a_student_that_the_device_cannot_hold_does_not_fit() -> None:
     with pytest.raises(NothingFits, match=r"limits of size and memory.*the device has 1 MiB"):
         plan(small).check()
     assert not plan(small).admits(TEACHER)
+
+
+def test_a_share_that_launching_kernels_forbids_is_asked_of_more_sequences() -> None:
+    """Six narrow layers take half a millisecond on T4 however short the text."""
+    small = Architecture(
+        block="encoder", width=384, head_dim=32, layers=uniform_layers(6, 12, 12, 1536, [(Precision.FP32,) * 2] * 6),
+        vocab=30522, head="classify",
+    )  # fmt: skip
+    t4 = find_profile("t4")
+    lone = Wishes(parse_budget("0.3x"), Workload(1, 128))
+    with pytest.raises(NothingFits):
+        Plan(lone, t4, t4.target(), small).check()
+    wider = with_room(lone, t4, t4.target(), small)
+    assert 1 < wider.workload.batch <= 64
+    Plan(wider, t4, t4.target(), small).check()
+    for wishes in (Wishes(parse_budget("0.1ms"), Workload(1, 128)), Wishes(parse_budget("0.8x"), Workload(1, 128))):
+        assert with_room(wishes, t4, t4.target(), small) == wishes
