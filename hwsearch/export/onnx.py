@@ -17,6 +17,7 @@ from torch import Tensor
 from hwsearch.distill.quantise import restore
 from hwsearch.export.graph import Shape, onnx_model
 from hwsearch.export.parity import (
+    EXACT,
     Parity,
     Run,
     compare,
@@ -41,14 +42,16 @@ SCRIPT = '''\
 import time, pathlib, numpy as np, onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = {threads}
-options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")  # weights alone are rounded
-path = str(pathlib.Path(__file__).with_name("model.onnx"))
+{exact}path = str(pathlib.Path(__file__).with_name("model.onnx"))
 session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 ids = np.random.default_rng(0).integers(0, {vocab}, ({batch}, {sequence}))
 def run(): begun = time.perf_counter(); session.run(None, dict(input_ids=ids, attention_mask=np.ones_like(ids))); return time.perf_counter() - begun
 times = sorted(run() for _ in range(23))[:20]
 print(f"{batch} x {sequence} tokens: {{1e3 * times[0]:.2f}} ms at best, {{1e3 * times[10]:.2f}} ms in the middle of 20")
 '''  # noqa: E501
+
+
+EXACT_LINE = f'options.add_session_config_entry("{EXACT[0]}", "{EXACT[1]}")  # weights alone are rounded\n'
 
 
 def write_onnx(
@@ -75,7 +78,9 @@ def write_onnx(
         found = write_graphs(student, chunks, folder, run if static else None)
         write_text(folder / "parity.json", pretty(found) + "\n")
         (batch, sequence), vocab = run, student.architecture.vocab
-        write_text(folder / "run.py", SCRIPT.format(threads=threads, vocab=vocab, batch=batch, sequence=sequence))
+        exact = EXACT_LINE if Precision.W8A16 in student.architecture.parts else ""
+        script = SCRIPT.format(threads=threads, exact=exact, vocab=vocab, batch=batch, sequence=sequence)
+        write_text(folder / "run.py", script)
     return found
 
 
