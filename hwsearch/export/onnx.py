@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from hwsearch.distill.quantise import restore
@@ -33,6 +34,7 @@ from hwsearch.precision import Precision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
 ANSWERS = 1024  # that are compared
 BATCH = 8
@@ -98,7 +100,7 @@ def write_graphs(
         runs["model_with_past.onnx"] = (student_continued, continued)
     found = {}
     for name, (own, graph) in runs.items():
-        sides = own(student.model), own(plain) if student.quantised else None
+        sides = own, student.model, plain if student.quantised else None
         fixed = None if graph is continued else shape
         if half and student.quantised:
             # Beside float16 no graph rounds as the student does: that its parts are the student's is seen in float32.
@@ -113,14 +115,20 @@ def _write(
     path: Path,
     half: bool,
     shape: Shape | None,
-    sides: tuple[Run, Run | None],
+    sides: tuple[Callable[[PreTrainedModel], Run], PreTrainedModel, PreTrainedModel | None],
     graph: Callable[[Path], Run],
     texts: list[tuple[Tensor, Tensor]],
 ) -> Parity:
-    """Write one graph, checked against the student and the student in float."""
+    """Write one graph, checked against `sides`: what runs a model, the student, and the student in float where it has
+    quantised parts."""
     model = onnx_model(student.model, student.scheme, half, shape, graph is continued)
     onnx.save(model, path, save_as_external_data=model.ByteSize() > MOST_BYTES, location=f"{path.name}.data")
-    found = compare(*sides, graph(path), texts, half)
+    own, trained, plain = sides
+    in_float, written = own(plain) if plain is not None else None, graph(path)
+    found = compare(own(trained), in_float, written, texts, half)
+    if found.fault and in_float and not half:
+        wide = copy.deepcopy(trained).double()
+        found = replace(compare(own(wide), in_float, written, texts, half), student="float64")
     demand(found, path.name)
     return found
 

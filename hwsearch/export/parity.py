@@ -3,7 +3,8 @@ appears.
 
 Sums that are taken in another order differ in their last bits. In an int8 part such a bit decides now and then to
 which side a value is rounded, so that no two implementations agree to the last digit; what is asked is that they
-disagree far less than rounding itself does.
+disagree far less than rounding itself does. Where the bit decides over the zero point of a whole tensor they do not:
+the graph may then be as near to the student computed in float64, which has taken the other side.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -46,6 +47,7 @@ class Parity(msgspec.Struct, frozen=True):
         margin: the largest lead that the student's likeliest class has in one of these, in logits.
         step: root mean square of what quantisation changes a logit by.
         half: whether float parts are in float16.
+        student: what the student was computed in.
     """
 
     answers: int
@@ -57,6 +59,7 @@ class Parity(msgspec.Struct, frozen=True):
     margin: float
     step: float
     half: bool
+    student: Literal["float32", "float64"] = "float32"
 
     @property
     def fault(self) -> str | None:
