@@ -19,8 +19,8 @@ FIRST = 1024  # steps after which is first asked whether doubling them pays
 GAIN = 0.03  # by which doubling the steps must lower the KL, to go on; as `benchmarks/students.py` has full training
 MOST = 65536  # steps at a constant rate
 FALL = 0.5  # of the steps at a constant rate, in which it then falls to zero
-# Of text to train on, at most. A student that goes through 16,384 of them twelve times learns them by heart: after 24,576
-# steps its KL was 0.46 nats on them and 0.66 on other text of the same split (embedded teacher, 3 x 96).
+# Of text to train on, at most. A student that goes through 16,384 of them twelve times learns them by heart: after
+# 24,576 steps its KL was 0.46 nats on them and 0.66 on other text of the same split (embedded teacher, 3 x 96).
 CHUNKS = 65536
 
 
