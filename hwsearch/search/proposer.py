@@ -97,7 +97,7 @@ class Proposer:
         """Settings to begin with: the fullest student of each depth, from the middle outwards, and at the middle depth
         one step in every other direction; last the fast end of the front. What any sampler would take long to try, and
         what depth is worth most."""
-        fast, exact = self._settings(int(np.argmin(self.price(self.space.smallest)))), self._settings(0)
+        fast, exact = self._settings(True), self._settings(False)
         alike = {"uneven": 0.0} if self.importance else {}
         full = {"heads": 1.0, "ffn": 1.0, **fast, **alike, "fill": 1.0}
         fitting = [depth for depth in self.space.depths if self._fits(depth)]
@@ -113,13 +113,17 @@ class Proposer:
         ]
         return [*corners, {"depth": fitting[0], **full, "fill": FILL[0]}]
 
-    def _settings(self, precision: int) -> dict[str, float]:
-        """Of precisions: as many parts as may be in one."""
+    def _settings(self, fast: bool) -> dict[str, float]:
+        """Of precisions: all for time, or all for quality."""
         if not self.mixed:
             return {}
-        if self.raw:
-            return dict.fromkeys(self._parts(), precision)
-        return {"rate": RATES[1] if precision else RATES[0]}
+        if not self.raw:
+            return {"rate": RATES[1] if fast else RATES[0]}
+        # What a small student is fastest in, launching kernels and changing precision, says nothing of a wide one.
+        space, shape = self.space, self.space.teacher.layers[0]
+        sizes = (space.teacher.depth, space.teacher.width, (shape.heads, shape.kv_heads), shape.ffn)
+        whole = [space.uniform(*sizes, precision) for precision in space.precisions]
+        return dict.fromkeys(self._parts(), int(self.price(whole).argmin()) if fast else 0)
 
     def _parts(self) -> list[str]:
         """Names of the settings of every part's precision, as deep as students may be; the head's first."""

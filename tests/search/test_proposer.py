@@ -155,8 +155,18 @@ def test_the_fast_corners_are_in_the_fastest_precision() -> None:
     lost = dict.fromkeys(precisions[1:], facts.sensitivities[Precision.INT8])
     median = lambda options: price(options).median_ms  # noqa: E731
     raw = Proposer(space, median, lambda options: median(options) / BUDGET, lost, facts.layers, raw=True)
-    assert int(median(space.smallest).argmin()) == 1
     assert {corner["attention.0"] for corner in raw.corners()} == {0, 1}
+
+
+def test_the_fast_corners_are_for_time_where_the_smallest_student_is_fastest_in_float() -> None:
+    """As on T4, where launching kernels is most of what a narrow layer takes."""
+    profile = find_profile("t4")
+    price = Estimator(profile, profile.target(), Workload(32, 128))
+    space = derive(TEACHER, profile.runtimes["tensorrt"])
+    facts, median = NullTrainer().finish().result(), lambda options: price(options).median_ms
+    assert int(median(space.smallest).argmin()) == 0
+    proposer = Proposer(space, median, lambda options: median(options) / BUDGET, facts.sensitivities, facts.layers)
+    assert proposer.corners()[0]["rate"] == RATES[1]
 
 
 def test_a_head_follows_the_runtimes_scheme() -> None:
