@@ -61,7 +61,7 @@ def make(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-    from hwsearch.distill.labelled import draw_texts, labelled_texts
+    from hwsearch.distill.rows import draw_texts, labelled_texts
 
     texts = pieces()
     table = pd.DataFrame([(text, name) for name, own in texts.items() for text in own], columns=["text", "label"])

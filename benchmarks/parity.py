@@ -45,7 +45,7 @@ SCHEMES = (
 
 
 def one(workshop: Workshop, scheme: Scheme, rng: np.random.Generator, steps: int) -> dict[str, Any]:
-    task = workshop.task
+    task, objective = workshop.task, workshop.teacher.objective
     own = workshop.facts().architecture
     space = derive(own, find_profile("arm-cpu").runtimes["onnxruntime"])
     while True:
@@ -70,9 +70,9 @@ def one(workshop: Workshop, scheme: Scheme, rng: np.random.Generator, steps: int
         plain = copy.deepcopy(trained.model)
         restore(plain)
         path = Path(folder) / "float.onnx"
-        onnx.save(onnx_model(plain, scheme), path)
+        onnx.save(onnx_model(plain, objective, scheme), path)
         texts = list(texts_of(trained, workshop.tokens["select"], None))
-        in_float = compare(student_whole(plain), None, whole(path), texts, False)
+        in_float = compare(student_whole(objective, plain), None, whole(path), objective.choices, texts, False)
     return {
         "architecture": architecture.id,
         "scheme": f"{scheme.activations} {scheme.activation_type} {scheme.weights}",

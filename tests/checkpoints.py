@@ -3,39 +3,56 @@
 from pathlib import Path
 from typing import Any
 
+from hwsearch.distill.families.tasks import TASKS, TaskName
 from tests.conftest import save_tokenizer
 
 SIZES = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 128}
 KV = {"num_key_value_heads": 3, "head_dim": 16}
 ENDS = {"bos_token_id": 0, "eos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0, "pad_token_id": 0}
-CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("ForCausalLM", {**SIZES, **KV, "tie_word_embeddings": True}),
-    "mistral": ("ForCausalLM", {**SIZES, **KV, "sliding_window": None}),
-    "qwen2": ("ForCausalLM", {**SIZES, **KV, "tie_word_embeddings": True}),
-    "qwen3": ("ForCausalLM", {**SIZES, **KV}),
-    "gpt2": ("LMHeadModel", {"n_embd": 96, "n_layer": 3, "n_head": 6, "n_inner": 128, "n_positions": 64}),
-    "bert": ("ForSequenceClassification", SIZES),
-    "roberta": ("ForSequenceClassification", {**SIZES, "pad_token_id": 1}),
-    "xlm-roberta": ("ForSequenceClassification", {**SIZES, "pad_token_id": 1}),
-    "distilbert": ("ForSequenceClassification", {"dim": 96, "n_layers": 3, "n_heads": 6, "hidden_dim": 128}),
-    "modernbert": ("ForSequenceClassification", {**SIZES, "local_attention": 16}),
+DISTIL = {"dim": 96, "n_layers": 3, "n_heads": 6, "hidden_dim": 128}
+# By type, what it is for, and its sizes.
+CHECKPOINTS: dict[str, tuple[TaskName, dict[str, Any]]] = {
+    "llama": ("text-generation", {**SIZES, **KV, "tie_word_embeddings": True}),
+    "mistral": ("text-generation", {**SIZES, **KV, "sliding_window": None}),
+    "qwen2": ("text-generation", {**SIZES, **KV, "tie_word_embeddings": True}),
+    "qwen3": ("text-generation", {**SIZES, **KV}),
+    "gpt2": ("text-generation", {"n_embd": 96, "n_layer": 3, "n_head": 6, "n_inner": 128, "n_positions": 64}),
+    "bert": ("text-classification", SIZES),
+    "bert tags": ("token-classification", SIZES),
+    "bert masks": ("fill-mask", SIZES),
+    "bert embeds": ("sentence-similarity", SIZES),
+    "roberta": ("text-classification", {**SIZES, "pad_token_id": 1}),
+    "roberta masks": ("fill-mask", {**SIZES, "pad_token_id": 1}),
+    "roberta embeds": ("sentence-similarity", {**SIZES, "pad_token_id": 1}),
+    "xlm-roberta": ("text-classification", {**SIZES, "pad_token_id": 1}),
+    "xlm-roberta tags": ("token-classification", {**SIZES, "pad_token_id": 1}),
+    "distilbert": ("text-classification", DISTIL),
+    "distilbert tags": ("token-classification", DISTIL),
+    "distilbert masks": ("fill-mask", DISTIL),
+    "distilbert embeds": ("sentence-similarity", DISTIL),
+    "modernbert": ("text-classification", {**SIZES, "local_attention": 16}),
+    "modernbert tags": ("token-classification", {**SIZES, "local_attention": 16}),
+    "modernbert masks": ("fill-mask", {**SIZES, "local_attention": 16}),
+    "modernbert embeds": ("sentence-similarity", {**SIZES, "local_attention": 16}),
 }
+NAMES = ("red", "green", "blue")
 
 
-def save_checkpoint(folder: Path, model_type: str, text_file: Path) -> Path:
+def save_checkpoint(folder: Path, name: str, text_file: Path) -> Path:
     """One with random weights, biases and norms too, and a tokenizer."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
 
-    end, entries = CHECKPOINTS[model_type]
-    kind = AutoModelForSequenceClassification if "Classification" in end else AutoModelForCausalLM
+    task, entries = CHECKPOINTS[name]
+    kind: Any = getattr(transformers, TASKS[task].auto_class)
     torch.manual_seed(0)
-    entries = {**ENDS, "vocab_size": 352, "initializer_range": 0.2, "num_labels": 3, **entries}
-    model = kind.from_config(AutoConfig.for_model(model_type, **entries))
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
+    entries = {**ENDS, "vocab_size": 352, "initializer_range": 0.2, **labels, **entries}
+    model = kind.from_config(transformers.AutoConfig.for_model(name.split()[0], **entries))
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() == 1:
                 weight.add_(0.2 * torch.randn(weight.shape))
-    save_tokenizer(folder, text_file)
+    save_tokenizer(folder, text_file, mask_token="<mask>")
     model.save_pretrained(folder)
     return folder

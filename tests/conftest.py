@@ -43,8 +43,8 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def save_tokenizer(folder: Path, text_file: Path) -> None:
-    """A byte-level tokenizer of 320 tokens."""
+def save_tokenizer(folder: Path, text_file: Path, **special: str) -> None:
+    """A byte-level tokenizer of 320 tokens, <end> and `special` ones among them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -53,12 +53,13 @@ def save_tokenizer(folder: Path, text_file: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
-        special_tokens=["<end>"],
+        special_tokens=["<end>", *special.values()],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train([str(text_file)], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
+    ends = {"eos_token": "<end>", "pad_token": "<end>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends, **special).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +111,20 @@ def tiny_classifier(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tagged_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL file of words with a class each."""
+    import json
+
+    path = tmp_path_factory.mktemp("tagged") / "words.jsonl"
+    with path.open("w") as file:
+        for i in range(400):
+            words = [f"{name}{i * j % 97}" for j, name in enumerate(("point", "first", "return", "class")[: 2 + i % 3])]
+            tags = [("red", "green", "blue")[len(word) % 3] for word in words]
+            file.write(json.dumps({"tokens": words, "tags": tags}) + "\n")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from hwsearch.cli.output import console, json_option, print_json
 from hwsearch.cli.progress import Progress
 from hwsearch.cli.types import COUNT, NONE_OR_MORE, BudgetType, Numbers, Positive, Steps
+from hwsearch.distill.families.tasks import TaskName
 from hwsearch.errors import NothingFits
 
 if TYPE_CHECKING:
@@ -36,19 +37,24 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 @click.option("--budget", type=BudgetType(), required=True, help="As 280ms, 1.5s, or 0.25x of the teacher's latency.")
 @click.option(
     "--teacher",
-    help="Folder of a causal language model (Llama, Mistral, Qwen 2 and 3, GPT-2) or a text classifier (BERT and its "
-    "kin); the embedded one by default.",
+    help="Folder of a causal language model (Llama, Mistral, Qwen 2 and 3, GPT-2), or of a classifier, tagger, masked "
+    "language model or sentence encoder (BERT and its kin); the embedded one by default.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(get_args(TaskName)),
+    help="What the teacher is for; by default what its checkpoint says.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Text to distil on, the Python standard library by default; for a classifier a CSV, TSV, JSONL or Parquet "
-    "file.",
+    help="Text to distil on, the Python standard library by default; texts of their own as CSV, TSV, JSONL, Parquet, "
+    "a text a line, or a folder that datasets has saved.",
 )
 @click.option(
     "--eval", "held_out", type=click.Path(path_type=Path), help="Text to judge on; a part of --data by default."
 )
-@click.option("--text-column", default="text", show_default=True, help="Of such a file.")
+@click.option("--text-column", default="text", show_default=True, help="Of such a file; lists of words for a tagger.")
 @click.option(
     "--label-column", default="label", show_default=True, help="Of such a file; without it the teacher's answers count."
 )
@@ -130,6 +136,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         precisions=tuple(p for p in wishes.precisions or TaskSpec().precisions if not p.is_float),
         text_column=options["text_column"],
         label_column=options["label_column"],
+        task=options["task"] or "",
     )
     workers = Workers(spec)
     try:

@@ -17,7 +17,7 @@ import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -41,12 +41,12 @@ class Corpus:
     Attributes:
         name: what a person calls it.
         texts: the documents of each split, in a fixed order.
-        labels: a class for each text, UNLABELLED where it is not known; None for plain text.
+        labels: what is to be said of each text, a class or one for each word; None for plain text.
     """
 
     name: str
     texts: Mapping[Split, tuple[str, ...]]
-    labels: Mapping[Split, tuple[int, ...]] | None = None
+    labels: Mapping[Split, tuple[Any, ...]] | None = None
 
     @property
     def digest(self) -> str:
@@ -197,7 +197,7 @@ def draw_chunks(
 
 def token_stream(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
     """All documents as one stream of token ids, each closed by the end-of-text token. Shape [tokens]."""
-    end = tokenizer.eos_token_id
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if end is None:
         raise DataError("the tokenizer has no end-of-text token, which separates documents; set eos_token")
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]

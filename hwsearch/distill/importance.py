@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from hwsearch.distill.families import family_of
-from hwsearch.distill.labelled import UNLABELLED
-from hwsearch.distill.objective import Objective
+from hwsearch.distill.objectives.objective import Objective
+from hwsearch.distill.rows import UNLABELLED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

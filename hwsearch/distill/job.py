@@ -7,9 +7,8 @@ from typing import Literal
 import msgspec
 
 from hwsearch.architecture import Architecture
+from hwsearch.distill.families.tasks import TaskName
 from hwsearch.precision import Precision, Scheme
-
-METRICS = {"lm": "next-token accuracy", "classify": "accuracy"}  # what quality is, by what stands on top
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,9 +35,10 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         teacher: folder of a checkpoint; empty for the embedded one.
         data, held_out: text files; empty for the standard library and for a split of `data`.
-        text_column, label_column: of labelled texts.
+        text_column, label_column: of texts in rows.
+        task: what the teacher is for, as `families.tasks` names it; empty for what its checkpoint says.
         sequence: tokens of an input.
-        chunks: to train on, at most; four texts of a classifier count as one.
+        chunks: to train on, at most; four texts of a row each count as one.
         held_out_chunks: to judge by on *select* and on *report* each, at most.
         recipe: how to train.
         scheme: how the runtime quantises.
@@ -56,6 +56,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precisions: tuple[Precision, ...] = (Precision.INT8,)
     text_column: str = "text"
     label_column: str = "label"
+    task: str = ""
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -71,6 +72,7 @@ class Facts(msgspec.Struct, frozen=True):
         sensitivities: KL to itself of the teacher with one part in a precision: attention and feed-forward of each
             layer in turn, then a language model's head.
         blocks: of the teacher's outputs.
+        task: what the teacher is for.
         importance: of the teacher's parts, falling, by layer: "groups" of heads that share keys and values, "ffn"
             units.
         subject: hash of what decides how far short runs may be trusted: the same for any seed and amount of text.
@@ -81,6 +83,7 @@ class Facts(msgspec.Struct, frozen=True):
     architecture: Architecture
     corpus: str
     blocks: int
+    task: TaskName = "text-generation"
     quality: float = 0.0
     layers: dict[int, tuple[int, ...]] = {}
     sensitivities: dict[Precision, tuple[float, ...]] = {}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from hwsearch.distill.job import ProxyScore
+from hwsearch.distill.objectives.outputs import JUDGED
 from hwsearch.distill.quantise import quantise_parts
 from hwsearch.distill.student import StudentPlan, build_student, random_student
 from hwsearch.distill.task import HeldOut, Task
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from hwsearch.architecture import Architecture
 
 RESAMPLES = 2000
-EVALUATION_BATCH = 32
 
 
 class Student:
@@ -130,16 +130,15 @@ class Student:
         """Add a point to the curve."""
         started = time.perf_counter()
         losses, _ = self.evaluate(held_out)
-        self.curve.append((self.step, float(losses.sum() / held_out.labels.size)))
+        self.curve.append((self.step, float(losses.sum() / held_out.answers.sum())))
         self.seconds += time.perf_counter() - started
 
     def score(self, held_out: HeldOut) -> ProxyScore:
         """Judge the student as it stands."""
         losses, hits = self.evaluate(held_out)
-        answers = held_out.labels.shape[1]
-        quality, retention = bootstrap(hits, held_out.teacher_hits, answers)
+        quality, retention = bootstrap(hits, held_out.teacher_hits, held_out.answers)
         return ProxyScore(
-            loss=float(losses.sum() / held_out.labels.size),
+            loss=float(losses.sum() / held_out.answers.sum()),
             quality=quality[0],
             quality_low=quality[1],
             quality_high=quality[2],
@@ -209,8 +208,8 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.floa
     model.eval()
     losses, hits = [], []
     with torch.inference_mode():
-        for start in range(0, len(held_out.chunks), EVALUATION_BATCH):
-            rows = np.arange(start, min(start + EVALUATION_BATCH, len(held_out.chunks)))
+        for start in range(0, len(held_out.chunks), JUDGED):
+            rows = np.arange(start, min(start + JUDGED, len(held_out.chunks)))
             chunks = torch.from_numpy(held_out.chunks[rows]).to(model.device)
             indices, probabilities = (found.to(model.device) for found in held_out.outputs.batch(rows))
             loss, best = held_out.objective.judge(model, chunks, indices, probabilities)
@@ -222,17 +221,17 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.floa
 def divergence(model: PreTrainedModel, held_out: HeldOut) -> float:
     """Mean KL to the teacher, nats an answer."""
     losses, _ = evaluate(model, held_out)
-    return float(losses.sum() / held_out.labels.size)
+    return float(losses.sum() / held_out.answers.sum())
 
 
 def bootstrap(
-    hits: NDArray[np.int64], teacher_hits: NDArray[np.int64], answers: int
+    hits: NDArray[np.int64], teacher_hits: NDArray[np.int64], answers: NDArray[np.int64]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """(value, low, high) of accuracy and of retention, resampling chunks, student and teacher together; 90 %
     intervals."""
     rows = np.random.default_rng(0).integers(0, len(hits), (RESAMPLES, len(hits)))
     resampled, teacher = hits[rows].sum(1), teacher_hits[rows].sum(1)
-    accuracy = resampled / (answers * len(hits))
+    accuracy = resampled / np.maximum(answers[rows].sum(1), 1)
     retention = resampled / np.maximum(teacher, 1)
 
     def interval(value: float, samples: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -240,6 +239,6 @@ def bootstrap(
         return value, float(low), float(high)
 
     return (
-        interval(float(hits.sum() / (answers * len(hits))), accuracy),
+        interval(float(hits.sum() / answers.sum()), accuracy),
         interval(float(hits.sum() / max(1, teacher_hits.sum())), retention),
     )

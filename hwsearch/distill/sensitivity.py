@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hwsearch.distill.quantise import parts_of, quantise, restore
+from hwsearch.distill.rows import NO_ANSWER
 from hwsearch.precision import Precision, Scheme
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hwsearch.architecture import Architecture
-    from hwsearch.distill.objective import Objective
+    from hwsearch.distill.objectives.objective import Objective
     from hwsearch.distill.task import Workshop
 
     Floats = NDArray[np.float64]
@@ -56,9 +57,9 @@ def measured_losses(
     parts, answers = parts_of(model), 0
     found = np.zeros(len(parts))
     with torch.inference_mode():
-        for part in chunks.split(BATCH):
+        for part in chunks.split(BATCH * objective.inputs_a_chunk):
             own = objective.logits(model, part)
-            answers += own.shape[0] * own.shape[1]
+            answers += _asked(objective, part)
             for i, (module, names) in enumerate(parts):
                 quantise(module, names, scheme, precision)
                 found[i] += _kl(own, objective.logits(model, part))
@@ -84,10 +85,10 @@ def estimated_losses(
     generator = torch.Generator().manual_seed(0)
     model.requires_grad_(True)
     try:
-        for part in chunks.split(BATCH):
+        for part in chunks.split(BATCH * objective.inputs_a_chunk):
             each = objective.logits(model, part)
             logits, together = each.flatten(0, 1), each.shape[1] == 1
-            answers += len(logits)
+            answers += _asked(objective, part)
             drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).flatten()
             nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
             model.zero_grad(set_to_none=True)
@@ -102,6 +103,11 @@ def estimated_losses(
         for handle in handles:
             handle.remove()
     return found / max(1, answers)
+
+
+def _asked(objective: Objective, chunks: Tensor) -> int:
+    """How much is asked of some chunks."""
+    return int((objective.labels(chunks) != NO_ANSWER).sum())
 
 
 def _slope(module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
@@ -126,11 +132,12 @@ def sensitivity_in_worker(
     quantise_parts(model, architecture, scheme)
     model.load_state_dict(load_state(state)["model"])
     model.eval().requires_grad_(False)
+    parts = few.split(BATCH * objective.inputs_a_chunk)
     with torch.inference_mode():
-        whole = [objective.logits(model, part) for part in few.split(BATCH)]
+        whole = [objective.logits(model, part) for part in parts]
         restore(model)
-        plain = [objective.logits(model, part) for part in few.split(BATCH)]
-    joint = sum(_kl(p, q) for p, q in zip(plain, whole, strict=True)) / sum(p.shape[0] * p.shape[1] for p in plain)
+        plain = [objective.logits(model, part) for part in parts]
+    joint = sum(_kl(p, q) for p, q in zip(plain, whole, strict=True)) / sum(_asked(objective, part) for part in parts)
     given = (model, objective, scheme)
     return Sensitivity(
         measured={p: tuple(measured_losses(*given, p, few).tolist()) for p in precisions},

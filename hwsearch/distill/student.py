@@ -113,6 +113,8 @@ def empty_student(teacher: PreTrainedModel, architecture: Architecture) -> PreTr
     config = config_of(architecture if architecture.uniform else _stock(architecture, own_head_dim), teacher.config)
     student: PreTrainedModel = type(teacher)(config)
     student.float()
+    if getattr(teacher, "pooler", student) is None:
+        student.pooler = None  # type: ignore[assignment]
     student.set_attn_implementation(attention_of(config))
     if not architecture.uniform:
         _reshape(student, architecture)

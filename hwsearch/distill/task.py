@@ -21,22 +21,16 @@ import torch
 from safetensors.torch import load_file, save
 
 from hwsearch import __version__
-from hwsearch.distill.data import (
-    SPLITS,
-    Corpus,
-    Split,
-    draw_chunks,
-    standard_library,
-    text_files,
-)
-from hwsearch.distill.families import architecture_of, longest_of
+from hwsearch.distill.data import SPLITS, Corpus, Split
+from hwsearch.distill.families import architecture_of, longest_of, task_of
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import Facts, Recipe, TaskSpec
-from hwsearch.distill.labelled import UNLABELLED, draw_texts, labelled_texts
-from hwsearch.distill.objective import Classes, Objective
+from hwsearch.distill.objectives.objective import Objective
+from hwsearch.distill.objectives.outputs import Outputs
+from hwsearch.distill.rows import NO_ANSWER, UNLABELLED
 from hwsearch.distill.sensitivity import measured_losses
 from hwsearch.distill.student import choose_layers, with_layers
-from hwsearch.distill.teacher import Outputs, Teacher, load_teacher, teacher_outputs
+from hwsearch.distill.teacher import Teacher, load_teacher, teacher_outputs
 from hwsearch.errors import DataError
 from hwsearch.files import read_or_drop, whole
 from hwsearch.precision import Precision, Scheme
@@ -46,7 +40,7 @@ if TYPE_CHECKING:
 
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
 STATISTICS_CHUNKS = 192
-FORMAT = f"{__version__}, 2"  # of what is kept and of how scores come about; what an earlier one has left is not read
+FORMAT = f"{__version__}, 3"  # of what is kept and of how scores come about; what an earlier one has left is not read
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
 
 
@@ -56,7 +50,7 @@ class HeldOut:
 
     Attributes:
         objective: what is to be said of it.
-        chunks: token ids, [chunks, sequence + 1].
+        chunks: token ids and what is to be said of them, as the objective has them.
         outputs: the teacher's.
     """
 
@@ -66,20 +60,27 @@ class HeldOut:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """The right answers, [chunks, answers]; the teacher's own where nobody has given any."""
+        """The right answers, [chunks, answers]; the teacher's own where nobody has given any, `NO_ANSWER` where nothing
+        is asked."""
         given: NDArray[np.int64] = self.objective.labels(self.chunks)
-        return np.where(given == UNLABELLED, self.outputs.indices[:, :, 0], given)
+        return np.where(given == UNLABELLED, self.outputs.best(), given)
+
+    @cached_property
+    def answers(self) -> NDArray[np.int64]:
+        """How much is asked of each chunk, [chunks]."""
+        asked: NDArray[np.int64] = (self.labels != NO_ANSWER).sum(1)
+        return asked
 
     @cached_property
     def teacher_hits(self) -> NDArray[np.int64]:
         """Answers that the teacher gets right, [chunks]."""
-        hits: NDArray[np.int64] = (self.outputs.indices[:, :, 0] == self.labels).sum(1)
+        hits: NDArray[np.int64] = (self.outputs.best() == self.labels).sum(1)
         return hits
 
     @property
     def teacher_quality(self) -> float:
         """The share of them."""
-        return float(self.teacher_hits.sum() / self.labels.size)
+        return float(self.teacher_hits.sum() / self.answers.sum())
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Task:
         importance: of its parts.
         layers: the best layers to keep, by depth.
         sensitivities: KL to itself of the teacher with one part in a precision, [parts] as of `quantise.parts_of`.
-        chunks: token ids to train on, [chunks, sequence + 1].
+        chunks: token ids to train on and what is to be said of them.
         outputs: the teacher's on them.
         select, report: held-out sets.
         recipe: how to train.
@@ -120,11 +121,11 @@ class Workshop:
 
     def __init__(self, spec: TaskSpec, device: str = "cpu") -> None:
         self.spec, self.device = spec, device
-        self.teacher = load_teacher(spec.teacher or None)
+        self.teacher = load_teacher(spec.teacher or None, spec.task)
         limit = longest_of(self.teacher.model.config)
         if limit is not None and spec.sequence > limit:
             raise DataError(f"the teacher reads at most {limit} tokens; --sequence asks for {spec.sequence}")
-        corpus = read_corpus(spec, self.teacher)
+        corpus = self.teacher.objective.read(spec)
         self.corpus = corpus.name
         settings = msgspec.json.encode(
             (
@@ -150,8 +151,16 @@ class Workshop:
 
     def facts(self) -> Facts:
         """What is known before anything was computed."""
-        architecture = architecture_of(self.teacher.model.config, Precision.FP32)
-        return Facts(self.teacher.name, self.digest, architecture, self.corpus, self._blocks, subject=self.subject)
+        config = self.teacher.model.config
+        return Facts(
+            teacher=self.teacher.name,
+            digest=self.digest,
+            architecture=architecture_of(config, Precision.FP32),
+            corpus=self.corpus,
+            blocks=self._blocks,
+            task=task_of(config),
+            subject=self.subject,
+        )
 
     @property
     def _blocks(self) -> int:
@@ -219,7 +228,7 @@ class Workshop:
                 layers={d: tuple(stored[f"layers.{d}"].tolist()) for d in range(1, depth + 1)},
                 sensitivities={p: stored[f"sensitivities.{p}"].numpy() for p in self.spec.precisions},
                 chunks=self.tokens["train"],
-                outputs=Outputs.join(blocks),
+                outputs=self.teacher.objective.outputs.join(blocks),
                 select=self._held_out("select"),
                 report=self._held_out("report"),
                 recipe=self.spec.recipe,
@@ -231,17 +240,14 @@ class Workshop:
         path, spec = self.folder / "tokens.safetensors", self.spec
         stored = read_or_drop(path, load_file)
         if stored is None:
-            teacher, held_out = self.teacher, spec.held_out_chunks
+            objective, held_out = self.teacher.objective, spec.held_out_chunks
             counts: dict[Split, int] = {"train": spec.chunks, "select": held_out, "report": held_out}
             stored = {}
             for split, chunks in counts.items():
                 seed = spec.recipe.seed if split == "train" else None
-                texts, count = corpus.texts[split], chunks * teacher.objective.inputs_a_chunk
-                drawn = (
-                    draw_chunks(texts, teacher.tokenizer, count, spec.sequence, seed)
-                    if corpus.labels is None
-                    else draw_texts(texts, corpus.labels[split], teacher.tokenizer, count, spec.sequence, seed)
-                )
+                labels = corpus.labels[split] if corpus.labels else None
+                count = chunks * objective.inputs_a_chunk
+                drawn = objective.draw(corpus.texts[split], labels, count, spec.sequence, seed)
                 stored[split] = torch.from_numpy(drawn)
             _write(path, stored)
         return {name: stored[name].numpy() for name in SPLITS}
@@ -273,8 +279,7 @@ class Workshop:
         """A few training chunks, to look at the teacher's parts with."""
         outputs, objective = self._outputs("train", slice(0, BLOCK)), self.teacher.objective
         few = SUBSET_CHUNKS * objective.inputs_a_chunk
-        chosen = Outputs(outputs.indices[:few], outputs.probabilities[:few])
-        return HeldOut(objective, self.tokens["train"][:few], chosen)
+        return HeldOut(objective, self.tokens["train"][:few], outputs.rows(slice(few)))
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -289,18 +294,3 @@ def _falling(values: torch.Tensor) -> tuple[tuple[float, ...], ...]:
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Those whose name begins so, by the rest of it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def read_corpus(spec: TaskSpec, teacher: Teacher) -> Corpus:
-    """The text that a spec names, for a teacher."""
-    if isinstance(teacher.objective, Classes):
-        if not spec.data:
-            raise DataError("a classifier is distilled on texts of its own: --data FILE.csv with a column of text")
-        held_out = Path(spec.held_out) if spec.held_out else None
-        names = {str(name): int(number) for name, number in (teacher.model.config.label2id or {}).items()}
-        return labelled_texts(Path(spec.data), held_out, spec.text_column, spec.label_column, names)
-    if not spec.data:
-        if spec.held_out:
-            raise DataError("--eval is the held-out part of --data; give both")
-        return standard_library()
-    return text_files(Path(spec.data), Path(spec.held_out) if spec.held_out else None)

@@ -1,8 +1,7 @@
 """The teacher: loaded once, its outputs computed once and kept on disk by content.
 
-A distillation step never runs the teacher. What is kept of each position is the k largest probabilities; the rest
-counts as one mass (`losses.py`). The key is a hash of the weights, the tokens and k, so that a changed teacher or text
-never meets old outputs.
+A distillation step never runs the teacher. The key is a hash of the weights, the tokens and what is kept of an answer,
+so that a changed teacher or text never meets old outputs.
 """
 
 from __future__ import annotations
@@ -10,17 +9,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from hwsearch.distill.families import attention_of, head_of
-from hwsearch.distill.objective import Objective, objective_of
+from hwsearch.distill.families import attention_of, task_of, tasks_of
+from hwsearch.distill.families.tasks import TASKS
+from hwsearch.distill.objectives import objective_of
+from hwsearch.distill.objectives.objective import Objective
+from hwsearch.distill.objectives.outputs import TEMPERATURE, TOP_K, Outputs
 from hwsearch.errors import TeacherError
 from hwsearch.files import read_or_drop, whole
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOP_K = 32
 BATCH = 32
 
 
@@ -51,55 +50,22 @@ class Teacher:
     digest: str
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """What the teacher says of some chunks.
-
-    Attributes:
-        indices: the k most likely classes of each answer (next tokens of a language model), [chunks, answers, k].
-        probabilities: of them, [chunks, answers, k], float16.
-    """
-
-    indices: NDArray[np.integer[Any]]
-    probabilities: NDArray[np.float16]
-
-    @classmethod
-    def read(cls, path: Path) -> Outputs:
-        """What `teacher_outputs` keeps."""
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return cls(stored["indices"], stored["probabilities"])
-
-    @classmethod
-    def join(cls, parts: Sequence[Outputs]) -> Outputs:
-        """The outputs on many blocks of chunks as one."""
-        return cls(np.concatenate([p.indices for p in parts]), np.concatenate([p.probabilities for p in parts]))
-
-    def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Indices and probabilities of some chunks, [chunks x answers, k], int64 and float32."""
-        k = self.indices.shape[-1]
-        indices = torch.from_numpy(self.indices[rows].reshape(-1, k).astype(np.int64))
-        return indices, torch.from_numpy(self.probabilities[rows].reshape(-1, k).astype(np.float32))
-
-
 def embedded_teacher() -> Path:
     """The folder of the teacher that comes with hwsearch."""
     return Path(__file__).parent.parent / "embedded_teacher"
 
 
-def load_teacher(source: str | None) -> Teacher:
+def load_teacher(source: str | None, task: str = "") -> Teacher:
     """Load a checkpoint from a folder, or the embedded one.
 
+    Args:
+        source: the folder.
+        task: what it is for; by default what it says itself.
+
     Raises:
-        TeacherError: no checkpoint there, a broken one, or one of a family that is not supported.
+        TeacherError: no checkpoint there, a broken one, or one of a family or for a task that is not supported.
     """
     _quiet()
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
-
     folder = Path(source) if source else embedded_teacher()
     name = folder.resolve().name if source else "embedded-teacher"
     if not (folder / "config.json").is_file():
@@ -111,21 +77,13 @@ def load_teacher(source: str | None) -> Teacher:
             f"no safetensors in {folder}; pickled weights are not loaded. Save the model with save_pretrained"
         )
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = AutoModelForCausalLM if head_of(config) == "lm" else AutoModelForSequenceClassification
-        model = kind.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            attn_implementation=attention_of(config),
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, tokenizer = _load(folder, task)
+        config = model.config
     except TeacherError:
         raise
     except Exception as error:  # Transformers, safetensors and JSON raise a dozen kinds for a broken folder
-        raise TeacherError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {error}") from error
+        reason = next(iter(str(error).splitlines()), "")
+        raise TeacherError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {reason}") from error
     if broken := [name for name, weight in model.state_dict().items() if not bool(torch.isfinite(weight).all())]:
         raise TeacherError(
             f"the checkpoint {folder} has weights that are not finite: {broken[0]} and {len(broken) - 1} more"
@@ -135,44 +93,66 @@ def load_teacher(source: str | None) -> Teacher:
             f"the checkpoint {folder} has {config.vocab_size} embeddings for a tokenizer of {ids} tokens; "
             "save the two together"
         )
-    objective = objective_of(config, tokenizer)
+    objective = objective_of(config, tokenizer, folder)
     return Teacher(name, model.eval().requires_grad_(False), tokenizer, objective, _digest(model, tokenizer))
 
 
+def _load(folder: Path, task: str) -> tuple[Any, Any]:
+    """The model, in a class of its task, and the tokenizer."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    if task and task not in tasks_of(config):
+        raise TeacherError(
+            f"a {config.model_type} is a teacher for {', '.join(tasks_of(config))}; --task asks for {task}"
+        )
+    kind = next(kind for name, kind in TASKS.items() if name == (task or task_of(config)))
+    model, info = getattr(transformers, kind.auto_class).from_pretrained(
+        folder,
+        config=config,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype=torch.float32,
+        attn_implementation=attention_of(config),
+        output_loading_info=True,
+    )
+    model.config.architectures = [type(model).__name__]
+    if getattr(model, "pooler", None) is not None and kind.head == "none":
+        model.pooler = None  # embeddings are pooled of the last hidden states; many checkpoints have none
+    if missing := sorted(set(info["missing_keys"]) & set(model.state_dict())):
+        raise TeacherError(
+            f"the checkpoint {folder} has no weights for {missing[0]} and {len(missing) - 1} more, which a "
+            f"{type(model).__name__} has: it is damaged, or was made for something else (--task)"
+        )
+    return model, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, device: str = "cpu") -> Outputs:
-    """The teacher's outputs on `chunks`, [chunks, sequence + 1], from the cache or computed and cached.
+    """The teacher's outputs on `chunks`, [chunks, tokens], from the cache or computed and cached.
 
     Args:
         teacher: whose.
-        chunks: token ids; the last column holds only labels.
+        chunks: as its objective draws them.
         cache: folder that keeps them.
         device: to compute on; the teacher is back on the CPU afterwards, where students are cut out of it.
     """
-    classes = int(teacher.objective.classes(teacher.model.config))
-    k = min(TOP_K, classes)
-    key = hashlib.sha256(
-        f"{teacher.digest} {k} {chunks.shape} ".encode() + np.ascontiguousarray(chunks).tobytes()
-    ).hexdigest()[:24]
+    objective = teacher.objective
+    settings = f"{teacher.digest} {type(objective).__name__} {TOP_K} {TEMPERATURE} {chunks.shape} "
+    key = hashlib.sha256(settings.encode() + np.ascontiguousarray(chunks).tobytes()).hexdigest()[:24]
     path = cache / f"{key}.npz"
-    if (stored := read_or_drop(path, Outputs.read)) is not None:
+    if (stored := read_or_drop(path, objective.outputs.read)) is not None:
         return stored
-    answers = teacher.objective.labels(chunks).shape
-    indices = np.empty((*answers, k), np.uint16 if classes <= 2**16 else np.int32)
-    probabilities = np.empty((*answers, k), np.float16)
     model: Any = teacher.model
     model.to(device)
     try:
         with torch.inference_mode():
-            for start in range(0, len(chunks), BATCH):
-                part = slice(start, start + BATCH)
-                logits = teacher.objective.logits(model, torch.from_numpy(chunks[part]).to(device))
-                top = torch.softmax(logits, -1).topk(k)
-                indices[part], probabilities[part] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+            parts = torch.from_numpy(chunks).split(BATCH)
+            found = objective.outputs.join([objective.said(model, part.to(device)) for part in parts])
     finally:
         model.to("cpu")
     with whole(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, indices=indices, probabilities=probabilities)
-    return Outputs(indices, probabilities)
+        np.savez(file, **found.arrays())
+    return found
 
 
 def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -35,6 +35,8 @@ from hwsearch.precision import Precision, Scheme
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hwsearch.distill.objectives.objective import Objective
+
 TINY = 1e-8  # a scale is at least that of this weight
 OPSET = 20  # float16 scales need 19; what JetPack 6 has reads 20 at most
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes the modules that a node comes from
@@ -42,11 +44,17 @@ Shape = tuple[int, int]  # batch, sequence
 
 
 def onnx_model(
-    student: PreTrainedModel, scheme: Scheme, half: bool = False, shape: Shape | None = None, cached: bool = False
+    student: PreTrainedModel,
+    objective: Objective,
+    scheme: Scheme,
+    half: bool = False,
+    shape: Shape | None = None,
+    cached: bool = False,
 ) -> onnx.ModelProto:
     """The graph of a student.
 
-    Inputs are `input_ids` and `attention_mask`, [batch, sequence] int64; the output is `logits`, float32.
+    Inputs are `input_ids` and `attention_mask`, [batch, sequence] int64; the output is `logits`, or what else the
+    objective calls it, float32.
 
     With `cached`, keys and values that were computed before are inputs, `past.N.key` and `past.N.value`, [batch,
     kv_heads, past, head_dim], of which there may be none; all of them are outputs, `present.N.key` and so on. The mask
@@ -54,6 +62,7 @@ def onnx_model(
 
     Args:
         student: with its int8 parts quantised; not changed.
+        objective: what it is for.
         scheme: by which they were trained.
         half: float parts in float16.
         shape: of static inputs; symbolic by default.
@@ -68,7 +77,7 @@ def onnx_model(
             by_precision.setdefault(module.precision, {})[name] = module
     eight = by_precision.get(Precision.INT8, {})
     check_scheme(scheme, half, list(eight.values()))
-    model = _float_graph(student, half, shape, cached)
+    model = _float_graph(student, objective, half, shape, cached)
     if four := by_precision.get(Precision.INT4):
         model = _four_bit_weights(model, _nodes_of(model, set(four)), scheme.group)
     if wide := by_precision.get(Precision.W8A16):
@@ -106,14 +115,13 @@ def check_scheme(scheme: Scheme, half: bool, quantised: list[QuantisedLinear]) -
 class _Whole(nn.Module):
     """One forward pass."""
 
-    def __init__(self, student: PreTrainedModel) -> None:
+    def __init__(self, student: PreTrainedModel, objective: Objective) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.objective = student, objective
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits of every answer."""
-        logits: Tensor = self.student(input_ids=input_ids, attention_mask=attention_mask).logits
-        return logits.float()
+        """Every answer."""
+        return self.objective.answer(self.student, input_ids, attention_mask).float()
 
 
 class _Continued(nn.Module):
@@ -137,7 +145,9 @@ class _Continued(nn.Module):
         return (found.logits.float(), *present)
 
 
-def _float_graph(student: PreTrainedModel, half: bool, shape: Shape | None, cached: bool) -> onnx.ModelProto:
+def _float_graph(
+    student: PreTrainedModel, objective: Objective, half: bool, shape: Shape | None, cached: bool
+) -> onnx.ModelProto:
     """What PyTorch's exporter makes of a student with every layer in float."""
     model = copy.deepcopy(student).eval()
     head = model.get_output_embeddings()
@@ -156,7 +166,7 @@ def _float_graph(student: PreTrainedModel, half: bool, shape: Shape | None, cach
     ids = torch.zeros((batch, sequence), dtype=torch.int64)
     inputs: tuple[Any, ...] = (ids, torch.ones_like(ids))
     axes: tuple[Any, ...] = ({0: _axis("batch"), 1: _axis("sequence")},) * 2
-    names, outputs = ["input_ids", "attention_mask"], ["logits"]
+    names, outputs = ["input_ids", "attention_mask"], [objective.output]
     if cached:
         before = 5
         with torch.no_grad():
@@ -172,7 +182,7 @@ def _float_graph(student: PreTrainedModel, half: bool, shape: Shape | None, cach
         outputs += [f"present.{part}" for part in parts]
     with _quiet():
         program = torch.onnx.export(
-            _Continued(model) if cached else _Whole(model),
+            _Continued(model) if cached else _Whole(model, objective),
             inputs,
             input_names=names,
             output_names=outputs,

@@ -39,3 +39,4 @@ def save_huggingface(student: TrainedStudent, folder: Path) -> None:
     model = copy.deepcopy(student.model)
     restore(model)
     model.save_pretrained(folder)
+    student.teacher.objective.save(folder, model.config)

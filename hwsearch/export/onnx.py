@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def write_onnx(
 
     Args:
         student: that was trained.
-        chunks: held-out token ids, [chunks, sequence + 1]; the last column holds labels alone.
+        chunks: held-out text, as the objective draws it.
         to: folder; appears whole or not at all, an earlier export there is replaced.
         run: batch and sequence that the script runs, and static graphs have.
         threads: that the script gives ONNX Runtime; 0 for its own choice.
@@ -95,7 +96,10 @@ def write_graphs(
     plain = copy.deepcopy(student.model)
     restore(plain)
     texts = list(texts_of(student, chunks, shape))
-    runs = {"model.onnx": (student_whole, whole)}
+    objective = student.teacher.objective
+    runs: dict[str, tuple[Callable[[PreTrainedModel], Run], Callable[[Path], Run]]] = {
+        "model.onnx": (partial(student_whole, objective), whole)
+    }
     if student.architecture.block == "decoder":
         runs["model_with_past.onnx"] = (student_continued, continued)
     found = {}
@@ -121,14 +125,16 @@ def _write(
 ) -> Parity:
     """Write one graph, checked against `sides`: what runs a model, the student, and the student in float where it has
     quantised parts."""
-    model = onnx_model(student.model, student.scheme, half, shape, graph is continued)
+    objective = student.teacher.objective
+    model = onnx_model(student.model, objective, student.scheme, half, shape, graph is continued)
     onnx.save(model, path, save_as_external_data=model.ByteSize() > MOST_BYTES, location=f"{path.name}.data")
     own, trained, plain = sides
+    choices = objective.choices
     in_float, written = own(plain) if plain is not None else None, graph(path)
-    found = compare(own(trained), in_float, written, texts, half)
+    found = compare(own(trained), in_float, written, choices, texts, half)
     if found.fault and in_float and not half:
         wide = copy.deepcopy(trained).double()
-        found = replace(compare(own(wide), in_float, written, texts, half), student="float64")
+        found = replace(compare(own(wide), in_float, written, choices, texts, half), student="float64")
     demand(found, path.name)
     return found
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,8 @@ from hwsearch.errors import ExportError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from hwsearch.distill.objectives.objective import Objective
 
 RELATIVE = {False: 1e-4, True: 2e-2}  # largest difference of logits over the largest logit; in float32 and in float16
 SHARE = 0.1  # of the KL that quantisation causes, which the graph's from the student may be
@@ -83,13 +86,21 @@ class Parity(msgspec.Struct, frozen=True):
         return None
 
 
-def compare(own: Run, in_float: Run | None, graph: Run, texts: Iterable[tuple[Tensor, Tensor]], half: bool) -> Parity:
+def compare(
+    own: Run,
+    in_float: Run | None,
+    graph: Run,
+    choices: Callable[[Tensor], Tensor],
+    texts: Iterable[tuple[Tensor, Tensor]],
+    half: bool,
+) -> Parity:
     """A graph beside its student.
 
     Args:
         own: the student.
         in_float: the student with every part in float; None where it has no int8 parts.
         graph: that was exported.
+        choices: logits of an answer, as of `Objective`.
         texts: batches of token ids and mask.
         half: whether the graph's float parts are in float16.
     """
@@ -98,9 +109,9 @@ def compare(own: Run, in_float: Run | None, graph: Run, texts: Iterable[tuple[Te
     largest = difference = margin = 0.0
     for ids, mask in texts:
         with torch.inference_mode():
-            wanted = _flat(own(ids, mask))
-            plain = _flat(in_float(ids, mask)) if in_float else wanted
-            found = _flat(graph(ids, mask))
+            wanted = choices(own(ids, mask)).detach().float()
+            plain = choices(in_float(ids, mask)).detach().float() if in_float else wanted
+            found = choices(graph(ids, mask)).float()
         if not bool(found.isfinite().all()):
             found, difference = wanted, math.inf
         kl, from_float = kl + _kl(wanted, found), from_float + _kl(plain, found)
@@ -193,24 +204,15 @@ def student_continued(model: PreTrainedModel) -> Run:
     return run
 
 
-def student_whole(model: PreTrainedModel) -> Run:
+def student_whole(objective: Objective, model: PreTrainedModel) -> Run:
     """One forward pass of the student itself."""
-
-    def run(ids: Tensor, mask: Tensor) -> Tensor:
-        logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
-        return logits
-
-    return run
+    return partial(objective.answer, model)
 
 
 def goes(ids: Tensor) -> list[tuple[int, int]]:
     """A prompt, a token, and the rest."""
     half, end = ids.shape[1] // 2, ids.shape[1]
     return [(a, b) for a, b in ((0, half), (half, half + 1), (half + 1, end)) if a < b]
-
-
-def _flat(logits: Tensor) -> Tensor:
-    return logits.detach().float().reshape(-1, logits.shape[-1])
 
 
 def _kl(p: Tensor, q: Tensor) -> float:

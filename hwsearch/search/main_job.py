@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hwsearch.device import DeviceProfile, Target
-from hwsearch.distill.job import METRICS, Facts, TaskSpec
+from hwsearch.distill.families.tasks import TASKS
+from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.errors import ExportError, NothingFits
 from hwsearch.files import pretty, write_text
 from hwsearch.search.description import describe
@@ -79,17 +80,17 @@ def run_search(
             f"the teacher itself fits: {format_ms(plan.teacher_latency.high_ms)} at most in {plan.teacher_precision}. "
             "The budget is no constraint, and no student loses less than its teacher"
         )
-        return None, summarise("", plan, None, time.monotonic() - started)
+        return None, summarise("", plan, facts.task, None, time.monotonic() - started)
     try:
         plan.check()
         if dry_run:
-            return None, summarise("", plan, None, time.monotonic() - started)
+            return None, summarise("", plan, facts.task, None, time.monotonic() - started)
         return _search(
             plan, facts, spec, trainer, progress, deliver, out, budget_text, measurer, started, storage, name
         )
     except NothingFits as miss:
         raise NothingFits(
-            str(miss), summarise("", plan, None, time.monotonic() - started, nearest=miss.details)
+            str(miss), summarise("", plan, facts.task, None, time.monotonic() - started, miss.details)
         ) from None
 
 
@@ -124,7 +125,7 @@ def _search(
             progress.say(f"this run was finished before; its answer stands in {run.folder}")
             return run.folder, stored
         facts = complete(trainer, facts, progress)
-        progress.say(f"teacher: {METRICS[facts.architecture.head]} {facts.quality:.1%} on select")
+        progress.say(f"teacher: {TASKS[facts.task].metric} {facts.quality:.1%} on select")
         known = kept(facts.subject)
         if warning := trust(wishes.steps, known):
             progress.say(f"{warning}. Students may be stopped too early; --steps auto takes what is known")
@@ -138,7 +139,7 @@ def _search(
         finally:
             study.close()
         document = {
-            **summarise(study.name, plan, outcome, time.monotonic() - started),
+            **summarise(study.name, plan, facts.task, outcome, time.monotonic() - started),
             "sensitivity": _sensitivity(plan, outcome, run, trainer),
             "asked_trials": outcome.asked,
             "fidelity": known,

@@ -102,8 +102,17 @@ class NullTrainer:
             for name, count in (("groups", shape.kv_heads), ("ffn", shape.ffn))
         }
         return Facts(
-            "null-teacher", "0" * 16, self.teacher, "no text", 2, 0.6, layers, sensitivities, "1" * 16, importance
-        )  # fmt: skip
+            teacher="null-teacher",
+            digest="0" * 16,
+            architecture=self.teacher,
+            corpus="no text",
+            blocks=2,
+            quality=0.6,
+            layers=layers,
+            sensitivities=sensitivities,
+            subject="1" * 16,
+            importance=importance,
+        )
 
 
 class NullProgress:

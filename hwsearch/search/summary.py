@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from hwsearch.distill.job import METRICS
+from hwsearch.distill.families.tasks import TASKS, TaskName
 from hwsearch.search.engine import Outcome
 from hwsearch.search.plan import Plan
 from hwsearch.search.result import Result
@@ -25,6 +25,7 @@ def versions() -> dict[str, str]:
 def summarise(
     study: str,
     plan: Plan,
+    task: TaskName,
     outcome: Outcome | None,
     seconds: float,
     nearest: Result | None = None,
@@ -34,12 +35,14 @@ def summarise(
     Args:
         study: its name.
         plan: what was asked and what the price decides.
+        task: that the teacher is for.
         outcome: what was found; None when nothing fits or the teacher does.
         seconds: that it took.
         nearest: the nearest miss when nothing fits.
     """
     teacher = {
-        "metric": METRICS[plan.teacher.head],
+        "task": task,
+        "metric": TASKS[task].metric,
         "quality": outcome.teacher_quality if outcome else None,
         "precision": str(plan.teacher_precision),
         "latency": msgspec.to_builtins(plan.teacher_latency),

@@ -13,6 +13,12 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.families import FAMILIES, architecture_of, family_of
 from hwsearch.distill.importance import Importance, measure_importance
+from hwsearch.distill.objectives.classes import Classes
+from hwsearch.distill.objectives.masked_token import MaskedToken
+from hwsearch.distill.objectives.neighbours import Neighbours
+from hwsearch.distill.objectives.next_token import NextToken
+from hwsearch.distill.objectives.tags import Tags
+from hwsearch.distill.rows import NO_ANSWER, UNLABELLED
 from hwsearch.distill.student import StudentPlan, build_student, random_student, with_layers
 from hwsearch.distill.teacher import Teacher, load_teacher
 from hwsearch.errors import ArchitectureError, TeacherError
@@ -28,11 +34,24 @@ def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def chunks() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    found = torch.randint(1, 320, (24, 33), generator=generator)
-    found[::3, 20:-1] = 0  # short ones
+def chunks(teacher: Teacher) -> torch.Tensor:
+    """Random text as the teacher's objective has it, some of it short."""
+    return random_chunks(type(teacher.objective))
+
+
+def random_chunks(objective: type) -> torch.Tensor:
+    found = torch.randint(2, 320, (24, 33), generator=torch.Generator().manual_seed(0))
+    if objective is NextToken:
+        return found
+    if objective is MaskedToken:
+        truth, found[:, 2:30:7] = found[:, 2:30:7].clone(), 1
+        return torch.cat([found, truth], 1)
+    found[::3, 20:-1] = 0
+    if objective is Tags:
+        return torch.cat([found[:, :-1], torch.where(found[:, :-1] > 0, found[:, :-1] % 3, NO_ANSWER)], 1)
     found[:, -1] %= 3
+    if objective is Neighbours:
+        found[:, -1] = UNLABELLED
     return found
 
 
@@ -96,7 +115,11 @@ def test_slices_are_nearer_to_the_teacher_than_fresh_weights(
     plan, truth = StudentPlan(smaller, (0, 1, 2)), says(teacher, teacher.model, chunks)
 
     def distance(student: Any) -> float:
-        return float((truth.exp() * (truth - says(teacher, student, chunks))).sum(-1).mean())
+        found = says(teacher, student, chunks)
+        if isinstance(teacher.objective, Neighbours):  # to random weights all texts are near: in which order counts
+            other = ~torch.eye(len(chunks), dtype=torch.bool).unsqueeze(1)
+            return 1 - float(torch.corrcoef(torch.stack([truth[other], found[other]]))[0, 1])
+        return float((truth.exp() * (truth - found)).sum(-1).mean())
 
     sliced = distance(build_student(teacher.model, plan, importance))
     fresh = distance(random_student(teacher.model, smaller, 0))
@@ -126,8 +149,8 @@ def test_every_weight_has_its_axes(teacher: Teacher) -> None:
     assert all(hasattr(layer, "forward") for layer in family.layers_of(teacher.model))
 
 
-def test_an_encoder_shares_its_width_among_its_heads(tiny_classifier: Path, chunks: torch.Tensor) -> None:
-    teacher = load_teacher(str(tiny_classifier))
+def test_an_encoder_shares_its_width_among_its_heads(tiny_classifier: Path) -> None:
+    teacher, chunks = load_teacher(str(tiny_classifier)), random_chunks(Classes)
     importance = measure_importance(teacher.model, teacher.objective, chunks)
     with pytest.raises(ArchitectureError, match="shares its width among the heads: 4 of 16 channels are not 80"):
         build_student(teacher.model, StudentPlan(shape(teacher, width=80, heads=4), (0, 1, 2)), importance)
@@ -152,9 +175,15 @@ def test_a_head_that_is_not_known_is_one_clear_line(tiny_classifier: Path, tmp_p
     folder = tmp_path / "masked"
     shutil.copytree(tiny_classifier, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
-    with pytest.raises(TeacherError, match=r"of the type bert are \.\.\.ForSequenceClassification"):
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMultipleChoice"]}))
+    with pytest.raises(TeacherError, match=r"of the type bert are \.\.\.ForSequenceClassification, "):
         load_teacher(str(folder))
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    with pytest.raises(TeacherError, match=r"has no weights for .* it is damaged, or was made for something else"):
+        load_teacher(str(folder))
+    with pytest.raises(TeacherError, match=r"a bert is a teacher for text-classification, .* asks for text-generation"):
+        load_teacher(str(folder), "text-generation")
+    assert load_teacher(str(folder), "sentence-similarity").objective.output == "sentence_embedding"
 
 
 def test_no_type_is_in_two_families() -> None:

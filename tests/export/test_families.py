@@ -1,6 +1,5 @@
 """Students of every family train quantised, and run as graphs."""
 
-import json
 from pathlib import Path
 
 import msgspec
@@ -18,28 +17,29 @@ from hwsearch.precision import Precision, Scheme
 from tests.checkpoints import CHECKPOINTS, save_checkpoint
 
 SCHEME = Scheme(activations="dynamic", activation_type="uint8")
-KINDS = ("gpt2", "qwen3", "qwen2", "roberta", "distilbert", "modernbert")  # llama and bert stand in the other tests
+KINDS = (  # llama and bert's classifier stand in the other tests
+    "gpt2", "qwen3", "qwen2", "roberta", "distilbert", "modernbert", "bert tags", "bert masks", "bert embeds",
+    "roberta masks", "distilbert masks", "distilbert embeds", "modernbert tags", "modernbert masks",
+    "modernbert embeds",
+)  # fmt: skip
+UNEVEN = ("gpt2", "qwen3", "distilbert", "modernbert")
 
 
-@pytest.mark.parametrize("uneven", [False, True])
-@pytest.mark.parametrize("model_type", KINDS)
+@pytest.mark.parametrize(("name", "uneven"), [*((name, False) for name in KINDS), *((name, True) for name in UNEVEN)])
 def test_a_student_of_every_family_runs_as_a_graph(
-    model_type: str, uneven: bool, tmp_path: Path, text_file: Path, labelled_file: Path
+    name: str, uneven: bool, tmp_path: Path, text_file: Path, labelled_file: Path, tagged_file: Path
 ) -> None:
     torch.set_num_threads(1)
-    if uneven and model_type in ("qwen2", "roberta"):
-        pytest.skip("as llama and bert")
-    folder = save_checkpoint(tmp_path, model_type, text_file)
-    if "Classification" in CHECKPOINTS[model_type][0]:
-        config = json.loads((folder / "config.json").read_text())
-        names = ["red", "green", "blue"]
-        config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        (folder / "config.json").write_text(json.dumps(config))
+    folder = save_checkpoint(tmp_path, name, text_file)
+    task = CHECKPOINTS[name][0]
+    columns, data = {}, text_file
+    if task == "token-classification":
+        columns, data = {"text_column": "tokens", "label_column": "tags"}, tagged_file
+    elif task in ("text-classification", "sentence-similarity"):
         data = labelled_file
-    else:
-        data = text_file
     recipe = Recipe(batch=4)
-    spec = TaskSpec(str(folder), str(data), sequence=24, chunks=64, held_out_chunks=16, recipe=recipe, scheme=SCHEME)
+    sizes = {"sequence": 24, "chunks": 64, "held_out_chunks": 16}
+    spec = TaskSpec(str(folder), str(data), recipe=recipe, scheme=SCHEME, **sizes, **columns)
     workshop = Workshop(spec)
     whole = architecture_of(workshop.teacher.model.config, Precision.FP32)
     layers = [

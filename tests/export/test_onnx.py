@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,9 @@ def test_half_precision_beside_int8(make_student: Make, tmp_path: Path) -> None:
 def test_it_is_the_network_that_was_priced(make_student: Make, tmp_path: Path, block: str) -> None:
     """After ONNX Runtime's optimisation the export has the kernels of the graph that latencies are measured on."""
     student, _ = make_student(block, DYNAMIC, "int8,fp32")
-    exported = _kernels(onnx_model(student.model, student.scheme, shape=(1, 24)), tmp_path / "exported.onnx")
+    exported = _kernels(
+        onnx_model(student.model, student.teacher.objective, student.scheme, shape=(1, 24)), tmp_path / "exported.onnx"
+    )
     priced = _kernels(build_graph(student.architecture, Workload(1, 24)), tmp_path / "priced.onnx")
     # A residual in front of a norm is fused with it or not; BERT's first norm is priced as one behind the last layer.
     norms = ("LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization")
@@ -128,7 +131,7 @@ def test_padding_changes_no_answer(make_student: Make, tmp_path: Path) -> None:
 
     student, _ = make_student("encoder", DYNAMIC, "fp32,fp32")
     path = tmp_path / "model.onnx"
-    onnx.save(onnx_model(student.model, student.scheme), path)
+    onnx.save(onnx_model(student.model, student.teacher.objective, student.scheme), path)
     opened = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(0).integers(1, 300, (3, 9))
     short = opened.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
@@ -141,14 +144,18 @@ def test_the_student_is_not_changed(make_student: Make) -> None:
     ids = torch.arange(20).reshape(1, 20)
     with torch.inference_mode():
         before = student.model(ids).logits
-        onnx_model(student.model, student.scheme, half=True)
+        onnx_model(student.model, student.teacher.objective, student.scheme, half=True)
         assert torch.equal(student.model(ids).logits, before)
     assert student.quantised
 
 
 def test_every_product_knows_its_module(make_student: Make) -> None:
     student, _ = make_student("decoder", DYNAMIC, "fp32,fp32")
-    names = [module_of(node) for node in onnx_model(student.model, DYNAMIC).graph.node if node.op_type == "MatMul"]
+    names = [
+        module_of(node)
+        for node in onnx_model(student.model, student.teacher.objective, DYNAMIC).graph.node
+        if node.op_type == "MatMul"
+    ]
     linear = [name for name, module in student.model.named_modules() if isinstance(module, torch.nn.Linear)]
     assert set(linear) <= set(names)
 
@@ -184,9 +191,13 @@ def _with_other_ranges(student: TrainedStudent) -> TrainedStudent:
 
 def test_a_graph_that_gives_no_numbers_is_an_error() -> None:
     logits, texts = torch.randn(2, 3, 5), [(torch.zeros(2, 3), torch.ones(2, 3))]
-    found = compare(lambda *_: logits, None, lambda *_: logits * np.nan, texts, half=True)
-    assert "not finite" in str(found.fault)
-    assert compare(lambda *_: logits, None, lambda *_: logits.clone(), texts, half=True).fault is None
+
+    def beside(factor: float) -> str | None:
+        flat = partial(torch.flatten, end_dim=1)
+        return compare(lambda *_: logits, None, lambda *_: logits * factor, flat, texts, half=True).fault
+
+    assert "not finite" in str(beside(np.nan))
+    assert beside(1.0) is None
 
 
 def test_half_precision_is_checked_in_float32_first(make_student: Make, tmp_path: Path) -> None:
@@ -199,12 +210,12 @@ def test_half_precision_is_checked_in_float32_first(make_student: Make, tmp_path
 def test_schemes_that_onnx_has_no_form_for(make_student: Make) -> None:
     student, _ = make_student("decoder", STATIC, "int8,fp32")
     with pytest.raises(ExportError, match="trained for int8 beside float32"):
-        onnx_model(student.model, Scheme("dynamic", "int8", "channel"))
+        onnx_model(student.model, student.teacher.objective, Scheme("dynamic", "int8", "channel"))
     for module in student.quantised.values():
         module.high.zero_()
         module.low.zero_()
     with pytest.raises(ExportError, match="without ranges"):
-        onnx_model(student.model, STATIC)
+        onnx_model(student.model, student.teacher.objective, STATIC)
 
 
 def _parity(**changed: float) -> Parity:

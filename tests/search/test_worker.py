@@ -73,7 +73,7 @@ class Stranger(NullTrainer):
 
     def _facts(self) -> Facts:
         facts = super()._facts()
-        return Facts("null-teacher", "1" * 16, facts.architecture, "other text", 2, 0.6, facts.layers)
+        return Facts("null-teacher", "1" * 16, facts.architecture, "other text", 2, quality=0.6, layers=facts.layers)
 
 
 def test_a_worker_with_another_text_is_refused(tmp_path: Path) -> None:

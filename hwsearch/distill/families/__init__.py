@@ -6,16 +6,18 @@ name in it. Students are stock configurations of the teacher's own class.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
-from hwsearch.architecture import Architecture, Head, Layer
+from hwsearch.architecture import Architecture, Layer
 from hwsearch.distill.families.bert import BERT
 from hwsearch.distill.families.distilbert import DISTILBERT
-from hwsearch.distill.families.family import Family
+from hwsearch.distill.families.family import Family, Top
 from hwsearch.distill.families.gpt2 import GPT2
 from hwsearch.distill.families.llama import LLAMA
 from hwsearch.distill.families.modernbert import MODERNBERT
 from hwsearch.distill.families.roberta import ROBERTA
+from hwsearch.distill.families.tasks import TASKS, TaskName
 from hwsearch.errors import TeacherError
 from hwsearch.precision import Precision
 
@@ -26,11 +28,29 @@ FAMILIES = (LLAMA, GPT2, BERT, ROBERTA, DISTILBERT, MODERNBERT)
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The family of a Transformers configuration.
+    """The family of a Transformers configuration, with what its class has on top.
 
     Raises:
         TeacherError: none that is supported.
     """
+    return _under(_family(config), _top(config))
+
+
+def task_of(config: PretrainedConfig) -> TaskName:
+    """What a checkpoint was made for; a configuration that does not say is of the family's first kind.
+
+    Raises:
+        TeacherError: nothing that is supported.
+    """
+    return _top(config).task
+
+
+def tasks_of(config: PretrainedConfig) -> tuple[TaskName, ...]:
+    """What checkpoints of this type may have been made for."""
+    return tuple(top.task for top in _family(config).tops.values())
+
+
+def _family(config: PretrainedConfig) -> Family:
     for family in FAMILIES:
         if config.model_type in family.model_types:
             return family
@@ -38,19 +58,19 @@ def family_of(config: PretrainedConfig) -> Family:
     raise TeacherError(f"teachers are checkpoints of the types {known}; this one is a {config.model_type!r}")
 
 
-def head_of(config: PretrainedConfig) -> Head:
-    """What stands on top of a checkpoint; a configuration that does not say is of the family's first kind.
-
-    Raises:
-        TeacherError: nothing that is supported.
-    """
-    tasks = family_of(config).tasks
-    names = list(getattr(config, "architectures", None) or tasks)
-    for end, head in tasks.items():
+def _top(config: PretrainedConfig) -> Top:
+    tops = _family(config).tops
+    names = list(getattr(config, "architectures", None) or tops)
+    for end, top in tops.items():
         if any(name.endswith(end) for name in names):
-            return head
-    kinds = ", ".join(f"...{end}" for end in tasks)
+            return top
+    kinds = ", ".join(f"...{end}" for end in tops)
     raise TeacherError(f"teachers of the type {config.model_type} are {kinds}; this checkpoint is a {names[0]}")
+
+
+@cache
+def _under(family: Family, top: Top) -> Family:
+    return family.under(top)
 
 
 def head_dim_of(config: PretrainedConfig) -> int:
@@ -76,6 +96,7 @@ def architecture_of(config: PretrainedConfig, precision: Precision) -> Architect
     family = family_of(config)
     sizes = {entry: getattr(config, name) for entry, name in family.entries.items()}
     heads, ffn = int(sizes["heads"]), int(sizes["ffn"] or 4 * sizes["width"])  # as GPT-2 reads a missing one
+    head = TASKS[task_of(config)].head
     layer = Layer(heads, int(getattr(config, "num_key_value_heads", None) or heads), ffn, precision, precision)
     return Architecture(
         block=family.block,
@@ -84,9 +105,9 @@ def architecture_of(config: PretrainedConfig, precision: Precision) -> Architect
         layers=(layer,) * int(sizes["depth"]),
         gated_ffn=family.gated_ffn,
         norm=family.norm,
-        tied=bool(config.tie_word_embeddings) and head_of(config) == "lm",
+        tied=bool(config.tie_word_embeddings) and head == "lm",
         vocab=int(config.vocab_size),
-        head=head_of(config),
+        head=head,
         head_precision=precision,
         embedding_precision=precision,
         kv_precision=precision,

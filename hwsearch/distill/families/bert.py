@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hwsearch.distill.families.family import Axis, Family
+from hwsearch.distill.families.family import Axis, Family, Top
 
 LAYER: dict[str, tuple[Axis, ...]] = {
     "attention.self.query.weight": ("head", "width"),
@@ -33,9 +33,45 @@ ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value
 FEED_FORWARD = ("intermediate.dense", "output.dense")
 READS = {"attention.self": "attention.self.query", "intermediate": "intermediate.dense"}
 
+TAGGER = Top(
+    "token-classification",
+    {"classifier.weight": ("whole", "width"), "classifier.bias": ("whole",)},
+    {"classifier": "classifier"},
+)
+
 BERT = Family(
     model_types=("bert",),
-    tasks={"ForSequenceClassification": "classify"},
+    base="bert",
+    tops={
+        "ForSequenceClassification": Top(
+            "text-classification",
+            {
+                "bert.pooler.dense.weight": ("pooled", "width"),
+                "bert.pooler.dense.bias": ("pooled",),
+                "classifier.weight": ("whole", "pooled"),
+                "classifier.bias": ("whole",),
+            },
+            {"bert.pooler": "bert.pooler.dense", "classifier": "classifier"},
+        ),
+        "ForTokenClassification": TAGGER,
+        "ForMaskedLM": Top(
+            "fill-mask",
+            {
+                "cls.predictions.transform.dense.weight": ("width", "width"),
+                "cls.predictions.transform.dense.bias": ("width",),
+                "cls.predictions.transform.LayerNorm.weight": ("width",),
+                "cls.predictions.transform.LayerNorm.bias": ("width",),
+                "cls.predictions.decoder.weight": ("vocab", "width"),
+                "cls.predictions.decoder.bias": ("vocab",),
+                "cls.predictions.bias": ("vocab",),
+            },
+            {
+                "cls.predictions.transform.dense": "cls.predictions.transform.dense",
+                "cls.predictions.decoder": "cls.predictions.decoder",
+            },
+        ),
+        "Model": Top("sentence-similarity"),
+    },
     block="encoder",
     norm="layernorm",
     gated_ffn=False,
@@ -44,13 +80,7 @@ BERT = Family(
     layers="bert.encoder.layer",
     attention=ATTENTION,
     feed_forward=FEED_FORWARD,
-    reads=READS | {"bert.pooler": "bert.pooler.dense", "classifier": "classifier"},
-    shared={f"bert.embeddings.{name}": axes for name, axes in EMBEDDINGS.items()}
-    | {
-        "bert.pooler.dense.weight": ("pooled", "width"),
-        "bert.pooler.dense.bias": ("pooled",),
-        "classifier.weight": ("whole", "pooled"),
-        "classifier.bias": ("whole",),
-    },
+    reads=READS,
+    shared={f"bert.embeddings.{name}": axes for name, axes in EMBEDDINGS.items()},
     layer=LAYER,
 )

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from hwsearch.distill.families.family import Family
+from hwsearch.distill.families.bert import TAGGER
+from hwsearch.distill.families.family import Family, Top
 
 DISTILBERT = Family(
     model_types=("distilbert",),
-    tasks={"ForSequenceClassification": "classify"},
+    base="distilbert",
+    tops={
+        "ForSequenceClassification": Top(
+            "text-classification",
+            {
+                "pre_classifier.weight": ("pooled", "width"),
+                "pre_classifier.bias": ("pooled",),
+                "classifier.weight": ("whole", "pooled"),
+                "classifier.bias": ("whole",),
+            },
+            {"pre_classifier": "pre_classifier", "classifier": "classifier"},
+        ),
+        "ForTokenClassification": TAGGER,
+        "ForMaskedLM": Top(
+            "fill-mask",
+            {
+                "vocab_transform.weight": ("width", "width"),
+                "vocab_transform.bias": ("width",),
+                "vocab_layer_norm.weight": ("width",),
+                "vocab_layer_norm.bias": ("width",),
+                "vocab_projector.weight": ("vocab", "width"),
+                "vocab_projector.bias": ("vocab",),
+            },
+            {"vocab_transform": "vocab_transform", "vocab_projector": "vocab_projector"},
+        ),
+        "Model": Top("sentence-similarity"),
+    },
     block="encoder",
     norm="layernorm",
     gated_ffn=False,
@@ -20,18 +47,12 @@ DISTILBERT = Family(
         "attention.k_lin": "attention.q_lin",
         "attention.v_lin": "attention.q_lin",
         "ffn.lin1": "ffn.lin1",
-        "pre_classifier": "pre_classifier",
-        "classifier": "classifier",
     },
     shared={
         "distilbert.embeddings.word_embeddings.weight": ("vocab", "width"),
         "distilbert.embeddings.position_embeddings.weight": ("whole", "width"),
         "distilbert.embeddings.LayerNorm.weight": ("width",),
         "distilbert.embeddings.LayerNorm.bias": ("width",),
-        "pre_classifier.weight": ("pooled", "width"),
-        "pre_classifier.bias": ("pooled",),
-        "classifier.weight": ("whole", "pooled"),
-        "classifier.bias": ("whole",),
     },
     layer={
         "attention.q_lin.weight": ("head", "width"),

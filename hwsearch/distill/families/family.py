@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from hwsearch.architecture import Block, Head, Norm
+from hwsearch.architecture import Block, Norm
+from hwsearch.distill.families.tasks import TaskName
 from hwsearch.errors import TeacherError
 
 if TYPE_CHECKING:
@@ -23,13 +24,29 @@ ENTRIES: Mapping[Entry, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Top:
+    """What a class of models has on top of its layers.
+
+    Attributes:
+        task: that it is for.
+        shared: axes of the weights there, by name.
+        reads: as of `Family`, of these weights.
+    """
+
+    task: TaskName
+    shared: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict)
+    reads: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Family:
     """One layout of weights. Names are of modules and weights as `named_parameters` has them.
 
     Attributes:
         model_types: `model_type` of the Transformers configurations that have it.
-        tasks: ends of the class names in a configuration's `architectures`, with the head that such a class has.
+        base: the module that holds all but the top; classes without a top are this module itself.
+        tops: ends of the class names in a configuration's `architectures`, with what such a class has on top.
         block: what attends to what.
         norm: which normalisation it uses.
         gated_ffn: whether a third matrix gates the feed-forward part.
@@ -49,7 +66,8 @@ class Family:
     """
 
     model_types: tuple[str, ...]
-    tasks: Mapping[str, Head]
+    base: str
+    tops: Mapping[str, Top]
     block: Block
     norm: Norm
     gated_ffn: bool
@@ -64,6 +82,19 @@ class Family:
     transposed: bool = False
     entries: Mapping[Entry, str] = field(default_factory=lambda: ENTRIES)
     first_position: int = 0
+
+    def under(self, top: Top) -> Family:
+        """The family's models that have this on top."""
+        family = replace(self, shared={**self.shared, **top.shared}, reads={**self.reads, **top.reads})
+        if top.task != "sentence-similarity":
+            return family
+
+        def bare(name: str) -> str:
+            return name.removeprefix(f"{self.base}.")
+
+        shared = {bare(name): axes for name, axes in family.shared.items()}
+        reads = {bare(start): bare(module) for start, module in family.reads.items()}
+        return replace(family, layers=bare(self.layers), shared=shared, reads=reads)
 
     def axes(self, name: str) -> tuple[int | None, tuple[Axis, ...]]:
         """The layer that a weight belongs to (None outside the layers) and what its axes are.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hwsearch.distill.families.family import Family
+from hwsearch.distill.families.family import Family, Top
 
 GPT2 = Family(
     model_types=("gpt2",),
-    tasks={"LMHeadModel": "lm"},
+    base="transformer",
+    tops={"LMHeadModel": Top("text-generation")},
     block="decoder",
     norm="layernorm",
     gated_ffn=False,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hwsearch.distill.families.family import Family
+from hwsearch.distill.families.family import Family, Top
 
 LLAMA = Family(
     model_types=("llama", "qwen2", "qwen3", "mistral"),
-    tasks={"ForCausalLM": "lm"},
+    base="model",
+    tops={"ForCausalLM": Top("text-generation")},
     block="decoder",
     norm="rmsnorm",
     gated_ffn=True,

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from hwsearch.distill.families.family import Family
+from hwsearch.distill.families.family import Axis, Family, Top
+
+POOLED: dict[str, tuple[Axis, ...]] = {
+    "head.dense.weight": ("pooled", "width"),
+    "head.dense.bias": ("pooled",),
+    "head.norm.weight": ("pooled",),
+    "head.norm.bias": ("pooled",),
+    "classifier.weight": ("whole", "pooled"),
+    "classifier.bias": ("whole",),
+}
+CLASSIFIER = {"head.dense": "head.dense", "classifier": "classifier"}
 
 MODERNBERT = Family(
     model_types=("modernbert",),
-    tasks={"ForSequenceClassification": "classify"},
+    base="model",
+    tops={
+        "ForSequenceClassification": Top("text-classification", POOLED, CLASSIFIER),
+        "ForTokenClassification": Top("token-classification", POOLED, CLASSIFIER),
+        "ForMaskedLM": Top(
+            "fill-mask",
+            {
+                "head.dense.weight": ("width", "width"),
+                "head.dense.bias": ("width",),
+                "head.norm.weight": ("width",),
+                "head.norm.bias": ("width",),
+                "decoder.weight": ("vocab", "width"),
+                "decoder.bias": ("vocab",),
+            },
+            {"head.dense": "head.dense", "decoder": "decoder"},
+        ),
+        "Model": Top("sentence-similarity"),
+    },
     block="encoder",
     norm="layernorm",
     gated_ffn=True,
@@ -15,24 +42,13 @@ MODERNBERT = Family(
     layers="model.layers",
     attention=("attn.Wqkv", "attn.Wo"),
     feed_forward=("mlp.Wi", "mlp.Wo"),
-    reads={
-        "attn.Wqkv": "attn.Wqkv",
-        "mlp.Wi": "mlp.Wi",
-        "head.dense": "head.dense",
-        "classifier": "classifier",
-    },
+    reads={"attn.Wqkv": "attn.Wqkv", "mlp.Wi": "mlp.Wi"},
     shared={
         "model.embeddings.tok_embeddings.weight": ("vocab", "width"),
         "model.embeddings.norm.weight": ("width",),
         "model.embeddings.norm.bias": ("width",),
         "model.final_norm.weight": ("width",),
         "model.final_norm.bias": ("width",),
-        "head.dense.weight": ("pooled", "width"),
-        "head.dense.bias": ("pooled",),
-        "head.norm.weight": ("pooled",),
-        "head.norm.bias": ("pooled",),
-        "classifier.weight": ("whole", "pooled"),
-        "classifier.bias": ("whole",),
     },
     layer={
         "attn_norm.weight": ("width",),

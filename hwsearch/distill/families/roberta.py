@@ -3,12 +3,39 @@ on."""
 
 from __future__ import annotations
 
-from hwsearch.distill.families.bert import ATTENTION, EMBEDDINGS, FEED_FORWARD, LAYER, READS
-from hwsearch.distill.families.family import Family
+from hwsearch.distill.families.bert import ATTENTION, EMBEDDINGS, FEED_FORWARD, LAYER, READS, TAGGER
+from hwsearch.distill.families.family import Family, Top
 
 ROBERTA = Family(
     model_types=("roberta", "xlm-roberta", "camembert"),
-    tasks={"ForSequenceClassification": "classify"},
+    base="roberta",
+    tops={
+        "ForSequenceClassification": Top(
+            "text-classification",
+            {
+                "classifier.dense.weight": ("pooled", "width"),
+                "classifier.dense.bias": ("pooled",),
+                "classifier.out_proj.weight": ("whole", "pooled"),
+                "classifier.out_proj.bias": ("whole",),
+            },
+            {"classifier.dense": "classifier.dense", "classifier.out_proj": "classifier.out_proj"},
+        ),
+        "ForTokenClassification": TAGGER,
+        "ForMaskedLM": Top(
+            "fill-mask",
+            {
+                "lm_head.dense.weight": ("width", "width"),
+                "lm_head.dense.bias": ("width",),
+                "lm_head.layer_norm.weight": ("width",),
+                "lm_head.layer_norm.bias": ("width",),
+                "lm_head.decoder.weight": ("vocab", "width"),
+                "lm_head.decoder.bias": ("vocab",),
+                "lm_head.bias": ("vocab",),
+            },
+            {"lm_head.dense": "lm_head.dense", "lm_head.decoder": "lm_head.decoder"},
+        ),
+        "Model": Top("sentence-similarity"),
+    },
     block="encoder",
     norm="layernorm",
     gated_ffn=False,
@@ -17,14 +44,8 @@ ROBERTA = Family(
     layers="roberta.encoder.layer",
     attention=ATTENTION,
     feed_forward=FEED_FORWARD,
-    reads=READS | {"classifier.dense": "classifier.dense", "classifier.out_proj": "classifier.out_proj"},
-    shared={f"roberta.embeddings.{name}": axes for name, axes in EMBEDDINGS.items()}
-    | {
-        "classifier.dense.weight": ("pooled", "width"),
-        "classifier.dense.bias": ("pooled",),
-        "classifier.out_proj.weight": ("whole", "pooled"),
-        "classifier.out_proj.bias": ("whole",),
-    },
+    reads=READS,
+    shared={f"roberta.embeddings.{name}": axes for name, axes in EMBEDDINGS.items()},
     layer=LAYER,
     first_position=2,
 )

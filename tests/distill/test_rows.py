@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hwsearch.distill.data import SPLITS
-from hwsearch.distill.labelled import labelled_texts
+from hwsearch.distill.rows import UNLABELLED, labelled_texts, lone_texts, tagged_texts
 from hwsearch.errors import DataError
 
 NAMES = {"red": 0, "green": 1, "blue": 2}
@@ -55,7 +55,8 @@ def test_labelled_texts_come_in_several_forms(labelled_file: Path, tmp_path: Pat
         ("a.csv", b"", "is no csv file"),
         ("a.jsonl", b"{not json", "is no jsonl file"),
         ("a.parquet", b"PAR1", "is no parquet file|pip install pyarrow"),
-        ("a.txt", b"some words", "labelled texts come as .csv"),
+        ("a.txt", b"some words", "1 texts for the train split|0 texts for the train split"),
+        ("a.md", b"some words", "texts come as .csv, .tsv, .jsonl, .parquet, .txt, or as a folder"),
     ],
 )
 def test_a_broken_table_is_one_clear_line(tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -68,3 +69,47 @@ def test_a_broken_table_is_one_clear_line(tmp_path: Path, name: str, content: by
 def test_a_table_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*: No such file"):
         labelled_texts(tmp_path / "none.csv", None, "text", "label", NAMES)
+
+
+def test_texts_may_stand_a_line_each(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("".join(f"a text of number {i}\n\n" for i in range(400)))
+    for corpus in (lone_texts(path, None, "text"), labelled_texts(path, None, "text", "label", NAMES)):
+        assert corpus.labels is not None
+        assert sum(len(corpus.texts[split]) for split in SPLITS) == 400
+        assert {label for split in SPLITS for label in corpus.labels[split]} == {UNLABELLED}
+
+
+def test_words_have_a_class_each(tagged_file: Path, tmp_path: Path) -> None:
+    corpus = tagged_texts(tagged_file, None, "tokens", "tags", NAMES)
+    assert corpus.labels is not None
+    for split in SPLITS:
+        for text, tags in zip(corpus.texts[split], corpus.labels[split], strict=True):
+            assert [NAMES[("red", "green", "blue")[len(word) % 3]] for word in text.split(" ")] == list(tags)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"tokens": ["a", "b"], "tags": ["red"]}\n')
+    with pytest.raises(DataError, match="row 1: 2 words and 1 classes; a word has one each"):
+        tagged_texts(broken, None, "tokens", "tags", NAMES)
+
+
+def test_a_folder_that_datasets_has_saved_is_read(labelled_file: Path, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import json
+
+    import pandas as pd
+
+    table = pyarrow.Table.from_pandas(pd.read_csv(labelled_file))
+    (tmp_path / "train").mkdir()
+    for i, part in enumerate((table[:200], table[200:])):
+        path = str(tmp_path / "train" / f"{i}.arrow")
+        with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, part.schema) as writer:
+            writer.write_table(part)
+    state = {"_data_files": [{"filename": "0.arrow"}, {"filename": "1.arrow"}]}
+    (tmp_path / "train" / "state.json").write_text(json.dumps(state))
+    found = labelled_texts(tmp_path / "train", None, "text", "label", NAMES)
+    assert found.digest == labelled_texts(labelled_file, None, "text", "label", NAMES).digest
+    (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    with pytest.raises(DataError, match=r"holds several splits \(train, test\); name one"):
+        labelled_texts(tmp_path, None, "text", "label", NAMES)
+    with pytest.raises(DataError, match="is no folder that datasets has saved"):
+        labelled_texts(tmp_path.parent, None, "text", "label", NAMES)

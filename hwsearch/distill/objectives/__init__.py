@@ -1,0 +1,42 @@
+"""What teachers are made for, one kind a file: `tasks.TASKS` has their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hwsearch.distill.families import task_of
+from hwsearch.distill.objectives.classes import Classes, names_of
+from hwsearch.distill.objectives.masked_token import MaskedToken
+from hwsearch.distill.objectives.neighbours import Neighbours, pooling_of
+from hwsearch.distill.objectives.next_token import NextToken
+from hwsearch.distill.objectives.objective import Objective
+from hwsearch.distill.objectives.tags import Tags
+from hwsearch.errors import TeacherError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+def objective_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Objective:
+    """What a checkpoint was made for.
+
+    Raises:
+        TeacherError: nothing that is supported, or its tokenizer lacks a token that this needs.
+    """
+    task = task_of(config)
+    if task == "text-generation":
+        return NextToken(tokenizer)
+    if task == "fill-mask":
+        if tokenizer.mask_token_id is None:
+            raise TeacherError("the tokenizer has no token that hides another; set mask_token")
+        return MaskedToken(tokenizer)
+    if tokenizer.pad_token_id is None:
+        raise TeacherError("the tokenizer has no padding token, which fills up short texts; set pad_token")
+    if task == "sentence-similarity":
+        return Neighbours(tokenizer, pooling_of(folder))
+    if task == "token-classification":
+        if not tokenizer.is_fast:
+            raise TeacherError("the tokenizer does not say which word a token is of; save a fast one beside the model")
+        return Tags(tokenizer, names_of(config))
+    return Classes(tokenizer, names_of(config))

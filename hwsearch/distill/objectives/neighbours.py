@@ -1,0 +1,103 @@
+"""A sentence encoder says which texts are near each other. Rows are token ids and a column that nothing stands in.
+
+What a student is asked of a text is the teacher's distribution over the other texts of the batch, a softmax of their
+cosines: relations between samples (Park et al. 2019, arXiv:1904.05068), which need no layer between embeddings of
+different widths.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from hwsearch.distill.data import Corpus
+from hwsearch.distill.objectives.classes import Padded, files_of
+from hwsearch.distill.objectives.objective import products
+from hwsearch.distill.objectives.outputs import TEMPERATURE, Outputs, Vectors, nearness
+from hwsearch.distill.rows import draw_texts, lone_texts
+from hwsearch.files import pretty, read_json, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from hwsearch.distill.job import TaskSpec
+
+Pooling = Literal["mean", "cls"]
+POOLING = Path("1_Pooling") / "config.json"  # as sentence-transformers keeps it
+MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+
+
+class Neighbours(Padded):
+    """The nearest text of a batch.
+
+    Args:
+        tokenizer: of the teacher.
+        pooling: how the last hidden states become one vector.
+    """
+
+    output = "sentence_embedding"
+    outputs: ClassVar[type[Outputs]] = Vectors
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pooling: Pooling) -> None:
+        super().__init__(tokenizer)
+        self.pooling = pooling
+
+    def read(self, spec: TaskSpec) -> Corpus:
+        """Texts alone."""
+        return lone_texts(*files_of(spec, "a sentence encoder"), spec.text_column)
+
+    def draw(self, texts: Any, labels: Any, count: int, sequence: int, seed: int | None) -> NDArray[np.int64]:
+        """Each text a row."""
+        return draw_texts(texts, labels, self.tokenizer, count, sequence, seed)
+
+    def labels(self, chunks: Any) -> Any:
+        """What nobody knows but the teacher."""
+        return chunks[:, -1:]
+
+    def answer(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+        """Vectors of unit length, [rows, width]."""
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        there = mask.unsqueeze(-1).float()
+        pooled = hidden[:, 0] if self.pooling == "cls" else (hidden * there).sum(1) / there.sum(1).clamp_min(1)
+        return torch.nn.functional.normalize(pooled, dim=-1)
+
+    def choices(self, answer: Tensor) -> Tensor:
+        """The channels, as far apart as cosines are: a text may be alone."""
+        return answer / TEMPERATURE
+
+    def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
+        """Of the other texts, one answer each."""
+        with products(chunks):
+            return nearness(self.answer(model, *self.inputs(chunks))).unsqueeze(1)
+
+    def said(self, model: PreTrainedModel, chunks: Tensor) -> Outputs:
+        """The vectors: which texts stand together is not known yet."""
+        return Vectors(self.answer(model, *self.inputs(chunks)).half().cpu().numpy())
+
+    def save(self, folder: Path, config: PretrainedConfig) -> None:
+        """What sentence-transformers loads it by."""
+        modules = [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(MODULES)
+        ]
+        write_text(folder / "modules.json", pretty(modules) + "\n")
+        for path, _ in MODULES[1:]:
+            (folder / path).mkdir(exist_ok=True)
+        width = int(config.hidden_size)
+        pooling = {
+            "word_embedding_dimension": width,
+            "pooling_mode_cls_token": self.pooling == "cls",
+            "pooling_mode_mean_tokens": self.pooling == "mean",
+        }
+        write_text(folder / POOLING, pretty(pooling) + "\n")
+
+
+def pooling_of(folder: Path) -> Pooling:
+    """How a checkpoint's vectors are pooled: as the folder of sentence-transformers says, else by their mean."""
+    path = folder / POOLING
+    return "cls" if path.is_file() and read_json(path).get("pooling_mode_cls_token") else "mean"

@@ -1,0 +1,140 @@
+"""What an objective is: which numbers go in, what the teacher says of them, and how far a student is from that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from hwsearch.distill.losses import kl
+from hwsearch.distill.objectives.outputs import Outputs, TopK
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from hwsearch.distill.data import Corpus
+    from hwsearch.distill.job import TaskSpec
+
+
+class Objective(Protocol):
+    """One kind of task. Rows of `chunks` are token ids, [rows, tokens], with what is to be said behind them.
+
+    Attributes:
+        inputs_a_chunk: short inputs that count as one chunk of a language model's text: of a batch, a data set.
+        rate: learning rate over the recipe's.
+        output: what a graph's output is called.
+        outputs: how a teacher's answers are kept.
+    """
+
+    inputs_a_chunk: int
+    rate: float
+    output: str
+    outputs: ClassVar[type[Outputs]]
+
+    def read(self, spec: TaskSpec) -> Corpus:
+        """The text that a spec names.
+
+        Raises:
+            DataError: it cannot be read, or is not of this kind.
+        """
+        ...
+
+    def draw(self, texts: Any, labels: Any, count: int, sequence: int, seed: int | None) -> NDArray[Any]:
+        """Up to `count` rows of chunks.
+
+        Args:
+            texts, labels: of one split.
+            count: how many at most.
+            sequence: tokens of an input.
+            seed: of the draw; None takes them evenly.
+        """
+        ...
+
+    def labels(self, chunks: Any) -> Any:
+        """What is to be said of each row, [rows, answers]; `UNLABELLED` where that is not known, `NO_ANSWER` where
+        nothing is asked."""
+        ...
+
+    def inputs(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, [rows, tokens] each, int64."""
+        ...
+
+    def answer(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+        """What a model gives of its inputs, as a graph of it does."""
+        ...
+
+    def choices(self, answer: Tensor) -> Tensor:
+        """Logits of what such an answer chooses from, [answers, classes]."""
+        ...
+
+    def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
+        """What a model says, [rows, answers, classes]."""
+        ...
+
+    def said(self, model: PreTrainedModel, chunks: Tensor) -> Outputs:
+        """What a teacher says, to be kept."""
+        ...
+
+    def loss(self, model: PreTrainedModel, chunks: Tensor, indices: Tensor, probabilities: Tensor) -> Tensor:
+        """Mean KL to the teacher's `probabilities` of the classes `indices`, [rows x answers, k]; differentiable."""
+        ...
+
+    def judge(
+        self, model: PreTrainedModel, chunks: Tensor, indices: Tensor, probabilities: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """KL to the teacher and the most likely class of each answer, [rows x answers] each."""
+        ...
+
+    def save(self, folder: Path, config: PretrainedConfig) -> None:
+        """Write what a student's folder needs beside the model."""
+        ...
+
+
+class Plain:
+    """What most objectives have in common: the logits are the answer, and every answer counts."""
+
+    inputs_a_chunk, rate, output = 4, 0.06, "logits"
+    outputs: ClassVar[type[Outputs]] = TopK
+
+    def answer(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+        """The model's logits."""
+        logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
+        return logits
+
+    def choices(self, answer: Tensor) -> Tensor:
+        """The answer itself."""
+        return answer.reshape(-1, answer.shape[-1])
+
+    def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
+        """Of each input."""
+        raise NotImplementedError
+
+    def said(self, model: PreTrainedModel, chunks: Tensor) -> Outputs:
+        """The likeliest classes."""
+        return TopK.of(self.logits(model, chunks))
+
+    def loss(self, model: PreTrainedModel, chunks: Tensor, indices: Tensor, probabilities: Tensor) -> Tensor:
+        """Over all answers."""
+        return self.judge(model, chunks, indices, probabilities)[0].mean()
+
+    def judge(
+        self, model: PreTrainedModel, chunks: Tensor, indices: Tensor, probabilities: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Over all classes."""
+        q = torch.softmax(self.logits(model, chunks).flatten(0, 1).float(), -1)
+        if indices.shape[1] == q.shape[1]:  # nothing is left over but what rounding has left
+            probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+        return kl(q, indices, probabilities), q.argmax(-1)
+
+    def save(self, folder: Path, config: PretrainedConfig) -> None:
+        """Nothing."""
+
+
+def products(like: Tensor) -> torch.autocast:
+    """Products in bfloat16 on a GPU, while a student trains; a processor has no faster ones."""
+    enabled = like.device.type != "cpu" and torch.is_grad_enabled()
+    return torch.autocast(like.device.type, torch.bfloat16, enabled=enabled)

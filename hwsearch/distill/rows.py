@@ -1,0 +1,257 @@
+"""Texts of one's own, a row each: what classifiers, taggers and sentence encoders are distilled on.
+
+They come as CSV, TSV, JSONL or Parquet, as a folder that `datasets` has saved, or as plain text with one on each line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hwsearch.distill.data import SPLITS, Corpus, Split, share_of
+from hwsearch.errors import DataError
+from hwsearch.files import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+HELD_OUT_SHARE = 0.1  # of the rows, for select and for report each
+FEWEST = 20  # rows of a split
+UNLABELLED = -1  # answer that nobody has given: the teacher's own counts
+NO_ANSWER = -100  # where nothing is asked; losses of PyTorch leave it out
+FORMS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
+
+
+def labelled_texts(
+    data: Path, held_out: Path | None, text_column: str, label_column: str, names: Mapping[str, int]
+) -> Corpus:
+    """Texts with a class each; where a row or the whole file has none, it is the teacher's own.
+
+    Rows are drawn to the splits by a hash of their text, so that the same text is never in two; with a second file its
+    rows go to *select* and *report* in the same way.
+
+    Args:
+        data: the file.
+        held_out: another one, for what is held out.
+        text_column, label_column: names of the columns; a file without the label's column has no labels.
+        names: the teacher's classes, by name; their numbers are known too.
+
+    Raises:
+        DataError: a file that cannot be read, lacks the column of text, holds a class that the teacher does not know,
+            or too few rows.
+    """
+
+    def rows(path: Path) -> Iterable[tuple[str, int]]:
+        for row, (text, label) in enumerate(_table(path, text_column, label_column), start=1):
+            if isinstance(text, str) and text.strip():
+                yield text, _class_of(label, names, path, row)
+
+    return _split(data, held_out, rows)
+
+
+def tagged_texts(
+    data: Path, held_out: Path | None, text_column: str, label_column: str, names: Mapping[str, int]
+) -> Corpus:
+    """Texts with a class for each of their words, which a single space parts; arguments and errors as of
+    `labelled_texts`. A row holds a list of words and one of classes, or a text alone."""
+
+    def rows(path: Path) -> Iterable[tuple[str, tuple[int, ...]]]:
+        for row, (text, label) in enumerate(_table(path, text_column, label_column), start=1):
+            words = [re.sub(r"\s+", "_", str(word)) or "_" for word in _as_list(text)]
+            tags = list(_as_list(label)) if label is not None else [None] * len(words)
+            if len(words) != len(tags):
+                raise DataError(f"{path}, row {row}: {len(words)} words and {len(tags)} classes; a word has one each")
+            if words:
+                yield " ".join(words), tuple(_class_of(tag, names, path, row) for tag in tags)
+
+    return _split(data, held_out, rows)
+
+
+def lone_texts(data: Path, held_out: Path | None, text_column: str) -> Corpus:
+    """Texts without answers; arguments and errors as of `labelled_texts`."""
+
+    def rows(path: Path) -> Iterable[tuple[str, int]]:
+        for text, _ in _table(path, text_column, ""):
+            if isinstance(text, str) and text.strip():
+                yield text, UNLABELLED
+
+    return _split(data, held_out, rows)
+
+
+def draw_texts(
+    texts: Sequence[str],
+    labels: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    sequence: int,
+    seed: int | None,
+) -> NDArray[np.int64]:
+    """Up to `count` texts as token ids, cut at `sequence` and padded to it, with their class in the last column,
+    [texts, sequence + 1].
+
+    Args:
+        texts: to draw from.
+        labels: their classes.
+        tokenizer: of the teacher.
+        count: how many at most.
+        sequence: tokens at most.
+        seed: of the draw; None takes them evenly.
+    """
+    places = _places(len(texts), count, seed)
+    encoded = tokenizer([texts[place] for place in places], **_filled(sequence))["input_ids"]
+    return np.column_stack([np.asarray(encoded, np.int64), np.asarray(labels, np.int64)[places]])
+
+
+def draw_tagged(
+    texts: Sequence[str],
+    labels: Sequence[tuple[int, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    sequence: int,
+    seed: int | None,
+) -> NDArray[np.int64]:
+    """The same of texts whose words have a class each, which stands at the word's first token, [texts, 2 x sequence]:
+    token ids, then classes."""
+    places = _places(len(texts), count, seed)
+    encoded = tokenizer([texts[place].split(" ") for place in places], is_split_into_words=True, **_filled(sequence))
+    ids = np.asarray(encoded["input_ids"], np.int64)
+    found = np.full_like(ids, NO_ANSWER)
+    for row, place in enumerate(places):
+        words, before = encoded.word_ids(row), None
+        for position, word in enumerate(words):
+            if word is not None and word != before:
+                found[row, position] = labels[place][word]
+            before = word
+    return np.column_stack([ids, found])
+
+
+def _filled(sequence: int) -> dict[str, Any]:
+    """How a tokenizer is asked for rows of one length."""
+    return {
+        "truncation": True,
+        "max_length": sequence,
+        "padding": "max_length",
+        "padding_side": "right",
+        "verbose": False,
+    }
+
+
+def _places(available: int, count: int, seed: int | None) -> NDArray[np.int64]:
+    if seed is None:
+        return np.linspace(0, available - 1, min(count, available)).astype(np.int64)
+    return np.random.default_rng(seed).permutation(available)[:count]
+
+
+def _split(data: Path, held_out: Path | None, rows: Callable[[Path], Iterable[tuple[str, Any]]]) -> Corpus:
+    """Rows by split, in the order of the files."""
+    texts: dict[Split, list[str]] = {split: [] for split in SPLITS}
+    labels: dict[Split, list[Any]] = {split: [] for split in SPLITS}
+    for path, aside in ((data, False), (held_out, True)):
+        if path is None:
+            continue
+        for text, label in rows(path):
+            share = share_of(text)
+            if aside:
+                split: Split = "select" if share < 0.5 else "report"
+            elif held_out is not None:
+                split = "train"
+            else:
+                split = "select" if share < HELD_OUT_SHARE else "report" if share < 2 * HELD_OUT_SHARE else "train"
+            texts[split].append(text)
+            labels[split].append(label)
+    for split, found in texts.items():
+        if len(found) < FEWEST:
+            raise DataError(
+                f"{data}: {len(found)} texts for the {split} split; at least {FEWEST} are needed there: give more "
+                "rows, or a file of its own: --eval FILE"
+            )
+    return Corpus(
+        data.name,
+        {split: tuple(found) for split, found in texts.items()},
+        {split: tuple(found) for split, found in labels.items()},
+    )
+
+
+def _class_of(label: Any, names: Mapping[str, int], path: Path, row: int) -> int:
+    """The number of a class that is given by name or number; UNLABELLED where none is given."""
+    if label is None or str(label) in ("", "nan", "None"):
+        return UNLABELLED
+    number = names.get(str(label), label)
+    if not str(number).removesuffix(".0").lstrip("-").isdigit() or int(float(number)) not in set(names.values()):
+        known = sorted(names, key=names.__getitem__)
+        raise DataError(
+            f"{path}, row {row}: the teacher knows no class {str(label)[:40]!r} (knows: {', '.join(known[:8])}"
+            f"{', ...' if len(known) > 8 else ''}); another column: --label-column"
+        )
+    return int(float(number))
+
+
+def _as_list(cell: Any) -> list[Any]:
+    """A cell of words: a list, or a text whose words spaces part."""
+    if isinstance(cell, str):
+        return cell.split()
+    return list(cell) if isinstance(cell, (list, tuple, np.ndarray)) else []
+
+
+def _table(path: Path, text_column: str, label_column: str) -> Iterable[tuple[Any, Any]]:
+    """(text, label) of each row; None for a label where there is no such column."""
+    table = _read(path)
+    if text_column not in table:
+        raise DataError(
+            f"{path} has no column {text_column!r} (have: {', '.join(map(str, table))}); name it with --text-column"
+        )
+    given = table[label_column] if label_column in table else [None] * len(table)
+    return zip(table[text_column], given, strict=True)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A file, or a folder that `datasets` has saved, as a table."""
+    import pandas as pd
+
+    readers: dict[str, Callable[[], pd.DataFrame]] = {
+        ".csv": lambda: pd.read_csv(path, encoding="utf-8", keep_default_na=False),
+        ".tsv": lambda: pd.read_csv(path, encoding="utf-8", keep_default_na=False, sep="\t"),
+        ".jsonl": lambda: pd.read_json(path, lines=True, encoding="utf-8"),
+        ".parquet": lambda: pd.read_parquet(path),
+        ".txt": lambda: pd.DataFrame({"text": path.read_text(encoding="utf-8").splitlines()}),
+    }
+    if path.suffix not in FORMS and not path.is_dir():
+        raise DataError(
+            f"texts come as {', '.join(FORMS)}, or as a folder that datasets has saved; got {path.name or path}"
+        )
+    kind = "folder that datasets has saved" if path.is_dir() else f"{path.suffix[1:]} file in UTF-8"
+    try:
+        return _saved(path) if path.is_dir() else readers[path.suffix]()
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except ImportError as error:
+        raise DataError(f"{path}: files of this kind are read by pyarrow: pip install pyarrow") from error
+    except Exception as error:  # pandas and its engines raise their own kinds for what is no such file
+        reason = next(iter(str(error).splitlines()), "")
+        raise DataError(f"{path} is no {kind}: {type(error).__name__}: {reason}") from error
+
+
+def _saved(folder: Path) -> pd.DataFrame:
+    """What `Dataset.save_to_disk` wrote: Arrow's own format, of which a small file gives the order."""
+    if (several := folder / "dataset_dict.json").is_file():
+        splits = ", ".join(map(str, read_json(several).get("splits", ())))
+        raise DataError(f"{folder} holds several splits ({splits}); name one: --data {folder / 'train'}")
+    if not (folder / "state.json").is_file():
+        raise DataError(f"{folder} is no folder that datasets has saved (no state.json)")
+    import pandas as pd
+    import pyarrow as pa  # type: ignore[import-not-found, unused-ignore]
+
+    parts = []
+    for entry in read_json(folder / "state.json")["_data_files"]:
+        with pa.memory_map(str(folder / Path(entry["filename"]).name)) as file:
+            parts.append(pa.ipc.open_stream(file).read_pandas())
+    whole: pd.DataFrame = pd.concat(parts, ignore_index=True)
+    return whole
