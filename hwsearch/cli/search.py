@@ -43,7 +43,8 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 @click.option(
     "--task",
     type=click.Choice(get_args(TaskName)),
-    help="What the teacher is for; by default what its checkpoint says.",
+    metavar="TASK",
+    help=f"What the teacher is for, by default what its checkpoint says: {', '.join(get_args(TaskName))}.",
 )
 @click.option(
     "--data",
