@@ -27,7 +27,8 @@ import numpy as np
 import platformdirs
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import Recipe, TaskSpec
+from hwsearch.distill.job import TaskSpec
+from hwsearch.distill.recipe import Recipe
 from hwsearch.files import read_json, write_text
 from hwsearch.profiles import find_profile
 from hwsearch.search.fidelity import Candidate, stratified

@@ -9,6 +9,7 @@ import click
 
 from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.progress import Progress
+from hwsearch.distill.recipe import names, read_recipe
 
 if TYPE_CHECKING:
     from hwsearch.latency.estimator import Latency
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 @click.option(
     "--steps", type=click.IntRange(30), help="In all, the rate falling in the last third; by default as many as pay."
 )
+@click.option(
+    "--recipe", "recipe_name", help=f"A TOML file, or one that comes with hwsearch: {', '.join(names())}.", default=None
+)
 @click.option("--to", type=click.Path(path_type=Path), required=True, help="Folder to write the student to.")
 @click.option("--teacher", help="Folder of the teacher, if it has moved since the run.")
 @click.option(
@@ -32,6 +36,7 @@ def distill(
     folder: Path,
     trial: int | None,
     steps: int | None,
+    recipe_name: str | None,
     to: Path,
     teacher: str | None,
     data: Path | None,
@@ -51,6 +56,7 @@ def distill(
     from hwsearch.export.student import refuse
     from hwsearch.files import pretty, write_text
     from hwsearch.report.page import write_page
+    from hwsearch.search.assistants import with_assistants
     from hwsearch.search.distillation import CHUNKS, Distillation
     from hwsearch.search.finished import finished, stored_summary, stored_trials
     from hwsearch.search.trainer import complete, result_of
@@ -59,13 +65,20 @@ def distill(
     run = finished(folder, trial, teacher, data, held_out)
     refuse(to)
     most = CHUNKS if steps is None else min(CHUNKS, steps * run.spec.recipe.batch)
-    spec = msgspec.structs.replace(run.spec, chunks=max(run.spec.chunks, most))
-    workers = Workers(spec, count=1)  # one student: all threads work on it
+    recipe = run.spec.recipe
+    if recipe_name is not None:
+        recipe = msgspec.structs.replace(read_recipe(recipe_name), seed=recipe.seed)
+    spec = msgspec.structs.replace(run.spec, chunks=max(run.spec.chunks, most), recipe=recipe)
+    kept, workers = folder / "distilled", None
     try:
         with Progress() as progress:
             progress.say(f"trial {run.trial}: {run.architecture.id}")
+            spec, assistants = with_assistants(spec, run.architecture, kept, steps, progress)
+            workers = Workers(spec, count=1)  # one student: all threads work on it
             facts = complete(workers, result_of(workers.open()), progress)
-            work = Distillation(run.architecture, workers, folder / "distilled" / facts.digest, progress)
+            work = Distillation(
+                run.architecture, workers, kept / facts.digest, progress, stages=spec.recipe.before_last
+            )
             score, state = work.run(steps)
             progress.say("exporting, and measuring where the runtime is at hand")
             shape = (run.workload.batch, run.workload.sequence)
@@ -77,7 +90,8 @@ def distill(
                 failure = error
             latency = _measured(run, to) if failure is None else run.latency
     finally:
-        workers.close()
+        if workers is not None:
+            workers.close()
     document = {
         "trial": run.trial,
         "architecture": run.architecture.to_json(),
@@ -85,6 +99,8 @@ def distill(
         "after": msgspec.to_builtins(score),
         "latency": msgspec.to_builtins(latency),
         "parity": parity,
+        "recipe": {"name": recipe_name or "answers", "source": recipe.source},
+        "assistants": assistants,
         "folder": str(to) if failure is None else None,
     }
     write_text(folder / "distilled.json", pretty(document))

@@ -116,7 +116,8 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     """Find the student that loses least inside a latency budget on a device."""
     from hwsearch.bench.measurer import measurer_of
     from hwsearch.cli.device import find
-    from hwsearch.distill.job import Recipe, TaskSpec
+    from hwsearch.distill.job import TaskSpec
+    from hwsearch.distill.recipe import Recipe
     from hwsearch.distill.workers import Workers
     from hwsearch.search.fidelity import measured_steps
     from hwsearch.search.main_job import run_search

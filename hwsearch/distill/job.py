@@ -8,25 +8,8 @@ import msgspec
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.families.tasks import TaskName
+from hwsearch.distill.recipe import Recipe
 from hwsearch.precision import Precision, Scheme
-
-
-class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a student is trained; the same for a short run and a long one.
-
-    Attributes:
-        rate: of Adam, constant after the warm-up.
-        batch: chunks a step.
-        warm_up: steps.
-        clip: largest norm of the gradient.
-        seed: of the data and its order.
-    """
-
-    rate: float = 2.8e-3
-    batch: int = 8
-    warm_up: int = 20
-    clip: float = 1.0
-    seed: int = 0
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

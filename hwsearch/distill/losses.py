@@ -50,16 +50,32 @@ def positionwise_kl(hidden: Tensor, weight: Tensor, indices: Tensor, probabiliti
     return torch.cat(losses), torch.cat(best)
 
 
-def kl(q: Tensor, indices: Tensor, probabilities: Tensor) -> Tensor:
+def kl(q: Tensor, indices: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of each position, [positions], differentiable.
 
     Args:
         q: what the student says, [positions, classes].
         indices, probabilities: what the teacher says, [positions, k], as of `head_kl`.
+        temperature: that softens both, each of the k and the rest as one.
     """
     top = q.gather(-1, indices)
     rest = (1 - probabilities.sum(-1)).clamp_min(0)
-    return _kl(probabilities, rest, top, (1 - top.sum(-1)).clamp_min(_SMALL_REST))
+    q_rest = (1 - top.sum(-1)).clamp_min(_SMALL_REST)
+    if indices.shape[1] == q.shape[1]:  # nothing is left over but what rounding has left
+        probabilities, rest = probabilities / probabilities.sum(-1, keepdim=True), torch.zeros_like(rest)
+        q_rest = torch.zeros_like(q_rest)
+    if temperature != 1:
+        probabilities, rest = _softened(probabilities, rest, temperature)
+        top, q_rest = _softened(top, q_rest, temperature)
+    return _kl(probabilities, rest, top, q_rest.clamp_min(_SMALL))
+
+
+def _softened(top: Tensor, rest: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """A distribution and its rest at a temperature."""
+    whole = torch.cat([top, rest.unsqueeze(-1)], -1)
+    soft = torch.where(whole > 0, whole.clamp_min(_SMALL), 0.0) ** (1 / temperature)
+    soft = soft / soft.sum(-1, keepdim=True)
+    return soft[..., :-1], soft[..., -1]
 
 
 def _pieces(hidden: Tensor) -> Iterator[slice]:

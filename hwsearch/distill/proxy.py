@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hwsearch.distill.features import hidden_maps
 from hwsearch.distill.job import ProxyScore
+from hwsearch.distill.lesson import Lesson
 from hwsearch.distill.objectives.outputs import JUDGED
 from hwsearch.distill.quantise import quantise_parts
 from hwsearch.distill.student import StudentPlan, build_student, random_student
@@ -56,7 +58,8 @@ class Student:
     ) -> None:
         self.order, self.device = order, torch.device(device)
         teacher = task.teacher.model
-        plan = StudentPlan(architecture, layers or task.layers[architecture.depth])
+        self.layers = layers or task.layers[architecture.depth]
+        plan = StudentPlan(architecture, self.layers)
         self.task, self.architecture = task, architecture
         self.model: PreTrainedModel = (
             build_student(teacher, plan, task.importance)
@@ -66,8 +69,14 @@ class Student:
         self.model.to(self.device)  # type: ignore[arg-type]
         _no_dropout(self.model)
         quantise_parts(self.model, architecture, task.scheme)
+        if task.recipe.recompute:
+            self.model.activation_checkpointing_enable()
+        # Of hidden states, where a stage of the recipe looks at these.
+        looks = any(stage.hidden for stage in task.recipe.stages)
+        self.maps = (hidden_maps(self.model, teacher) if looks else torch.nn.ModuleList()).to(self.device)
+        trained = [*self.model.parameters(), *self.maps.parameters()]
         self.rate = task.recipe.rate * task.teacher.objective.rate
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.rate, betas=(0.9, 0.98), fused=True)
+        self.optimizer = torch.optim.Adam(trained, lr=self.rate, betas=(0.9, 0.98), fused=True)
         self.step = 0
         self.seconds = 0.0
         self.curve: list[tuple[int, float]] = []
@@ -83,28 +92,33 @@ class Student:
         """Train up to step `until`; `advance` is told of every step. From step `cool_from` on the rate falls linearly,
         to zero at `end`."""
         recipe, started = self.task.recipe, time.perf_counter()
-        self.model.train()
         while self.step < until:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * min(1.0, (self.step + 1) / recipe.warm_up)
-                if cool_from is not None and self.step > cool_from:
-                    end = end or until
-                    group["lr"] *= max(0, end - self.step) / (end - cool_from)
-            loss = self.loss(self._rows())
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
-            self.optimizer.step()
-            self.step += 1
-            if advance:
-                advance(1)
+            number, _ = recipe.at(self.step)
+            self.model.train()
+            with Lesson(recipe.stages[number], self.task, self.model, self.layers, self.maps) as lesson:
+                while self.step < until and recipe.at(self.step)[0] == number:
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = self.rate * min(1.0, (self.step + 1) / recipe.warm_up)
+                        if cool_from is not None and self.step > cool_from:
+                            end = end or until
+                            group["lr"] *= max(0, end - self.step) / (end - cool_from)
+                    self.optimizer.zero_grad(set_to_none=True)
+                    for rows in np.array_split(self._rows(), recipe.accumulate):
+                        (self._loss(lesson, rows) / recipe.accumulate).backward()
+                    torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+                    self.optimizer.step()
+                    self.step += 1
+                    if advance:
+                        advance(1)
         self.seconds += time.perf_counter() - started
 
-    def loss(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Mean KL to the teacher on some chunks, differentiable."""
+    def _loss(self, lesson: Lesson, rows: NDArray[np.int64]) -> torch.Tensor:
+        """What a stage asks on some chunks; of several teachers one a step."""
         chunks = torch.from_numpy(self.task.chunks[rows]).to(self.device)
-        indices, probabilities = (part.to(self.device) for part in self.task.outputs.batch(rows))
-        return self.task.teacher.objective.loss(self.model, chunks, indices, probabilities)
+        said = (self.task.outputs, *self.task.further)[self.step % (1 + len(self.task.further))]
+        indices, probabilities = (part.to(self.device) for part in said.batch(rows))
+        _, over = self.task.recipe.at(self.step)
+        return lesson.loss(chunks, indices, probabilities, over, hash((self.task.recipe.seed, self.order, self.step)))
 
     def _rows(self) -> NDArray[np.int64]:
         """The chunks of this step: every pass over the data in an order of its own, the same for all students."""
@@ -156,6 +170,7 @@ class Student:
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "maps": self.maps.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
             "curve": self.curve,
@@ -170,6 +185,7 @@ class Student:
         state = load_state(path)  # on the CPU; loading puts it where the model is
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.maps.load_state_dict(state.get("maps", {}))
         self.step, self.seconds, self._judged = state["step"], state["seconds"], None
         self.curve = [(int(step), float(loss)) for step, loss in state["curve"]]
 

@@ -54,6 +54,7 @@ class QuantisedLinear(nn.Linear):
     low: Tensor  # running range of the input, for static schemes; both 0 before the first batch
     high: Tensor
     known: bool  # whether there is a range; asked of the buffers once, for a GPU must come to a stop to tell
+    resting: bool  # whether it computes in float for the time being
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the parent's name
         """The layer's output, [..., out], with input and weights on their grids."""
@@ -61,10 +62,15 @@ class QuantisedLinear(nn.Linear):
 
     def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """An input and the weights, [out, in], on their grids."""
+        if self.resting:
+            return x, self._plain_weights()
         return self._activations(x) if self.precision is Precision.INT8 else x, self._weights()
 
+    def _plain_weights(self) -> Tensor:
+        return self.weight if issubclass(self.plain, nn.Linear) else self.weight.T
+
     def _weights(self) -> Tensor:
-        weight = self.weight if issubclass(self.plain, nn.Linear) else self.weight.T
+        weight = self._plain_weights()
         if self.precision is Precision.INT4:
             return in_groups(weight, self.scheme.group)
         per_channel = self.scheme.weights == "channel"
@@ -163,10 +169,17 @@ def quantise(part: nn.Module, names: Iterable[str], scheme: Scheme, precision: P
         linear.__class__ = QuantisedLinear
         assert isinstance(linear, QuantisedLinear)
         linear.plain, linear.precision, linear.scheme = plain, precision, scheme
-        linear.shared, linear.known = shared, False
+        linear.shared, linear.known, linear.resting = shared, False, False
         trained = linear.__dict__.pop(TRAINED, None) or torch.zeros(2, device=linear.weight.device).unbind()
         for end, value in zip(("low", "high"), trained, strict=True):
             linear.register_buffer(end, value.clone())
+
+
+def rest(model: nn.Module, resting: bool) -> None:
+    """Have the quantised layers of a model compute in float, or round again; what they are stays."""
+    for module in model.modules():
+        if isinstance(module, QuantisedLinear):
+            module.resting = resting
 
 
 def restore(model: nn.Module) -> None:

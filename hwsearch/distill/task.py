@@ -24,13 +24,14 @@ from hwsearch import __version__
 from hwsearch.distill.data import SPLITS, Corpus, Split
 from hwsearch.distill.families import architecture_of, longest_of, task_of
 from hwsearch.distill.importance import Importance, measure_importance
-from hwsearch.distill.job import Facts, Recipe, TaskSpec
+from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.objectives.outputs import Outputs
+from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.rows import NO_ANSWER, UNLABELLED
 from hwsearch.distill.sensitivity import measured_losses
 from hwsearch.distill.student import choose_layers, with_layers
-from hwsearch.distill.teacher import Teacher, load_teacher, teacher_outputs
+from hwsearch.distill.teacher import Teacher, continued, load_further, load_teacher, teacher_outputs
 from hwsearch.errors import DataError
 from hwsearch.files import read_or_drop, whole
 from hwsearch.precision import Precision, Scheme
@@ -97,6 +98,7 @@ class Task:
         select, report: held-out sets.
         recipe: how to train.
         scheme: how the runtime quantises.
+        further: outputs of the recipe's other teachers on the chunks.
     """
 
     teacher: Teacher
@@ -109,6 +111,7 @@ class Task:
     report: HeldOut
     recipe: Recipe
     scheme: Scheme
+    further: tuple[Outputs, ...] = ()
 
 
 class Workshop:
@@ -125,6 +128,9 @@ class Workshop:
         limit = longest_of(self.teacher.model.config)
         if limit is not None and spec.sequence > limit:
             raise DataError(f"the teacher reads at most {limit} tokens; --sequence asks for {spec.sequence}")
+        if spec.recipe.written and task_of(self.teacher.model.config) != "text-generation":
+            raise DataError("the recipe has text written by the teacher (written), and this one is no language model")
+        self._further = [load_further(folder, self.teacher) for folder in spec.recipe.teachers]
         corpus = self.teacher.objective.read(spec)
         self.corpus = corpus.name
         settings = msgspec.json.encode(
@@ -139,7 +145,7 @@ class Workshop:
                 spec.precisions,
             )
         )
-        sources = f"{self.teacher.digest} {corpus.digest} ".encode()
+        sources = " ".join([*(t.digest for t in (self.teacher, *self._further)), corpus.digest, ""]).encode()
         self.digest = hashlib.sha256(sources + settings).hexdigest()[:16]
         recipe = msgspec.structs.replace(spec.recipe, seed=0)
         kind = msgspec.json.encode((FORMAT, spec.sequence, recipe, spec.scheme))
@@ -167,8 +173,10 @@ class Workshop:
         return -(-len(self.tokens["train"]) // BLOCK)
 
     def compute_block(self, index: int) -> None:
-        """The teacher's outputs on one block of the training chunks."""
-        self._outputs("train", slice(index * BLOCK, (index + 1) * BLOCK))
+        """The teachers' outputs on one block of the training chunks."""
+        chunks = self._block(index)
+        for teacher in (self.teacher, *self._further):
+            self._outputs(chunks, teacher)
 
     def compute_statistics(self) -> None:
         """The teacher's importance, its best layers by depth and its sensitivity to int8, from training chunks."""
@@ -221,20 +229,34 @@ class Workshop:
                 attention=tuple(stored[f"attention.{i}"] for i in range(depth)),
                 feed_forward=tuple(stored[f"feed_forward.{i}"] for i in range(depth)),
             )
-            blocks = [self._outputs("train", slice(i * BLOCK, (i + 1) * BLOCK)) for i in range(self._blocks)]
+            blocks, join = [self._block(i) for i in range(self._blocks)], self.teacher.objective.outputs.join
+            first, *further = (
+                join([self._outputs(block, teacher) for block in blocks]) for teacher in (self.teacher, *self._further)
+            )
             self._task = Task(
                 teacher=self.teacher,
                 importance=importance,
                 layers={d: tuple(stored[f"layers.{d}"].tolist()) for d in range(1, depth + 1)},
                 sensitivities={p: stored[f"sensitivities.{p}"].numpy() for p in self.spec.precisions},
-                chunks=self.tokens["train"],
-                outputs=self.teacher.objective.outputs.join(blocks),
+                chunks=np.concatenate(blocks),
+                outputs=first,
                 select=self._held_out("select"),
                 report=self._held_out("report"),
                 recipe=self.spec.recipe,
                 scheme=self.spec.scheme,
+                further=tuple(further),
             )
         return self._task
+
+    def _block(self, index: int) -> NDArray[np.int64]:
+        """Some of the training chunks, those continued that the teacher is to continue."""
+        chunks = self.tokens["train"][index * BLOCK : (index + 1) * BLOCK]
+        few = round(self.spec.recipe.written * len(chunks))
+        if not few:
+            return chunks
+        return np.concatenate(
+            [continued(self.teacher, chunks[:few], self._cache / "written", self.device), chunks[few:]]
+        )
 
     def _tokens(self, corpus: Corpus) -> dict[Split, NDArray[np.int64]]:
         path, spec = self.folder / "tokens.safetensors", self.spec
@@ -252,12 +274,12 @@ class Workshop:
             _write(path, stored)
         return {name: stored[name].numpy() for name in SPLITS}
 
-    def _outputs(self, split: Split, part: slice = slice(None)) -> Outputs:
+    def _outputs(self, chunks: NDArray[np.int64], teacher: Teacher) -> Outputs:
         """Kept by content: searches for other devices, of other seeds or lengths share what they have in common."""
-        return teacher_outputs(self.teacher, self.tokens[split][part], self._cache / "outputs", self.device)
+        return teacher_outputs(teacher, chunks, self._cache / "outputs", self.device)
 
     def _held_out(self, split: Split) -> HeldOut:
-        return HeldOut(self.teacher.objective, self.tokens[split], self._outputs(split))
+        return HeldOut(self.teacher.objective, self.tokens[split], self._outputs(self.tokens[split], self.teacher))
 
     def _layers(self) -> dict[int, tuple[int, ...]]:
         from hwsearch.distill.proxy import divergence
@@ -277,9 +299,9 @@ class Workshop:
 
     def _probe(self) -> HeldOut:
         """A few training chunks, to look at the teacher's parts with."""
-        outputs, objective = self._outputs("train", slice(0, BLOCK)), self.teacher.objective
-        few = SUBSET_CHUNKS * objective.inputs_a_chunk
-        return HeldOut(objective, self.tokens["train"][:few], outputs.rows(slice(few)))
+        chunks, objective = self._block(0), self.teacher.objective
+        few = slice(SUBSET_CHUNKS * objective.inputs_a_chunk)
+        return HeldOut(objective, chunks[few], self._outputs(chunks, self.teacher).rows(few))
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 
 from hwsearch.distill.families import attention_of, task_of, tasks_of
 from hwsearch.distill.families.tasks import TASKS
@@ -125,6 +126,53 @@ def _load(folder: Path, task: str) -> tuple[Any, Any]:
             f"{type(model).__name__} has: it is damaged, or was made for something else (--task)"
         )
     return model, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_further(source: str, teacher: Teacher) -> Teacher:
+    """Load another checkpoint whose answers students of `teacher` learn from as well.
+
+    Raises:
+        TeacherError: as of `load_teacher`, or its answers are of other tokens or classes.
+    """
+    further = load_teacher(source, task_of(teacher.model.config))
+    if further.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise TeacherError(f"{source} reads other tokens than {teacher.name}; a further teacher has the same tokenizer")
+    own, other = (dict(t.model.config.label2id or {}) for t in (teacher, further))
+    if own != other:
+        raise TeacherError(f"{source} knows other classes than {teacher.name}; a further teacher has the same")
+    return further
+
+
+def continued(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, device: str = "cpu") -> NDArray[np.int64]:
+    """Chunks, [chunks, tokens], of which a language model has drawn all behind the first quarter, from the cache or
+    drawn and cached; arguments as of `teacher_outputs`."""
+    key = hashlib.sha256(f"{teacher.digest} {chunks.shape} ".encode() + np.ascontiguousarray(chunks).tobytes())
+    path = cache / f"{key.hexdigest()[:24]}.safetensors"
+    if (stored := read_or_drop(path, load_file)) is not None:
+        return stored["chunks"].numpy()
+    from transformers import GenerationConfig
+
+    length, given = chunks.shape[1], max(1, chunks.shape[1] // 4)
+    settings = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=length - given,
+        eos_token_id=None,
+        pad_token_id=teacher.tokenizer.pad_token_id or 0,
+    )
+    model: Any = teacher.model
+    model.to(device)
+    try:
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(int(key.hexdigest()[:8], 16))
+            prompts = torch.from_numpy(chunks[:, :given]).to(device)
+            written = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings).cpu()
+    finally:
+        model.to("cpu")
+    with whole(path) as temporary:
+        temporary.write_bytes(save({"chunks": written.contiguous()}))
+    found: NDArray[np.int64] = written.numpy()
+    return found
 
 
 def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, device: str = "cpu") -> Outputs:

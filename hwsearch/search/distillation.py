@@ -12,6 +12,7 @@ from typing import Literal
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Job, ProxyScore, work_of
+from hwsearch.errors import RunError
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
 MARK = 128  # steps between two points of the curve
@@ -33,6 +34,7 @@ class Distillation:
         folder: where states are kept; of this task alone.
         progress: who is told.
         layers: the teacher's layers behind the student's; the best by default.
+        stages: steps of all stages of the recipe but the last.
     """
 
     def __init__(
@@ -42,21 +44,30 @@ class Distillation:
         folder: Path,
         progress: Progress,
         layers: tuple[int, ...] | None = None,
+        stages: int = 0,
     ) -> None:
         self.architecture, self.trainer, self.progress, self.layers = architecture, trainer, progress, layers
-        self._states, self._begun = folder / architecture.digest, 0.0
+        self._states, self._begun, self._stages = folder / architecture.digest, 0.0, stages
 
     def run(self, steps: int | None = None) -> tuple[ProxyScore, Path]:
         """Train; the score on *report* with the curve on *select*, and the student's state.
 
         Args:
             steps: in all, a third of them with the rate falling; by default as many as pay.
+
+        Raises:
+            RunError: the recipe's last stage would not begin before the rate falls.
         """
         self._begun = self.trainer.work_done
         self.progress.stage("distillation", 1.0)
         name, constant = (
             ("constant", self._pays()) if steps is None else (f"constant-{steps}", round(steps / (1 + FALL)))
         )
+        if constant <= self._stages:
+            raise RunError(
+                f"the recipe's last stage begins after {self._stages} steps, and the rate falls from {constant} on; "
+                f"give more than {round((self._stages + 1) * (1 + FALL))} --steps"
+            )
         steps = steps or round(constant * (1 + FALL))
         self._train(name, constant, steps)
         self._train(f"{constant}-{steps}", steps, steps, name, constant)
@@ -66,6 +77,8 @@ class Distillation:
     def _pays(self) -> int:
         """Steps at a constant rate after which doubling them has come to pay little."""
         half, gain = FIRST, 1.0
+        while half < 2 * self._stages:
+            half *= 2
         while gain >= GAIN and half < MOST:
             curve = dict(self._train("constant", 2 * half, round(2 * half * (1 + FALL))).curve)
             gain = 1 - curve[2 * half] / curve[half]

@@ -8,8 +8,9 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
-from hwsearch.distill.job import Recipe, TaskSpec
+from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
+from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.task import Workshop
 from hwsearch.errors import DataError
 

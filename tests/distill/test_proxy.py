@@ -11,8 +11,9 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
-from hwsearch.distill.job import Recipe, TaskSpec
+from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student, bootstrap, load_state
+from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.task import Workshop
 from hwsearch.errors import DataError, RunError
 from hwsearch.precision import Precision, Scheme

@@ -8,9 +8,10 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import parse_precisions, uniform_layers
-from hwsearch.distill.job import Recipe, TaskSpec
+from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.quantise import QuantisedLinear
+from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.sensitivity import estimated_losses, measured_losses, sensitivity_in_worker
 from hwsearch.distill.task import Workshop
 from hwsearch.precision import Precision, Scheme

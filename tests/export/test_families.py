@@ -8,8 +8,9 @@ import torch
 
 from hwsearch.architecture import parse_precisions
 from hwsearch.distill.families import architecture_of
-from hwsearch.distill.job import Recipe, TaskSpec
+from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student, divergence
+from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.task import Workshop
 from hwsearch.export.onnx import write_graphs
 from hwsearch.export.student import TrainedStudent

@@ -126,8 +126,6 @@ class Plain:
     ) -> tuple[Tensor, Tensor]:
         """Over all classes."""
         q = torch.softmax(self.logits(model, chunks).flatten(0, 1).float(), -1)
-        if indices.shape[1] == q.shape[1]:  # nothing is left over but what rounding has left
-            probabilities = probabilities / probabilities.sum(-1, keepdim=True)
         return kl(q, indices, probabilities), q.argmax(-1)
 
     def save(self, folder: Path, config: PretrainedConfig) -> None:
