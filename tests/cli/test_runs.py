@@ -272,3 +272,25 @@ def test_distilling_refuses_what_it_would_overwrite_before_it_trains(
     status, _, err = run("distill", str(folder), "--trial", "77", "--to", str(tmp_path / "x"))
     assert status == 1
     assert "no finished trial 77" in line_of(err)
+
+
+def test_a_recipe_of_ones_own_is_followed_and_told(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, summary = finished
+    recipe = tmp_path / "mine.toml"
+    stages = "[[stages]]\nsteps = 8\nanswers = 0.0\nhidden = 1.0\n[[stages]]\n"
+    recipe.write_text(f'source = "A & B <1999>"\nbatch = 4\nassistants = [0.5]\n{stages}')
+    said = document(*distilling(folder, tmp_path / "to", 45), "--recipe", str(recipe))
+    assert said["recipe"] == {"name": str(recipe), "source": "A & B <1999>"}
+    (assistant,) = said["assistants"]
+    assert assistant["steps"] == said["after"]["steps"] == 45
+    chosen = summary["chosen"]["architecture"]
+    assert assistant["architecture"]["parameters"] >= chosen["parameters"]
+    assert json.loads((tmp_path / "to" / "config.json").read_text())["num_hidden_layers"] == chosen["depth"]
+    page = (folder / "report.html").read_text()
+    assert "A &amp; B &lt;1999&gt;" in page
+    status, _, err = run(*distilling(folder, tmp_path / "to", 30), "--recipe", "two-stage")
+    assert status == 1
+    assert "last stage begins after 1024 steps" in line_of(err)
+    status, _, err = run(*distilling(folder, tmp_path / "to", 30), "--recipe", "no-such")
+    assert status == 1
+    assert "no recipe 'no-such'" in line_of(err)
