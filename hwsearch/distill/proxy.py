@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hwsearch.architecture import Architecture
 
 RESAMPLES = 2000
+POOL = 32  # batches among whose texts the lengths are sorted
 
 
 class Student:
@@ -80,6 +81,7 @@ class Student:
         self.step = 0
         self.seconds = 0.0
         self.curve: list[tuple[int, float]] = []
+        self._orders: dict[int, NDArray[np.int64]] = {}
         self._judged: tuple[int, HeldOut, tuple[NDArray[np.float64], NDArray[np.int64]]] | None = None
 
     def train(
@@ -122,11 +124,23 @@ class Student:
 
     def _rows(self) -> NDArray[np.int64]:
         """The chunks of this step: every pass over the data in an order of its own, the same for all students."""
-        count, batch = len(self.task.chunks), self.task.recipe.batch * self.task.teacher.objective.inputs_a_chunk
+        batch = self.task.recipe.batch * self.task.teacher.objective.inputs_a_chunk
         places = np.arange(self.step * batch, (self.step + 1) * batch)
-        seed = (self.task.recipe.seed, self.order) if self.order else (self.task.recipe.seed,)
-        orders = {p: np.random.default_rng((*seed, int(p))).permutation(count) for p in set(places // count)}
-        return np.array([orders[place // count][place % count] for place in places])
+        count = len(self.task.chunks)
+        return np.array([self._order(int(place // count))[place % count] for place in places])
+
+    def _order(self, number: int) -> NDArray[np.int64]:
+        """Of one pass. Texts of their own are put together with others of about their length, `POOL` batches' worth at
+        a time, so that less is read of what fills them up."""
+        if number not in self._orders:
+            recipe, objective = self.task.recipe, self.task.teacher.objective
+            rng = np.random.default_rng((recipe.seed, self.order, number) if self.order else (recipe.seed, number))
+            order = rng.permutation(len(self.task.chunks))
+            lengths = objective.lengths(self.task.chunks)
+            if lengths is not None:
+                order = _by_length(order, lengths, recipe.batch * objective.inputs_a_chunk, rng)
+            self._orders = {n: kept for n, kept in self._orders.items() if n >= number - 1} | {number: order}
+        return self._orders[number]
 
     @property
     def finite(self) -> bool:
@@ -188,6 +202,20 @@ class Student:
         self.maps.load_state_dict(state.get("maps", {}))
         self.step, self.seconds, self._judged = state["step"], state["seconds"], None
         self.curve = [(int(step), float(loss)) for step, loss in state["curve"]]
+
+
+def _by_length(
+    order: NDArray[np.int64], lengths: NDArray[np.int64], batch: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """An order in which the texts of a batch are of about one length, and batches come as they may."""
+    found = []
+    for start in range(0, len(order), POOL * batch):
+        pool = order[start : start + POOL * batch]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        whole = len(pool) // batch * batch
+        batches = pool[:whole].reshape(-1, batch)
+        found += [batches[rng.permutation(len(batches))].ravel(), pool[whole:]]
+    return np.concatenate(found)
 
 
 def _no_dropout(model: PreTrainedModel) -> None:

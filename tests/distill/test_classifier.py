@@ -88,3 +88,18 @@ def test_without_labels_the_teachers_answers_count(tiny_classifier: Path, labell
 def test_a_classifier_wants_texts_of_its_own(tiny_classifier: Path) -> None:
     with pytest.raises(DataError, match="a classifier is distilled on texts of its own: --data FILE"):
         Workshop(spec_of(tiny_classifier, ""))
+
+
+def test_a_batch_holds_texts_of_about_one_length_and_a_pass_every_text_once(workshop: Workshop) -> None:
+    student = Student(workshop.task, narrow(workshop))
+    lengths = workshop.teacher.objective.lengths(workshop.task.chunks)
+    assert lengths is not None
+    batch, rows = 8, []
+    for step in range(len(lengths) // batch):
+        student.step = step
+        rows.append(student._rows())
+        assert len(rows[-1]) == batch
+    assert len(np.unique(np.concatenate(rows))) == batch * len(rows)
+    filled = sum(batch * lengths[of].max() for of in rows)
+    as_they_come = sum(batch * lengths[i * batch : (i + 1) * batch].max() for i in range(len(rows)))
+    assert lengths[np.concatenate(rows)].sum() <= filled < as_they_come

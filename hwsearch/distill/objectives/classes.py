@@ -14,6 +14,7 @@ from hwsearch.distill.rows import draw_texts, labelled_texts
 from hwsearch.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,6 +42,11 @@ class Padded(Plain):
         there = ids != self.padding
         longest = max(1, int(there.sum(1).max()))
         return ids[:, :longest], there[:, :longest].long()
+
+    def lengths(self, chunks: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Tokens that fill nothing up."""
+        found: NDArray[np.int64] = (self.ids(chunks) != self.padding).sum(1)
+        return found
 
     def ids(self, chunks: Any) -> Any:
         """Token ids alone."""

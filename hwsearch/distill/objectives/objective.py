@@ -13,6 +13,7 @@ from hwsearch.distill.objectives.outputs import Outputs, TopK
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -63,6 +64,10 @@ class Objective(Protocol):
         """Token ids and attention mask, [rows, tokens] each, int64."""
         ...
 
+    def lengths(self, chunks: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Tokens of each row, [rows]; None where all rows have as many."""
+        ...
+
     def answer(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
         """What a model gives of its inputs, as a graph of it does."""
         ...
@@ -99,6 +104,10 @@ class Plain:
 
     inputs_a_chunk, rate, output = 4, 0.06, "logits"
     outputs: ClassVar[type[Outputs]] = TopK
+
+    def lengths(self, chunks: NDArray[np.int64]) -> NDArray[np.int64] | None:  # noqa: ARG002
+        """Every row is full."""
+        return None
 
     def answer(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
         """The model's logits."""
