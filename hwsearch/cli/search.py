@@ -37,8 +37,8 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 @click.option("--budget", type=BudgetType(), required=True, help="As 280ms, 1.5s, or 0.25x of the teacher's latency.")
 @click.option(
     "--teacher",
-    help="Folder of a causal language model (Llama, Mistral, Qwen 2 and 3, GPT-2), or of a classifier, tagger, masked "
-    "language model or sentence encoder (BERT and its kin); the embedded one by default.",
+    help="Folder, or OWNER/NAME on the Hub, of a causal language model (Llama, Mistral, Qwen 2 and 3, GPT-2), or of a "
+    "classifier, tagger, masked language model or sentence encoder (BERT and its kin); the embedded one by default.",
 )
 @click.option(
     "--task",
@@ -48,13 +48,10 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 )
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
     help="Text to distil on, the Python standard library by default; texts of their own as CSV, TSV, JSONL, Parquet, "
-    "a text a line, or a folder that datasets has saved.",
+    "a text a line, or a folder that datasets has saved. hf://datasets/OWNER/NAME/FILE is one of the Hub.",
 )
-@click.option(
-    "--eval", "held_out", type=click.Path(path_type=Path), help="Text to judge on; a part of --data by default."
-)
+@click.option("--eval", "held_out", help="Text to judge on; a part of --data by default.")
 @click.option("--text-column", default="text", show_default=True, help="Of such a file; lists of words for a tagger.")
 @click.option(
     "--label-column", default="label", show_default=True, help="Of such a file; without it the teacher's answers count."
@@ -119,6 +116,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     from hwsearch.distill.job import TaskSpec
     from hwsearch.distill.recipe import Recipe
     from hwsearch.distill.workers import Workers
+    from hwsearch.hub import checkpoint, data_file
     from hwsearch.search.fidelity import measured_steps
     from hwsearch.search.main_job import run_search
     from hwsearch.search.plan import with_room
@@ -128,9 +126,9 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     profile = find(device, options["threads"], options["runtime"], options["new_tokens"])
     target = profile.target(options["runtime"], options["power_mode"], options["threads"])
     spec = TaskSpec(
-        teacher=str(Path(options["teacher"]).resolve()) if options["teacher"] else "",
-        data=str(options["data"].resolve()) if options["data"] else "",
-        held_out=str(options["held_out"].resolve()) if options["held_out"] else "",
+        teacher=str(checkpoint(options["teacher"])) if options["teacher"] else "",
+        data=str(data_file(options["data"])) if options["data"] else "",
+        held_out=str(data_file(options["held_out"])) if options["held_out"] else "",
         sequence=wishes.workload.sequence,
         chunks=min(TaskSpec().chunks, wishes.long_steps * Recipe().batch),
         recipe=Recipe(seed=wishes.seed),
