@@ -9,6 +9,7 @@ from typing import Any
 from hwsearch.files import write_text
 from hwsearch.precision import Precision
 from hwsearch.report import figures
+from hwsearch.report.generation import speeds
 from hwsearch.search.result import Result
 from hwsearch.units import format_ms, format_seconds
 from hwsearch.workload import Workload
@@ -37,6 +38,7 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "repriced_from": document.get("repriced_from", ""),
             "students": {"chosen": chosen, **baselines} if chosen else {},
             "better": [name for name, r in baselines.items() if chosen and r["quality"] > chosen["quality"]],
+            "speeds": speeds(document),
             "measured": measured(document),
             "stages": document.get("stages", []),
             "fidelity": document.get("fidelity"),

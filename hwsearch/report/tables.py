@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwsearch.files import whole
+from hwsearch.report.generation import speeds
 from hwsearch.search.engine import Outcome
 from hwsearch.search.result import Result, each
 from hwsearch.units import format_ms, format_seconds
@@ -136,6 +137,11 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
     better = [name for name, r in document["baselines"].items() if chosen and r["quality"] > chosen["quality"]]
     if better:
         out.print(f"made by hand is better here: {', '.join(better)}", style="bold")
+    for speed in speeds(document):
+        out.print(
+            f"{speed.name}: first token after {format_ms(speed.first_ms)}, each one after it in "
+            f"{format_ms(speed.each_ms)}, {speed.tokens_a_second:.3g} tokens a second"
+        )
     if document["front"]:
         out.print(_front(document))
     if ran := [f for f in (*document["finalists"], *document.get("overshot", [])) if f["measured_ms"] is not None]:

@@ -10,6 +10,7 @@ import msgspec
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import ProxyScore
 from hwsearch.latency.estimator import Latency
+from hwsearch.precision import Precision
 from hwsearch.workload import Workload
 
 
@@ -89,9 +90,13 @@ def memory_mib(architecture: Architecture, workload: Workload) -> float:
     if architecture.head == "lm":
         wide = max(wide, architecture.vocab)
     bytes_each = architecture.embedding_precision.activation_bits / 8  # a float: what parts hand on
-    kept = 0.0
-    if workload.new_tokens:
-        channels = sum(2 * layer.kv_heads * architecture.head_dim for layer in architecture.layers)
-        context = workload.batch * (workload.sequence + workload.new_tokens)
-        kept = context * channels * architecture.kv_precision.weight_bits / 8
-    return architecture.size_mib + (tokens * (wide + 2 * architecture.width) * bytes_each + kept) / 2**20
+    activations = tokens * (wide + 2 * architecture.width) * bytes_each / 2**20
+    kept = cache_mib(architecture, workload, architecture.kv_precision) if workload.new_tokens else 0.0
+    return architecture.size_mib + activations + kept
+
+
+def cache_mib(architecture: Architecture, workload: Workload, precision: Precision) -> float:
+    """Keys and values of a whole generation in MiB, in a precision."""
+    channels = sum(2 * layer.kv_heads * architecture.head_dim for layer in architecture.layers)
+    context = workload.batch * (workload.sequence + workload.new_tokens)
+    return context * channels * precision.weight_bits / 8 / 2**20

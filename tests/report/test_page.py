@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from hwsearch.precision import Precision
+from hwsearch.report.generation import speeds
 from hwsearch.report.page import margin, page, step_ms
 from hwsearch.report.tables import COLUMNS, print_summary, write_tables
 from hwsearch.search.elsewhere import reprice
@@ -187,6 +188,31 @@ def test_the_terminal_says_what_a_person_acts_on(found: tuple[dict[str, Any], Ou
     assert document["chosen"]["architecture"]["id"] in text
     assert re.search(r"keeps \d+\.\d% \(90 % interval", text)
     assert "report.html" in text
+
+
+def test_a_generation_is_told_token_by_token(tmp_path: Path) -> None:
+    workload = Workload(batch=4, sequence=100, new_tokens=28)
+    document, outcome = search(tmp_path / "run", budget="0.9x", workload=workload, trials=3)
+    assert outcome is not None
+    found = {speed.name: speed for speed in speeds(document)}
+    assert set(found) == {"teacher", "chosen", *document["baselines"]}
+    chosen, latency = found["chosen"], document["chosen"]["latency"]
+    assert chosen.tokens_a_second == pytest.approx(4 * 1e3 / latency["phases"]["decode_token"])
+    assert chosen.first_ms == latency["phases"]["prefill"]
+    architecture = document["chosen"]["architecture"]
+    heads = sum(layer["kv_heads"] for layer in architecture["layers"])
+    # 4 sequences of 128 tokens, two bytes for each channel of a key and a value
+    assert chosen.cache_mib["fp16"] == pytest.approx(4 * 128 * 2 * heads * architecture["head_dim"] * 2 / 2**20)
+    assert chosen.cache_mib["int8"] == chosen.cache_mib["fp16"] / 2
+    assert "Token by token" in page(document, outcome.trials)
+    out = io.StringIO()
+    print_summary(document, None, Console(file=out, width=200))
+    assert "tokens a second" in out.getvalue()
+
+
+def test_nothing_is_told_of_tokens_where_none_are_written(found: tuple[dict[str, Any], Outcome]) -> None:
+    assert speeds(found[0]) == []
+    assert "Token by token" not in page(found[0], found[1].trials)
 
 
 def test_the_front_has_a_price_on_another_device(found: tuple[dict[str, Any], Outcome]) -> None:

@@ -62,7 +62,7 @@ def search(
     _, document = run_search(
         profile,
         profile.target(),
-        Wishes(budget=parse_budget(budget), workload=BULK, **{"trials": 12, "seed": 1, **wishes}),
+        Wishes(budget=parse_budget(budget), **{"workload": BULK, "trials": 12, "seed": 1, **wishes}),
         TaskSpec(),
         trainer or NullTrainer(),
         told or Told(),
