@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH = 32
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def load_teacher(source: str | None, task: str = "") -> Teacher:
         raise TeacherError(
             f"no safetensors in {folder}; pickled weights are not loaded. Save the model with save_pretrained"
         )
+    if not any((folder / file).is_file() for file in TOKENIZERS):  # Transformers makes an empty one up
+        raise TeacherError(f"no tokenizer in {folder} ({', '.join(TOKENIZERS)}); save the model's own beside it")
     try:
         model, tokenizer = _load(folder, task)
         config = model.config
@@ -86,9 +89,7 @@ def load_teacher(source: str | None, task: str = "") -> Teacher:
         reason = next(iter(str(error).splitlines()), "")
         raise TeacherError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {reason}") from error
     if broken := [name for name, weight in model.state_dict().items() if not bool(torch.isfinite(weight).all())]:
-        raise TeacherError(
-            f"the checkpoint {folder} has weights that are not finite: {broken[0]} and {len(broken) - 1} more"
-        )
+        raise TeacherError(f"the checkpoint {folder} has weights that are not finite: {_some(broken)}")
     if (ids := len(tokenizer)) > config.vocab_size:
         raise TeacherError(
             f"the checkpoint {folder} has {config.vocab_size} embeddings for a tokenizer of {ids} tokens; "
@@ -116,16 +117,26 @@ def _load(folder: Path, task: str) -> tuple[Any, Any]:
         dtype=torch.float32,
         attn_implementation=attention_of(config),
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, by name
     )
+    if unlike := sorted(info["mismatched_keys"]):
+        name, found, wanted = unlike[0]
+        raise TeacherError(
+            f"the checkpoint {folder} has a {name} of {tuple(found)}; its config.json says {tuple(wanted)}"
+        )
     model.config.architectures = [type(model).__name__]
     if getattr(model, "pooler", None) is not None and kind.head == "none":
         model.pooler = None  # embeddings are pooled of the last hidden states; many checkpoints have none
     if missing := sorted(set(info["missing_keys"]) & set(model.state_dict())):
         raise TeacherError(
-            f"the checkpoint {folder} has no weights for {missing[0]} and {len(missing) - 1} more, which a "
+            f"the checkpoint {folder} has no weights for {_some(missing)}, which a "
             f"{type(model).__name__} has: it is damaged, or was made for something else (--task)"
         )
     return model, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def load_further(source: str, teacher: Teacher) -> Teacher:
