@@ -167,9 +167,10 @@ def _split(data: Path, held_out: Path | None, rows: Callable[[Path], Iterable[tu
             labels[split].append(label)
     for split, found in texts.items():
         if len(found) < FEWEST:
+            source, way_out = (held_out, "") if held_out and split != "train" else (data, ", or others: --eval FILE")
             raise DataError(
-                f"{data}: {len(found)} texts for the {split} split; at least {FEWEST} are needed there: give more "
-                "rows, or a file of its own: --eval FILE"
+                f"{source} has {len(found)} rows of text for the {split} split, which takes {FEWEST} or more: give more"
+                f"{way_out}"
             )
     return Corpus(
         data.name,

@@ -55,7 +55,7 @@ def test_labelled_texts_come_in_several_forms(labelled_file: Path, tmp_path: Pat
         ("a.csv", b"", "is no csv file"),
         ("a.jsonl", b"{not json", "is no jsonl file"),
         ("a.parquet", b"PAR1", "is no parquet file|pip install pyarrow"),
-        ("a.txt", b"some words", "1 texts for the train split|0 texts for the train split"),
+        ("a.txt", b"some words", "rows of text for the train split"),
         ("a.md", b"some words", "texts come as .csv, .tsv, .jsonl, .parquet, .txt, or as a folder"),
     ],
 )
