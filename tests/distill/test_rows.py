@@ -44,7 +44,7 @@ def test_labelled_texts_come_in_several_forms(labelled_file: Path, tmp_path: Pat
     ("name", "content", "says"),
     [
         ("a.csv", b"words,label\nx,red\n", "has no column 'text' .have: words, label.; name it with --text-column"),
-        ("a.csv", b"text,label\n" + b"some words,red\n" * 3, "at least 20 are needed"),
+        ("a.csv", b"text,label\n" + b"some words,red\n" * 3, "which takes 20 or more"),
         (
             "a.csv",
             b"text,label\nsome words,pink\n",
