@@ -5,6 +5,7 @@ and alike, and run in turn with the teacher in float and in int8; quality is jud
 goes on where it was.
 
 python benchmarks/curve.py [--budgets 0.15 0.2326 0.35 0.5] [--steps 6144] [--threads 1]
+python benchmarks/curve.py --runs DIR ...       (searches that are there already, those of mixed.py say)
 """
 
 from __future__ import annotations
@@ -45,11 +46,10 @@ def search(budget: float, threads: int) -> Path:
     return out
 
 
-def students(run: Finished, latency_ms: float) -> dict[str, tuple[Architecture, tuple[int, ...] | None]]:
+def students(
+    run: Finished, teacher: Architecture, latency_ms: float
+) -> dict[str, tuple[Architecture, tuple[int, ...] | None]]:
     """The chosen one and those made by hand at its latency, with the teacher's layers behind them."""
-    teacher = Architecture.from_json(json.loads((run.state.parent.parent / "summary.json").read_text())["teacher"][
-        "architecture"
-    ])  # fmt: skip
     space = derive(teacher, run.profile.runtimes[run.target.runtime])
     estimator = Estimator(run.profile, run.target, run.workload)
     found: dict[str, tuple[Architecture, tuple[int, ...] | None]] = {"chosen": (run.architecture, None)}
@@ -61,18 +61,21 @@ def students(run: Finished, latency_ms: float) -> dict[str, tuple[Architecture, 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.15, FASTER, 0.35, 0.5])
+    parser.add_argument("--runs", type=Path, nargs="+", default=[])
     parser.add_argument("--steps", type=int, default=6144)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with Progress() as progress:
-        for budget in options.budgets:
-            run = finished(search(budget, options.threads))
+        for folder in options.runs or [search(budget, options.threads) for budget in options.budgets]:
+            run = finished(folder)
+            own = json.loads((folder / "summary.json").read_text())
+            budget = own["budget_ms"] / own["teacher"]["latency"]["median_ms"]
             spec = msgspec.structs.replace(run.spec, chunks=CHUNKS)
             measurer = measurer_of(run.profile, run.target, run.workload)
             assert measurer is not None
-            everyone = students(run, run.latency.median_ms)
+            everyone = students(run, Architecture.from_json(own["teacher"]["architecture"]), run.latency.median_ms)
             workers = Workers(spec, count=1)
             facts = complete(workers, result_of(workers.open()), progress)
             teacher = facts.architecture
@@ -81,9 +84,9 @@ def main() -> None:
             latencies = measurer.measure([teacher, *(a for a, _ in everyone.values())])
             row: dict[str, Any] = {"budget": round(budget, 4), "teacher_ms": round(latencies[0].median_ms, 3)}
             for (name, (architecture, layers)), latency in zip(everyone.items(), latencies[1:], strict=True):
-                folder = WORK / "states" / facts.digest / name.replace(" ", "-")
+                states = WORK / "states" / facts.digest / name.replace(" ", "-")
                 steps = options.steps if name != "teacher, int8" else 600
-                score, _ = Distillation(architecture, workers, folder, progress, layers).run(steps)
+                score, _ = Distillation(architecture, workers, states, progress, layers).run(steps)
                 row[name] = {
                     "architecture": architecture.id,
                     "ms": round(latency.median_ms, 3),
