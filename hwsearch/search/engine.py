@@ -171,9 +171,8 @@ class Engine:
         until = time.time() + 60 * wishes.minutes if wishes.minutes is not None else None
         study.describe(at_once=at_once, correction=self.plan.price.correction, until=until)
         climbed = wishes.rungs[-1] - wishes.steps
-        steps = max(0, wishes.trials - len(before)) * (wishes.steps + climbed / KEEP)
         self._begun = self.trainer.work_done
-        self._steps = steps + FINALISTS * (wishes.long_steps - wishes.rungs[-1]) + 2 * wishes.long_steps
+        self._steps = max(0, wishes.trials - len(before)) * (wishes.steps + climbed / KEEP)
         self.progress.stage("training", 1.0)
         trials = Trials(self.plan, self.proposer, study, self.trainer, self.run.student, at_once, self.progress, until)
         found = trials.run(self._tell)
@@ -181,7 +180,7 @@ class Engine:
         return found
 
     def _tell(self, note: str) -> None:
-        """How far the training is, all that is still to come taken as of middling students."""
+        """How far the trials are, all that are still to come taken as of middling students."""
         works = [work_of(trial.architecture, 1) for trial in self.study.trials()]
         if works:
             self.progress.at(self.trainer.work_done - self._begun, sum(works) / len(works) * self._steps, note)
@@ -210,7 +209,7 @@ class Engine:
             )
             for r in picked
         ]
-        scores = self._train("finalists", jobs)
+        scores = self._train("finalists", jobs, self.plan.wishes.rungs[-1])
         finalists = [
             scored(result, score)
             for result, score in zip(picked, scores, strict=True)
@@ -239,7 +238,7 @@ class Engine:
             cool_from=self.plan.wishes.rungs[-1],
             split="report",
         )
-        (score,) = self._train("the chosen student", [job])
+        (score,) = self._train("the chosen student", [job], job.steps)
         if isinstance(score, TrainingError):
             raise score
         return scored(chosen, score), score.teacher_quality
@@ -274,13 +273,15 @@ class Engine:
         assert result.trial is not None
         return str(self.run.student(result.trial, result.architecture, "long"))
 
-    def _train(self, note: str, jobs: Sequence[Job]) -> list[ProxyScore | TrainingError]:
-        """Train all of them side by side."""
+    def _train(self, stage: str, jobs: Sequence[Job], begun: int = 0) -> list[ProxyScore | TrainingError]:
+        """Train all of them side by side, from the step `begun` on."""
+        self.progress.stage(stage, 1.0)
+        before, work = self.trainer.work_done, sum(work_of(job.architecture, job.steps - begun) for job in jobs)
         futures = [self.trainer.train(job) for job in jobs]
         waiting: set[Future[ProxyScore]] = set(futures)
         while waiting:
             waiting = set(wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).not_done)
-            self._tell(note)
+            self.progress.at(self.trainer.work_done - before, work)
         found: list[ProxyScore | TrainingError] = []
         for future in futures:
             try:
