@@ -62,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.15, FASTER, 0.35, 0.5])
     parser.add_argument("--runs", type=Path, nargs="+", default=[])
+    parser.add_argument("--alone", action="store_true", help="leave the students made by hand out")
     parser.add_argument("--steps", type=int, default=6144)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -76,6 +77,8 @@ def main() -> None:
             measurer = measurer_of(run.profile, run.target, run.workload)
             assert measurer is not None
             everyone = students(run, Architecture.from_json(own["teacher"]["architecture"]), run.latency.median_ms)
+            if options.alone:
+                everyone = {"chosen": everyone["chosen"]}
             workers = Workers(spec, count=1)
             facts = complete(workers, result_of(workers.open()), progress)
             teacher = facts.architecture
