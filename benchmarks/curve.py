@@ -1,8 +1,8 @@
 """Latency against quality from end to end on this machine's CPU: the main command, `hwsearch distill`, the export run.
 
 At each budget the chosen student, and the students that a person would make by hand at its latency, are distilled fully
-and alike, and run in turn with the teacher in float and in int8; quality is judged on *report*. A run that was stopped
-goes on where it was.
+and alike, and run in turn with the teacher in float and, as it is, in int8; quality is judged on *report*. A run that
+was stopped goes on where it was.
 
 python benchmarks/curve.py [--budgets 0.15 0.2326 0.35 0.5] [--steps 6144] [--threads 1]
 python benchmarks/curve.py --runs DIR ...       (searches that are there already, those of mixed.py say)
@@ -21,12 +21,13 @@ import msgspec
 import platformdirs
 
 from hwsearch.architecture import Architecture
-from hwsearch.bench.measurer import measurer_of
+from hwsearch.bench.measurer import HostMeasurer, measurer_of
 from hwsearch.cli.progress import Progress
+from hwsearch.distill.job import Job
 from hwsearch.distill.workers import Workers
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
-from hwsearch.search.baselines import hand_made
+from hwsearch.search.baselines import hand_made_as_run
 from hwsearch.search.distillation import CHUNKS, Distillation
 from hwsearch.search.finished import Finished, finished
 from hwsearch.search.trainer import complete, result_of
@@ -47,13 +48,14 @@ def search(budget: float, threads: int) -> Path:
 
 
 def students(
-    run: Finished, teacher: Architecture, latency_ms: float
+    run: Finished, teacher: Architecture, measurer: HostMeasurer
 ) -> dict[str, tuple[Architecture, tuple[int, ...] | None]]:
-    """The chosen one and those made by hand at its latency, with the teacher's layers behind them."""
+    """The chosen one and those made by hand that take as long, with the teacher's layers behind them."""
+    (latency,) = measurer.measure([run.architecture])
     space = derive(teacher, run.profile.runtimes[run.target.runtime])
     estimator = Estimator(run.profile, run.target, run.workload)
     found: dict[str, tuple[Architecture, tuple[int, ...] | None]] = {"chosen": (run.architecture, None)}
-    for made in hand_made(space, estimator, latency_ms)[0]:
+    for made in hand_made_as_run(space, estimator, measurer.measure, latency.median_ms)[0]:
         found[made.name] = (made.architecture, made.layers)
     return found
 
@@ -76,20 +78,25 @@ def main() -> None:
             spec = msgspec.structs.replace(run.spec, chunks=CHUNKS)
             measurer = measurer_of(run.profile, run.target, run.workload)
             assert measurer is not None
-            everyone = students(run, Architecture.from_json(own["teacher"]["architecture"]), run.latency.median_ms)
+            everyone = students(run, Architecture.from_json(own["teacher"]["architecture"]), measurer)
             if options.alone:
                 everyone = {"chosen": everyone["chosen"]}
             workers = Workers(spec, count=1)
             facts = complete(workers, result_of(workers.open()), progress)
             teacher = facts.architecture
             whole = teacher.with_precision(Precision.INT8)
+            if "head" not in spec.scheme.keeps_float:
+                whole = msgspec.structs.replace(whole, head_precision=Precision.INT8)
             everyone["teacher, int8"] = (whole, None)
             latencies = measurer.measure([teacher, *(a for a, _ in everyone.values())])
             row: dict[str, Any] = {"budget": round(budget, 4), "teacher_ms": round(latencies[0].median_ms, 3)}
             for (name, (architecture, layers)), latency in zip(everyone.items(), latencies[1:], strict=True):
                 states = WORK / "states" / facts.digest / name.replace(" ", "-")
-                steps = options.steps if name != "teacher, int8" else 600
-                score, _ = Distillation(architecture, workers, states, progress, layers).run(steps)
+                if name == "teacher, int8":  # as it is: training only takes it away from itself
+                    path = str(states / f"{architecture.digest}.pt")
+                    score = result_of(workers.train(Job(path, architecture, steps=0, split="report")))
+                else:
+                    score, _ = Distillation(architecture, workers, states, progress, layers).run(options.steps)
                 row[name] = {
                     "architecture": architecture.id,
                     "ms": round(latency.median_ms, 3),

@@ -5,18 +5,19 @@ They are cut, quantised and trained as the search's own are; only the choice of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
 
 from hwsearch.architecture import Architecture
-from hwsearch.latency.estimator import Estimates
+from hwsearch.latency.estimator import Estimates, Latency
 from hwsearch.precision import Precision
 from hwsearch.space import SearchSpace
 from hwsearch.units import format_ms
 
 WHOLE = "the teacher in int8"
+TRIES = 3
 
 
 class HandMade(msgspec.Struct, frozen=True):
@@ -34,11 +35,21 @@ class HandMade(msgspec.Struct, frozen=True):
 
 
 def hand_made(
-    space: SearchSpace, price: Callable[[Sequence[Architecture]], Estimates], latency_ms: float
+    space: SearchSpace,
+    price: Callable[[Sequence[Architecture]], Estimates],
+    latency_ms: float,
+    ratios: Mapping[str, float] | None = None,
 ) -> tuple[list[HandMade], dict[str, str]]:
     """Every other layer, and uniform width, each in the uniform precision that lets it be widest inside `latency_ms`;
     the whole teacher in int8, which is as large as it is; and why one is missing, by name.
+
+    Args:
+        space: whose precisions, heads and alignment they have.
+        price: of architectures.
+        latency_ms: that they may take.
+        ratios: of what is estimated to what was measured, by name, where that is known.
     """
+    ratios = ratios or {}
     depth = space.teacher.depth
     made, missing = [], {}
     every, other = tuple(range(depth)), tuple(range(0, depth, 2))
@@ -47,14 +58,14 @@ def hand_made(
         heads = (shape.heads, shape.kv_heads)
         whole = space.uniform(depth, space.teacher.width, heads, shape.ffn, Precision.INT8)
         takes = float(price([whole]).median_ms[0])
-        if takes <= latency_ms:
+        if takes <= latency_ms * ratios.get(WHOLE, 1.0):
             made.append(HandMade(WHOLE, whole, every))
         else:
             missing[WHOLE] = f"takes {format_ms(takes)}"
     for name, layers in (("every other layer", other), ("uniform width", every)):
         options = _scaled(space, len(layers))
         median = price(options).median_ms
-        inside = np.flatnonzero(median <= latency_ms)
+        inside = np.flatnonzero(median <= latency_ms * ratios.get(name, 1.0))
         if len(inside):
             # Of what fits, the widest; of equal widths the slowest, which has most in it.
             best = max(inside, key=lambda i: (options[i].width, median[i]))
@@ -62,6 +73,36 @@ def hand_made(
         else:
             missing[name] = f"{len(layers)} layers take {format_ms(float(median.min()))} at least"
     return made, missing
+
+
+def hand_made_as_run(
+    space: SearchSpace,
+    price: Callable[[Sequence[Architecture]], Estimates],
+    measure: Callable[[Sequence[Architecture]], Sequence[Latency]],
+    latency_ms: float,
+) -> tuple[list[HandMade], dict[str, str]]:
+    """The same, of students that are run: each is made anew with what was measured of the one before, `TRIES` times at
+    most, and the slowest that takes as long, as far as measuring can tell, is kept."""
+    made, missing = hand_made(space, price, latency_ms)
+    tried: dict[str, list[tuple[HandMade, Latency]]] = {}
+    for _ in range(TRIES):
+        fresh = [one for one in made if all(one != other for other, _ in tried.get(one.name, ()))]
+        if not fresh:
+            break
+        for one, latency in zip(fresh, measure([one.architecture for one in fresh]), strict=True):
+            tried.setdefault(one.name, []).append((one, latency))
+        last = {name: found[-1] for name, found in tried.items()}
+        ratios = {
+            name: float(price([one.architecture]).median_ms[0]) / latency.median_ms
+            for name, (one, latency) in last.items()
+        }
+        made, _ = hand_made(space, price, latency_ms, ratios)
+    kept = []
+    for found in tried.values():
+        inside = [pair for pair in found if pair[1].low_ms <= latency_ms]
+        slowest = max(inside, key=lambda pair: pair[1].median_ms, default=None)
+        kept.append((slowest or min(found, key=lambda pair: pair[1].median_ms))[0])
+    return kept, missing
 
 
 def _scaled(space: SearchSpace, depth: int) -> list[Architecture]:

@@ -122,7 +122,12 @@ class Engine:
         chosen = self._choose(finalists)
         baselines, missing, quality = dict[str, Result](), dict[str, str](), self.facts.quality
         if chosen is not None:
-            by_hand, missing = hand_made(self.plan.space, self.plan.price, chosen.latency.median_ms)
+            latency_ms = chosen.latency.median_ms
+            by_hand, missing = (
+                self.measured.by_hand(latency_ms)
+                if self.measured
+                else hand_made(self.plan.space, self.plan.price, latency_ms)
+            )
             chosen, quality = self._judge(chosen)
             baselines = self._judge_by_hand(by_hand, missing)
         return Outcome(

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture
 from hwsearch.files import pretty, write_text
 from hwsearch.latency.estimator import Latency
+from hwsearch.search.baselines import HandMade, hand_made_as_run
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Given, Proposer
 from hwsearch.search.result import Result
@@ -97,6 +98,15 @@ class Measurements:
                         f"it was estimated at {format_ms(result.predicted.median_ms if result.predicted else 0.0)}"
                     )
         return holding, overshot
+
+    def by_hand(self, latency_ms: float) -> tuple[list[HandMade], dict[str, str]]:
+        """Students made by hand that take as long as `latency_ms` when they are run; and why one is missing, by
+        name."""
+
+        def measure(architectures: Sequence[Architecture]) -> list[Latency]:
+            return [result.latency for result in self([self.plan.priced(a) for a in architectures])]
+
+        return hand_made_as_run(self.plan.space, self.plan.price, measure, latency_ms)
 
     def repriced(self, result: Result, measured: Sequence[Result]) -> Result:
         """A trial with its latency as it is known now."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile
@@ -384,6 +385,30 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
     assert all(1.2 < factor < 1.4 for factor in moved)
     # Those made by hand are measured too.
     assert all(r["latency"]["source"] == "measured" for r in document["baselines"].values())
+
+
+def test_hand_made_students_take_as_long_as_the_chosen_one_when_they_are_run(tmp_path: Path) -> None:
+    class Deep(NullMeasurer):
+        """What is deep is faster than estimated."""
+
+        def measure(
+            self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
+        ) -> list[Latency]:
+            found = super().measure(architectures, progress)
+            scales = [0.7 if a.depth == TEACHER.depth else 1.0 for a in architectures]
+            return [
+                replace(one, median_ms=s * one.median_ms, low_ms=s * one.low_ms, high_ms=s * one.high_ms)
+                for one, s in zip(found, scales, strict=True)
+            ]
+
+    profile = find_profile("jetson-orin")
+    _, outcome = search(tmp_path / "run", measurer=Deep(Estimator(profile, profile.target(), BULK)), depths=(2, 3))
+    assert outcome is not None
+    assert outcome.chosen is not None
+    latency_ms = outcome.chosen.latency.median_ms
+    for name, result in outcome.baselines.items():
+        assert 0.85 * latency_ms < result.latency.median_ms, name
+        assert result.latency.low_ms <= latency_ms, name
 
 
 def test_nothing_is_chosen_when_nothing_holds_the_budget_on_the_target(tmp_path: Path) -> None:
