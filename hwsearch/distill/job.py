@@ -88,6 +88,7 @@ class Job(msgspec.Struct, frozen=True):
         split: to judge it on at the end.
         layers: the teacher's layers behind the student's; the best by default.
         fresh: random weights from this seed in place of the teacher's slices.
+        rate: learning rate over the recipe's.
     """
 
     path: str
@@ -100,6 +101,7 @@ class Job(msgspec.Struct, frozen=True):
     split: Literal["select", "report"] = "select"
     layers: tuple[int, ...] | None = None
     fresh: int | None = None
+    rate: float = 1.0
 
 
 class ProxyScore(msgspec.Struct, frozen=True):

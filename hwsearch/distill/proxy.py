@@ -46,6 +46,7 @@ class Student:
         layers: the teacher's layers behind the student's; the best by default.
         order: of the text, one for each number.
         device: to train on; products are in bfloat16 on a GPU, the loss in float32 everywhere.
+        rate: learning rate over the recipe's.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Student:
         layers: tuple[int, ...] | None = None,
         order: int = 0,
         device: str = "cpu",
+        rate: float = 1.0,
     ) -> None:
         self.order, self.device = order, torch.device(device)
         teacher = task.teacher.model
@@ -76,7 +78,7 @@ class Student:
         looks = any(stage.hidden for stage in task.recipe.stages)
         self.maps = (hidden_maps(self.model, teacher) if looks else torch.nn.ModuleList()).to(self.device)
         trained = [*self.model.parameters(), *self.maps.parameters()]
-        self.rate = task.recipe.rate * task.teacher.objective.rate
+        self.rate = rate * task.recipe.rate * task.teacher.objective.rate
         self.optimizer = torch.optim.Adam(trained, lr=self.rate, betas=(0.9, 0.98), fused=True)
         self.step = 0
         self.seconds = 0.0

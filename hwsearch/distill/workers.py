@@ -201,7 +201,7 @@ def _trained(job: Job) -> ProxyScore:
     from hwsearch.distill.proxy import Student
 
     task = _workshop().task
-    student = Student(task, job.architecture, job.fresh, job.layers, job.order, _device)
+    student = Student(task, job.architecture, job.fresh, job.layers, job.order, _device, job.rate)
     path = Path(job.path)
     student.resume(path if path.is_file() or not job.start else Path(job.start))
     work = work_of(job.architecture, 1)

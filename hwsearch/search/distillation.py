@@ -1,20 +1,24 @@
 """The full distillation of a student that a search has found, until longer training no longer pays.
 
-The rate stays constant while doubling the steps still lowers the held-out KL on *select*, and then falls to zero. Every
-`MARK` steps the state is kept: a run that was killed goes on from there, to the same result.
+Which learning rate suits a student depends on its size and on how near it begins: a few are tried for `TRIED` steps
+first. The rate then stays constant while doubling the steps still lowers the held-out KL on *select*, and falls to zero
+after that. Every `MARK` steps the state is kept: a run that was killed goes on from there, to the same result.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Literal
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Job, ProxyScore, work_of
-from hwsearch.errors import RunError
+from hwsearch.errors import RunError, TrainingError
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
+TRIED = 384  # steps of a trial of a rate, which falls to zero in the last third
+STEP = 0.3  # from one rate to the next lower one
 MARK = 128  # steps between two points of the curve
 FIRST = 1024  # steps after which is first asked whether doubling them pays
 GAIN = 0.03  # by which doubling the steps must lower the KL, to go on; as `benchmarks/students.py` has full training
@@ -48,6 +52,7 @@ class Distillation:
     ) -> None:
         self.architecture, self.trainer, self.progress, self.layers = architecture, trainer, progress, layers
         self._states, self._begun, self._stages = folder / architecture.digest, 0.0, stages
+        self._rate = 1.0
 
     def run(self, steps: int | None = None) -> tuple[ProxyScore, Path]:
         """Train; the score on *report* with the curve on *select*, and the student's state.
@@ -58,6 +63,8 @@ class Distillation:
         Raises:
             RunError: the recipe's last stage would not begin before the rate falls.
         """
+        if not self._stages and (steps is None or steps >= 8 * TRIED):
+            self._rate = self._suits()
         self._begun = self.trainer.work_done
         self.progress.stage("distillation", 1.0)
         name, constant = (
@@ -73,6 +80,27 @@ class Distillation:
         self._train(f"{constant}-{steps}", steps, steps, name, constant)
         score = self._train(f"{constant}-{steps}", steps, steps, name, constant, "report")
         return score, self._state(f"{constant}-{steps}")
+
+    def _suits(self) -> float:
+        """The learning rate, over the recipe's, after whose trial the KL is lowest: the recipe's, the next lower one,
+        and the next in the direction that is better."""
+        self._begun = self.trainer.work_done
+        self.progress.stage("learning rates", 1.0)
+
+        def loss(rate: float) -> float:
+            self._rate = rate
+            try:
+                return self._train(f"rate-{rate:g}", TRIED, 3 * TRIED, falls_from=round(TRIED / (1 + FALL))).loss
+            except TrainingError:  # it diverged
+                return math.inf
+
+        losses = {rate: loss(rate) for rate in (1.0, STEP)}
+        beyond = STEP**2 if losses[STEP] <= losses[1.0] else 1 / STEP
+        losses[beyond] = loss(beyond)
+        best = min(losses, key=losses.__getitem__)
+        tried = ", ".join(f"{rate:.2g} {found:.4f}" for rate, found in sorted(losses.items()))
+        self.progress.say(f"learning rate: {best:.2g} of the recipe's (KL on select after {TRIED} steps: {tried})")
+        return best
 
     def _pays(self) -> int:
         """Steps at a constant rate after which doubling them has come to pay little."""
@@ -105,6 +133,7 @@ class Distillation:
             marks=tuple(range(0, until, MARK)),
             split=split,
             layers=self.layers,
+            rate=self._rate,
         )
         future, work = self.trainer.train(job), work_of(self.architecture, 1)
         while not future.done():

@@ -1,5 +1,6 @@
 """Full training ends where longer training no longer pays, and every state is of what its name says."""
 
+import math
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -8,8 +9,9 @@ from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.job import Job, ProxyScore
+from hwsearch.errors import TrainingError
 from hwsearch.precision import Precision
-from hwsearch.search.distillation import FALL, FIRST, GAIN, MOST, Distillation
+from hwsearch.search.distillation import FALL, FIRST, GAIN, MOST, TRIED, Distillation
 from hwsearch.search.null import TEACHER, NullProgress, NullTrainer
 
 
@@ -61,3 +63,35 @@ def test_the_rate_falls_in_the_last_third_of_steps_that_are_named(tmp_path: Path
     # A longer run shares nothing with a shorter one: no state is gone on from that has passed its step.
     assert {job.path for job in other.jobs}.isdisjoint({job.path for job in trainer.jobs})
     assert longer != state
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [(1.0, (1.0, 0.3, 1 / 0.3)), (0.3, (1.0, 0.3, 0.09)), (0.09, (1.0, 0.3, 0.09)), (3.0, (1.0, 0.3, 1 / 0.3))],
+)
+def test_the_learning_rate_that_suits_is_found_first(tmp_path: Path, best: float, tried: tuple[float, ...]) -> None:
+    class Fond(Noted):
+        """Of one rate; much higher ones diverge."""
+
+        def train(self, job: Job) -> Future[ProxyScore]:
+            done: Future[ProxyScore] = Future()
+            if job.rate > 2 * best:
+                done.set_exception(TrainingError("the training diverged"))
+                return done
+            done.set_result(replace(super().train(job).result(), loss=abs(math.log(job.rate / best))))
+            return done
+
+    trainer = Fond(0.02)
+    Distillation(student(), trainer, tmp_path, NullProgress()).run(8 * TRIED)
+    # One that diverges leaves no job behind.
+    assert [job.rate for job in trainer.jobs if job.steps == TRIED] == pytest.approx(
+        [r for r in tried if r <= 2 * best]
+    )
+    (used,) = {job.rate for job in trainer.jobs if job.steps > TRIED}
+    assert used == min(tried, key=lambda rate: abs(math.log(rate / best)) if rate <= 2 * best else math.inf)
+
+
+def test_a_short_training_takes_the_recipes_rate(tmp_path: Path) -> None:
+    trainer = Noted(0.1)
+    Distillation(student(), trainer, tmp_path, NullProgress()).run(8 * TRIED - 1)
+    assert {job.rate for job in trainer.jobs} == {1.0}
