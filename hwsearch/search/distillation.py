@@ -90,7 +90,7 @@ class Distillation:
         def loss(rate: float) -> float:
             self._rate = rate
             try:
-                return self._train(f"rate-{rate:g}", TRIED, 3 * TRIED, falls_from=round(TRIED / (1 + FALL))).loss
+                return self._train("tried", TRIED, 3 * TRIED, falls_from=round(TRIED / (1 + FALL))).loss
             except TrainingError:  # it diverged
                 return math.inf
 
@@ -143,4 +143,4 @@ class Distillation:
 
     def _state(self, name: str) -> Path:
         """All steps at a constant rate share a state; every end that the rate falls to has its own."""
-        return self._states.with_name(f"{self._states.name}-{name}.pt")
+        return self._states.with_name(f"{self._states.name}-{self._rate:.2g}-{name}.pt")

@@ -88,6 +88,7 @@ def test_the_learning_rate_that_suits_is_found_first(tmp_path: Path, best: float
         [r for r in tried if r <= 2 * best]
     )
     (used,) = {job.rate for job in trainer.jobs if job.steps > TRIED}
+    assert len({job.path for job in trainer.jobs if job.steps == TRIED}) == len([r for r in tried if r <= 2 * best])
     assert used == min(tried, key=lambda rate: abs(math.log(rate / best)) if rate <= 2 * best else math.inf)
 
 
