@@ -157,6 +157,7 @@ def test_a_teacher_or_a_text_that_is_none_is_one_clear_line(
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "teacher" / "model.safetensors").write_text("not one")
+    (tmp_path / "teacher" / "tokenizer.json").write_text("{}")
     (tmp_path / "data.txt").write_bytes(b"\xff\xfe\x00")
     for teacher, text, says in (
         (tmp_path / "teacher", text_file, "cannot load the checkpoint"),
