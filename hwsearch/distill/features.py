@@ -19,6 +19,8 @@ from hwsearch.distill.recipe import Stage
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hwsearch.distill.objectives.objective import Inputs
+
 RELATION_HEADS = 12  # at most, as many as divide the channels of both
 RIDGE = 1e-3  # of the mean second moment
 TINY = 1e-8
@@ -84,20 +86,22 @@ class Beside:
         }
         self.own, self.others = Watched(student), Watched(teacher)
 
-    def look(self, ids: Tensor, mask: Tensor) -> None:
+    def look(self, inputs: Inputs) -> None:
         """Run the teacher."""
         with torch.no_grad():
-            self.teacher.base_model(input_ids=ids, attention_mask=mask)
+            self.teacher.base_model(**inputs)
 
-    def loss(self, stage: Stage, over: float, mask: Tensor) -> Tensor:
+    def loss(self, stage: Stage, over: float, mask: Tensor | None) -> Tensor:
         """Of all that a stage looks at, a scalar.
 
         Args:
             stage: with the weights.
             over: how much of it is, 0 to 1.
-            mask: which tokens are there, [rows, tokens].
+            mask: which tokens are there, [rows, tokens]; None for all of them.
         """
-        there, total = mask.bool(), mask.new_zeros((), dtype=torch.float32)
+        last: Tensor = self.own.hidden[-1]
+        there = torch.ones(last.shape[:2], dtype=torch.bool, device=last.device) if mask is None else mask.bool()
+        total = last.new_zeros((), dtype=torch.float32)
         pairs = list(enumerate(self._partners[stage.layers]))
         if stage.progressive:
             pairs = pairs[: math.floor(over * len(pairs)) + 1]

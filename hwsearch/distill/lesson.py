@@ -18,6 +18,7 @@ from hwsearch.distill.rows import NO_ANSWER, UNLABELLED
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hwsearch.distill.objectives.objective import Inputs
     from hwsearch.distill.task import Task
 
 
@@ -72,23 +73,23 @@ class Lesson:
         """
         stage, objective = self.stage, self.task.teacher.objective
         self._random.manual_seed(seed)
-        ids, mask = objective.inputs(chunks)
-        read = self._mistaken(chunks, ids, mask) if stage.token_noise else chunks
+        inputs = objective.inputs(chunks)
+        read = self._mistaken(chunks, inputs) if stage.token_noise else chunks
         temperature = stage.temperature[0] + over * (stage.temperature[1] - stage.temperature[0])
         if stage.answers and temperature == 1 and not stage.labels:
             total = stage.answers * objective.loss(self.student, read, indices, probabilities)
         else:
             total = self._answers(read, indices, probabilities, temperature)
         if self._beside is not None:
-            self._beside.look(ids, mask)
-            total = total + self._beside.loss(stage, over, mask)
+            self._beside.look(inputs)
+            total = total + self._beside.loss(stage, over, inputs.get("attention_mask"))
         return total
 
     def _answers(self, chunks: Tensor, indices: Tensor, probabilities: Tensor, temperature: float) -> Tensor:
         """KL at a temperature, and cross entropy to labels."""
         stage, objective = self.stage, self.task.teacher.objective
         if not stage.answers and not stage.labels:
-            self.student.base_model(**dict(zip(("input_ids", "attention_mask"), objective.inputs(chunks), strict=True)))
+            self.student.base_model(**objective.inputs(chunks))
             return chunks.new_zeros((), dtype=torch.float32)
         labels = objective.labels(chunks).flatten()
         logits = objective.logits(self.student, chunks).flatten(0, 1).float()
@@ -101,9 +102,9 @@ class Lesson:
             total = total + stage.labels * wrong / (known != NO_ANSWER).sum().clamp_min(1)
         return total
 
-    def _mistaken(self, chunks: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def _mistaken(self, chunks: Tensor, inputs: Inputs) -> Tensor:
         """Chunks with some of the tokens that are there replaced by others of the batch; labels stay."""
-        there = mask.bool().cpu()
+        ids, there = inputs["input_ids"], inputs["attention_mask"].bool().cpu()
         others = ids.cpu()[there]
         places = there & (torch.rand(there.shape, generator=self._random) < self.stage.token_noise)
         drawn = others[torch.randint(len(others), (int(places.sum()),), generator=self._random)]

@@ -53,8 +53,8 @@ def onnx_model(
 ) -> onnx.ModelProto:
     """The graph of a student.
 
-    Inputs are `input_ids` and `attention_mask`, [batch, sequence] int64; the output is `logits`, or what else the
-    objective calls it, float32.
+    Inputs are the objective's: `input_ids` and `attention_mask`, [batch, sequence] int64, of texts. The output is
+    `logits`, or what else the objective calls it, float32.
 
     With `cached`, keys and values that were computed before are inputs, `past.N.key` and `past.N.value`, [batch,
     kv_heads, past, head_dim], of which there may be none; all of them are outputs, `present.N.key` and so on. The mask
@@ -119,9 +119,9 @@ class _Whole(nn.Module):
         super().__init__()
         self.student, self.objective = student, objective
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Every answer."""
-        return self.objective.answer(self.student, input_ids, attention_mask).float()
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Every answer; inputs in the order of `Objective.axes`."""
+        return self.objective.answer(self.student, dict(zip(self.objective.axes, inputs, strict=True))).float()
 
 
 class _Continued(nn.Module):
@@ -163,11 +163,13 @@ def _float_graph(
     dtype = torch.float16 if half else torch.float32
     model.to(dtype)
     batch, sequence = shape or (2, 16)
-    ids = torch.zeros((batch, sequence), dtype=torch.int64)
-    inputs: tuple[Any, ...] = (ids, torch.ones_like(ids))
-    axes: tuple[Any, ...] = ({0: _axis("batch"), 1: _axis("sequence")},) * 2
-    names, outputs = ["input_ids", "attention_mask"], [objective.output]
+    blank = objective.blank(batch, sequence)
+    names, outputs = list(objective.axes), [objective.output]
+    inputs: tuple[Any, ...] = tuple(blank[name] for name in names)
+    each = tuple(dict(enumerate(map(_axis, axes))) for axes in objective.axes.values())
+    axes: tuple[Any, ...] = (each,)  # of all the positional ones
     if cached:
+        ids = blank["input_ids"]
         before = 5
         with torch.no_grad():
             seen_before = model(input_ids=ids[:, :1].expand(-1, before), use_cache=True).past_key_values
@@ -176,7 +178,7 @@ def _float_graph(
         seen = {0: _axis("batch"), 1: _axis("seen")}
         stored = {0: _axis("batch"), 2: _axis("past")}
         inputs = (ids, torch.ones((batch, sequence + before), dtype=torch.int64), past)
-        axes = (axes[0], seen, [[stored, stored] for _ in range(count)])
+        axes = (each[0], seen, [[stored, stored] for _ in range(count)])
         parts = [f"{i}.{part}" for i in range(count) for part in ("key", "value")]
         names += [f"past.{part}" for part in parts]
         outputs += [f"present.{part}" for part in parts]

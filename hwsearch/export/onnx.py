@@ -16,6 +16,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
+from hwsearch.distill.objectives.objective import Inputs
 from hwsearch.distill.quantise import restore
 from hwsearch.export.graph import Shape, onnx_model
 from hwsearch.export.parity import (
@@ -121,7 +122,7 @@ def _write(
     shape: Shape | None,
     sides: tuple[Callable[[PreTrainedModel], Run], PreTrainedModel, PreTrainedModel | None],
     graph: Callable[[Path], Run],
-    texts: list[tuple[Tensor, Tensor]],
+    texts: list[Inputs],
 ) -> Parity:
     """Write one graph, checked against `sides`: what runs a model, the student, and the student in float where it has
     quantised parts."""
@@ -141,16 +142,22 @@ def _write(
 
 def texts_of(
     student: TrainedStudent, chunks: NDArray[np.int64], shape: Shape | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of token ids and mask, filled up to a fixed shape."""
+) -> Iterator[Inputs]:
+    """Batches of inputs, texts filled up to a fixed shape."""
     objective = student.teacher.objective
     answers = objective.labels(chunks[:1]).shape[1]
     chunks = chunks[: max(1, ANSWERS // answers)]
     batch = shape[0] if shape else min(BATCH, len(chunks))
     for start in range(0, max(1, len(chunks) // batch * batch), batch):
         rows = np.resize(np.arange(start, min(start + batch, len(chunks))), batch)
-        ids, mask = objective.inputs(torch.from_numpy(chunks[rows]))
+        inputs = objective.inputs(torch.from_numpy(chunks[rows]))
         if shape:
-            missing = (0, shape[1] - ids.shape[1])
-            ids, mask = torch.nn.functional.pad(ids, missing), torch.nn.functional.pad(mask, missing)
-        yield ids, mask
+            blank = objective.blank(*shape)
+            inputs = {name: _filled(value, blank[name].shape) for name, value in inputs.items()}
+        yield inputs
+
+
+def _filled(value: Tensor, shape: torch.Size) -> Tensor:
+    """With zeros behind it, up to a shape that differs in the second axis alone."""
+    missing = (0, 0) * (value.dim() - 2) + (0, shape[1] - value.shape[1])
+    return torch.nn.functional.pad(value, missing)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwsearch.distill.objectives.objective import Inputs
 from hwsearch.errors import ExportError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ ROWS = 1024  # answers at once: of a large vocabulary they take gigabytes
 HALF_SHARE = 0.25  # by which float16 may raise the KL that quantisation causes
 # Else ONNX Runtime rounds the activations too where weights alone are in eight bits.
 EXACT = ("session.qdq_matmulnbits_accuracy_level", "0")
-Run = Callable[[Tensor, Tensor], Tensor]
+Run = Callable[[Inputs], Tensor]
 
 
 class Parity(msgspec.Struct, frozen=True):
@@ -91,7 +92,7 @@ def compare(
     in_float: Run | None,
     graph: Run,
     choices: Callable[[Tensor], Tensor],
-    texts: Iterable[tuple[Tensor, Tensor]],
+    texts: Iterable[Inputs],
     half: bool,
 ) -> Parity:
     """A graph beside its student.
@@ -101,17 +102,17 @@ def compare(
         in_float: the student with every part in float; None where it has no int8 parts.
         graph: that was exported.
         choices: logits of an answer, as of `Objective`.
-        texts: batches of token ids and mask.
+        texts: batches of inputs.
         half: whether the graph's float parts are in float16.
     """
     kl = rounding = from_float = square = 0.0
     answers = logits = differ = 0
     largest = difference = margin = 0.0
-    for ids, mask in texts:
+    for inputs in texts:
         with torch.inference_mode():
-            wanted = choices(own(ids, mask)).detach().float()
-            plain = choices(in_float(ids, mask)).detach().float() if in_float else wanted
-            found = choices(graph(ids, mask)).float()
+            wanted = choices(own(inputs)).detach().float()
+            plain = choices(in_float(inputs)).detach().float() if in_float else wanted
+            found = choices(graph(inputs)).float()
         if not bool(found.isfinite().all()):
             found, difference = wanted, math.inf
         kl, from_float = kl + _kl(wanted, found), from_float + _kl(plain, found)
@@ -164,8 +165,8 @@ def whole(path: Path) -> Run:
     """A graph of one forward pass."""
     opened = session(path)
 
-    def run(ids: Tensor, mask: Tensor) -> Tensor:
-        (logits,) = opened.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    def run(inputs: Inputs) -> Tensor:
+        (logits,) = opened.run(None, {name: value.numpy() for name, value in inputs.items()})
         return torch.from_numpy(logits)
 
     return run
@@ -177,7 +178,8 @@ def continued(path: Path) -> Run:
     caches = [entry for entry in opened.get_inputs() if entry.name.startswith("past.")]
     kind = np.float16 if caches[0].type == "tensor(float16)" else np.float32
 
-    def run(ids: Tensor, mask: Tensor) -> Tensor:
+    def run(inputs: Inputs) -> Tensor:
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
         past = {entry.name: np.zeros((len(ids), entry.shape[1], 0, entry.shape[3]), kind) for entry in caches}
         found = []
         for start, end in goes(ids):
@@ -194,7 +196,8 @@ def student_continued(model: PreTrainedModel) -> Run:
     """The same of the student itself."""
     from transformers import DynamicCache
 
-    def run(ids: Tensor, mask: Tensor) -> Tensor:
+    def run(inputs: Inputs) -> Tensor:
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
         cache, found = DynamicCache(), []
         for start, end in goes(ids):
             given: Any = {"attention_mask": mask[:, :end], "past_key_values": cache, "use_cache": True}

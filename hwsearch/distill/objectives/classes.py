@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from hwsearch.distill.data import Corpus
-from hwsearch.distill.objectives.objective import Plain, products
+from hwsearch.distill.objectives.objective import Inputs, Plain, products, text_inputs
 from hwsearch.distill.rows import draw_texts, labelled_texts
 from hwsearch.errors import DataError
 
@@ -36,12 +36,12 @@ class Padded(Plain):
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer, self.padding = tokenizer, int(tokenizer.pad_token_id)
 
-    def inputs(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
+    def inputs(self, chunks: Tensor) -> Inputs:
         """No more than the longest text has."""
         ids = self.ids(chunks)
         there = ids != self.padding
         longest = max(1, int(there.sum(1).max()))
-        return ids[:, :longest], there[:, :longest].long()
+        return text_inputs(ids[:, :longest], there[:, :longest].long())
 
     def lengths(self, chunks: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Tokens that fill nothing up."""
@@ -80,7 +80,7 @@ class Classes(Padded):
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
         """Of each text."""
         with products(chunks):
-            return self.answer(model, *self.inputs(chunks)).float().unsqueeze(1)
+            return self.answer(model, self.inputs(chunks)).float().unsqueeze(1)
 
 
 def names_of(config: PretrainedConfig) -> dict[str, int]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hwsearch.distill.data import Corpus, draw_chunks
 from hwsearch.distill.objectives.next_token import read_text
-from hwsearch.distill.objectives.objective import Plain, products
+from hwsearch.distill.objectives.objective import Inputs, Plain, products, text_inputs
 from hwsearch.errors import DataError
 
 if TYPE_CHECKING:
@@ -58,14 +57,14 @@ class MaskedToken(Plain):
         """What was hidden."""
         return chunks[:, -self._hidden(chunks) :]
 
-    def inputs(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
+    def inputs(self, chunks: Tensor) -> Inputs:
         """Every position is read."""
-        ids = chunks[:, : -self._hidden(chunks)]
-        return ids, torch.ones_like(ids)
+        return text_inputs(chunks[:, : -self._hidden(chunks)])
 
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
         """Of the hidden tokens: what stands on top of the layers is run on these alone."""
-        ids, mask = self.inputs(chunks)
+        inputs = self.inputs(chunks)
+        ids = inputs["input_ids"]
         asked = ids == self.mask
 
         def few(module: Any, given: Any, found: Any) -> Any:  # noqa: ARG001
@@ -75,7 +74,7 @@ class MaskedToken(Plain):
         handle = model.base_model.register_forward_hook(few)
         try:
             with products(chunks):
-                return self.answer(model, ids, mask)
+                return self.answer(model, inputs)
         finally:
             handle.remove()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hwsearch.distill.data import Corpus
 from hwsearch.distill.objectives.classes import Padded, files_of
-from hwsearch.distill.objectives.objective import products
+from hwsearch.distill.objectives.objective import Inputs, products
 from hwsearch.distill.objectives.outputs import TEMPERATURE, Outputs, Vectors, nearness
 from hwsearch.distill.rows import draw_texts, lone_texts
 from hwsearch.files import pretty, read_json, write_text
@@ -59,10 +59,10 @@ class Neighbours(Padded):
         """What nobody knows but the teacher."""
         return chunks[:, -1:]
 
-    def answer(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    def answer(self, model: PreTrainedModel, inputs: Inputs) -> Tensor:
         """Vectors of unit length, [rows, width]."""
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        there = mask.unsqueeze(-1).float()
+        hidden = model(**inputs).last_hidden_state.float()
+        there = inputs["attention_mask"].unsqueeze(-1).float()
         pooled = hidden[:, 0] if self.pooling == "cls" else (hidden * there).sum(1) / there.sum(1).clamp_min(1)
         return torch.nn.functional.normalize(pooled, dim=-1)
 
@@ -73,11 +73,11 @@ class Neighbours(Padded):
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
         """Of the other texts, one answer each."""
         with products(chunks):
-            return nearness(self.answer(model, *self.inputs(chunks))).unsqueeze(1)
+            return nearness(self.answer(model, self.inputs(chunks))).unsqueeze(1)
 
     def said(self, model: PreTrainedModel, chunks: Tensor) -> Outputs:
         """The vectors: which texts stand together is not known yet."""
-        return Vectors(self.answer(model, *self.inputs(chunks)).half().cpu().numpy())
+        return Vectors(self.answer(model, self.inputs(chunks)).half().cpu().numpy())
 
     def save(self, folder: Path, config: PretrainedConfig) -> None:
         """What sentence-transformers loads it by."""

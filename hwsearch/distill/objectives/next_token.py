@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from hwsearch.distill.data import Corpus, draw_chunks, standard_library, text_files
 from hwsearch.distill.losses import head_kl, positionwise_kl
-from hwsearch.distill.objectives.objective import Plain, products
+from hwsearch.distill.objectives.objective import Inputs, Plain, products, text_inputs
 from hwsearch.distill.quantise import QuantisedLinear
 from hwsearch.errors import DataError
 
@@ -45,9 +44,9 @@ class NextToken(Plain):
         """The next tokens."""
         return chunks[:, 1:]
 
-    def inputs(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
+    def inputs(self, chunks: Tensor) -> Inputs:
         """Every position is read."""
-        return chunks[:, :-1], torch.ones_like(chunks[:, :-1])
+        return text_inputs(chunks[:, :-1])
 
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
         """Of every next token."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from hwsearch.distill.job import TaskSpec
 
 
+Inputs = dict[str, Tensor]  # of a model, by name: token ids and attention mask, [rows, tokens] each, int64
+Axes = tuple[Literal["batch", "sequence"], ...]  # the first of an input
+
+
 class Objective(Protocol):
     """One kind of task. Rows of `chunks` are token ids, [rows, tokens], with what is to be said behind them.
 
@@ -28,12 +33,14 @@ class Objective(Protocol):
         inputs_a_chunk: short inputs that count as one chunk of a language model's text: of a batch, a data set.
         rate: learning rate over the recipe's.
         output: what a graph's output is called.
+        axes: of a graph's inputs that a workload gives their size, by name.
         outputs: how a teacher's answers are kept.
     """
 
     inputs_a_chunk: int
     rate: float
     output: str
+    axes: ClassVar[Mapping[str, Axes]]
     outputs: ClassVar[type[Outputs]]
 
     def read(self, spec: TaskSpec) -> Corpus:
@@ -60,15 +67,19 @@ class Objective(Protocol):
         nothing is asked."""
         ...
 
-    def inputs(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, [rows, tokens] each, int64."""
+    def inputs(self, chunks: Tensor) -> Inputs:
+        """What a model is given of some rows."""
+        ...
+
+    def blank(self, batch: int, sequence: int) -> Inputs:
+        """Inputs of a shape that say nothing."""
         ...
 
     def lengths(self, chunks: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Tokens of each row, [rows]; None where all rows have as many."""
         ...
 
-    def answer(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    def answer(self, model: PreTrainedModel, inputs: Inputs) -> Tensor:
         """What a model gives of its inputs, as a graph of it does."""
         ...
 
@@ -103,15 +114,20 @@ class Plain:
     """What most objectives have in common: the logits are the answer, and every answer counts."""
 
     inputs_a_chunk, rate, output = 4, 0.06, "logits"
+    axes: ClassVar[Mapping[str, Axes]] = dict.fromkeys(("input_ids", "attention_mask"), ("batch", "sequence"))
     outputs: ClassVar[type[Outputs]] = TopK
 
     def lengths(self, chunks: NDArray[np.int64]) -> NDArray[np.int64] | None:  # noqa: ARG002
         """Every row is full."""
         return None
 
-    def answer(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    def blank(self, batch: int, sequence: int) -> Inputs:
+        """The first token again and again."""
+        return text_inputs(torch.zeros((batch, sequence), dtype=torch.int64))
+
+    def answer(self, model: PreTrainedModel, inputs: Inputs) -> Tensor:
         """The model's logits."""
-        logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
+        logits: Tensor = model(**inputs).logits
         return logits
 
     def choices(self, answer: Tensor) -> Tensor:
@@ -139,6 +155,11 @@ class Plain:
 
     def save(self, folder: Path, config: PretrainedConfig) -> None:
         """Nothing."""
+
+
+def text_inputs(ids: Tensor, mask: Tensor | None = None) -> Inputs:
+    """Of token ids, all of them there by default."""
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
 
 
 def products(like: Tensor) -> torch.autocast:

@@ -40,10 +40,10 @@ class Tags(Classes):
 
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
         """Of every token; 0 where nothing is asked, for which nothing is lost."""
-        ids, mask = self.inputs(chunks)
+        inputs = self.inputs(chunks)
         with products(chunks):
-            found = self.answer(model, ids, mask).float()
-        missing = self.ids(chunks).shape[1] - ids.shape[1]
+            found = self.answer(model, inputs).float()
+        missing = self.ids(chunks).shape[1] - found.shape[1]
         asked = (self.labels(chunks) != NO_ANSWER).unsqueeze(-1)
         whole: Tensor = torch.nn.functional.pad(found, (0, 0, 0, missing)) * asked
         return whole
