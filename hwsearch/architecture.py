@@ -57,7 +57,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         gated_ffn: whether the feed-forward part has a third matrix that gates the first (SwiGLU, GeGLU).
         norm: which normalisation stands before or after each part.
         tied: whether the output head shares the embedding's weights.
-        vocab: rows of the embedding; 0 where the network starts behind it.
+        vocab: rows of the embedding; 0 where the network reads no token ids.
+        patch: values of an image's patch, each of which is a token; 0 where the network reads no images.
         head: what stands on top: nothing, a pooled classifier, start and end of a span, or a language model's logits.
         head_precision, embedding_precision, kv_precision: of the head's matrix, the embedding table and the cached keys
             and values.
@@ -75,6 +76,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head_precision: Precision = Precision.FP32
     embedding_precision: Precision = Precision.FP32
     kv_precision: Precision = Precision.FP32
+    patch: int = 0
 
     def __post_init__(self) -> None:
         if not self.layers or min(self.width, self.head_dim) < 1:
@@ -82,11 +84,16 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"an architecture has at least one layer and positive sizes; got {len(self.layers)} layers, "
                 f"width {self.width}, head_dim {self.head_dim}"
             )
+        if self.patch < 0 or (self.patch and (self.vocab or self.block == "decoder")):
+            raise ArchitectureError(
+                f"a network of images is an encoder without a vocabulary; got patch {self.patch}, vocab {self.vocab}, "
+                f"block {self.block}"
+            )
         if self.vocab < 0 or (self.head == "lm" and self.vocab < 1):
             raise ArchitectureError(
                 f"a language model's head needs a vocabulary; got vocab {self.vocab} with head {self.head!r}"
             )
-        sizes = [self.width, self.vocab, *(size for layer in self.layers for size in layer.shape)]
+        sizes = [self.width, self.vocab, self.patch, *(size for layer in self.layers for size in layer.shape)]
         if len(self.layers) > MOST_LAYERS or max(*sizes, self.head_dim) > LARGEST:
             raise ArchitectureError(
                 f"an architecture has at most {MOST_LAYERS} layers and sizes of at most {LARGEST:,}; "
@@ -118,7 +125,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def parameters(self) -> int:
         """Weights in all: matrices, norms, embedding and head (a tied head counts once). Biases are left out."""
-        total = self.vocab * self.width
+        total = (self.vocab + self.patch) * self.width
         norm = self.width * (2 if self.norm == "layernorm" else 1)
         for layer in self.layers:
             total += (2 * layer.heads + 2 * layer.kv_heads) * self.head_dim * self.width
@@ -134,7 +141,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def size_mib(self) -> float:
         """Size of the stored weights in MiB, every part in its precision."""
-        bits = self.vocab * self.width * self.embedding_precision.weight_bits
+        bits = (self.vocab + self.patch) * self.width * self.embedding_precision.weight_bits
         for layer in self.layers:
             attention = (2 * layer.heads + 2 * layer.kv_heads) * self.head_dim * self.width
             feed_forward = (3 if self.gated_ffn else 2) * self.width * layer.ffn
@@ -158,7 +165,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def digest(self) -> str:
         """A hash over everything, 12 hex digits."""
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:12]
+        return hashlib.sha256(msgspec.json.encode(self._plain)).hexdigest()[:12]
 
     @property
     def precision_text(self) -> str:
@@ -202,8 +209,13 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads back, with the derived id, depth and parameters beside them for
         people."""
+        return {"id": self.id, "depth": self.depth, "parameters": self.parameters, **self._plain}
+
+    @property
+    def _plain(self) -> dict[str, Any]:
+        """Plain values, a patch only where there is one: what reads text is called what it always was."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
-        return {"id": self.id, "depth": self.depth, "parameters": self.parameters, **plain}
+        return plain if self.patch else {name: value for name, value in plain.items() if name != "patch"}
 
     @classmethod
     def from_json(cls, data: object) -> Architecture:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
 
-KINDS = ("embedding", "qkv", "attention", "projection", "up", "down", "norm", "last_norm", "head", "cast")
+KINDS = ("embedding", "patches", "qkv", "attention", "projection", "up", "down", "norm", "last_norm", "head", "cast")
 KIND = {name: code for code, name in enumerate(KINDS)}
 Phase = Literal["prefill", "decode_token"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -162,6 +162,7 @@ class _Parts:
 
     width: Ints
     vocab: Ints
+    patch: Ints
     head: Ints
     head_precision: Ints
     embedding_precision: Ints
@@ -202,6 +203,7 @@ def _read(architectures: Sequence[Architecture]) -> _Parts:
     return _Parts(
         width=each(a.width for a in architectures),
         vocab=each(a.vocab for a in architectures),
+        patch=each(a.patch for a in architectures),
         head=each(_HEADS[a.head] for a in architectures),
         head_precision=each(a.head_precision.code for a in architectures),
         embedding_precision=each(a.embedding_precision.code for a in architectures),
@@ -250,6 +252,13 @@ def _add_pass(rows: _Rows, p: _Parts, phase: int, tokens: float, context: float,
     rows.add(
         embedded, phase=phase, kind=KIND["embedding"], m=tokens, n=p.width[embedded],
         precision=p.embedding_precision[embedded], elements=2 * tokens * p.width[embedded],
+    )  # fmt: skip
+
+    seen = everyone[p.patch > 0]
+    k, n, precision = p.patch[seen], p.width[seen], p.embedding_precision[seen]
+    rows.add(
+        seen, phase=phase, kind=KIND["patches"], m=tokens, k=k, n=n, precision=precision,
+        weight_bytes=k * n * _WEIGHT_BYTES[precision], elements=tokens * (k + n),
     )  # fmt: skip
 
     a: dict[str, Any] = {"phase": phase, "m": tokens, "precision": p.a_precision, "count": p.a_count}

@@ -10,6 +10,7 @@ SIZES = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6, "i
 KV = {"num_key_value_heads": 3, "head_dim": 16}
 ENDS = {"bos_token_id": 0, "eos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0, "pad_token_id": 0}
 DISTIL = {"dim": 96, "n_layers": 3, "n_heads": 6, "hidden_dim": 128}
+SEES = {"image_size": 32, "patch_size": 8}
 # By type, what it is for, and its sizes.
 CHECKPOINTS: dict[str, tuple[TaskName, dict[str, Any]]] = {
     "llama": ("text-generation", {**SIZES, **KV, "tie_word_embeddings": True}),
@@ -30,6 +31,8 @@ CHECKPOINTS: dict[str, tuple[TaskName, dict[str, Any]]] = {
     "distilbert tags": ("token-classification", DISTIL),
     "distilbert masks": ("fill-mask", DISTIL),
     "distilbert embeds": ("sentence-similarity", DISTIL),
+    "vit": ("image-classification", {**SIZES, **SEES}),
+    "deit": ("image-classification", {**SIZES, **SEES, "architectures": ["DeiTForImageClassification"]}),
     "modernbert": ("text-classification", {**SIZES, "local_attention": 16}),
     "modernbert tags": ("token-classification", {**SIZES, "local_attention": 16}),
     "modernbert masks": ("fill-mask", {**SIZES, "local_attention": 16}),
@@ -39,7 +42,7 @@ NAMES = ("red", "green", "blue")
 
 
 def save_checkpoint(folder: Path, name: str, text_file: Path) -> Path:
-    """One with random weights, biases and norms too, and a tokenizer."""
+    """One with random weights, biases and norms too, and a tokenizer or image processor."""
     import torch
     import transformers
 
@@ -53,6 +56,10 @@ def save_checkpoint(folder: Path, name: str, text_file: Path) -> Path:
         for weight in model.parameters():
             if weight.dim() == 1:
                 weight.add_(0.2 * torch.randn(weight.shape))
-    save_tokenizer(folder, text_file, mask_token="<mask>")
+    if task == "image-classification":
+        size = {"height": SEES["image_size"], "width": SEES["image_size"]}
+        transformers.ViTImageProcessor(size=size).save_pretrained(folder)
+    else:
+        save_tokenizer(folder, text_file, mask_token="<mask>")
     model.save_pretrained(folder)
     return folder

@@ -140,3 +140,19 @@ def labelled_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             words = " ".join(f"{name}{i * i % 97}" for name in ("point", "first", "return", "class")[: 1 + i % 4])
             writer.writerow([f"def {words}, {i}", ("red", "green", "blue")[i % 3]])
     return path
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images for each class, told apart by their colour."""
+    import numpy as np
+    from PIL import Image
+
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (folder / name).mkdir()
+        for i in range(110):
+            pixels = rng.integers(0, 200, (40, 36, 3), np.uint8)
+            pixels[..., channel] += 40
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder

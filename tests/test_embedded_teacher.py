@@ -42,13 +42,13 @@ def test_the_shipped_weights_are_as_good_as_the_card_says() -> None:
     assert teacher.model.config.model_type == "llama"
     assert all(path.suffix != ".pt" for path in embedded_teacher().iterdir())
     texts = standard_library().texts["select"]
-    stream = token_stream(texts[:: max(1, len(texts) // 12)], teacher.tokenizer)
+    stream = token_stream(texts[:: max(1, len(texts) // 12)], teacher.processor)
     _, accuracy = train.evaluate(teacher.model, stream, 128)  # type: ignore[arg-type]
     assert accuracy == pytest.approx(shares("next-token accuracy")[0] / 100, abs=0.08)
 
 
 def test_tokens_come_back_as_text() -> None:
-    tokenizer = load_teacher(None).tokenizer
+    tokenizer = load_teacher(None).processor
     for text in ("def f(x):\n        return x[1:]  # ok\n", "α = 'naïve'\t\n\n", "0x1F600 😀"):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 

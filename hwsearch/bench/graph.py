@@ -49,8 +49,8 @@ _MOVES = frozenset(["Reshape", "Transpose", "Expand", "Slice", "Split", "Concat"
 def build_graph(
     architecture: Architecture, workload: Workload, seed: int = 0, phase: Phase = "prefill"
 ) -> onnx.ModelProto:
-    """One pass of a phase of `workload`: token ids [batch, tokens] in (embeddings [batch, tokens, width] without a
-    vocabulary), logits or the last hidden states out. Shapes are static.
+    """One pass of a phase of `workload`: token ids [batch, tokens] in (patches [batch, tokens, patch] of images,
+    embeddings [batch, tokens, width] without either), logits or the last hidden states out. Shapes are static.
 
     Before a generation, the first pass gives logits of the last position alone, and every layer's keys and values. The
     pass of a new token reads those, [batch, kv_heads, cached, head_dim], as many as there are in the middle of the
@@ -72,7 +72,8 @@ def example_input(
     if architecture.vocab:
         entries["input"] = rng.integers(0, architecture.vocab, (workload.batch, tokens))
     else:
-        entries["input"] = rng.standard_normal((workload.batch, tokens, architecture.width), dtype=np.float32)
+        channels = architecture.patch or architecture.width
+        entries["input"] = rng.standard_normal((workload.batch, tokens, channels), dtype=np.float32)
     for i, layer in enumerate(architecture.layers if cached else ()):
         shape = (workload.batch, layer.kv_heads, cached, architecture.head_dim)
         entries |= {f"cached.{i}.{part}": rng.standard_normal(shape, dtype=np.float32) for part in "kv"}
@@ -142,8 +143,13 @@ class GraphBuilder:
             self.inputs.append(helper.make_tensor_value_info("input", TensorProto.INT64, [batch, tokens]))
             x = self.node("Gather", [self.random("embedding", a.vocab, a.width), "input"])
         else:
-            self.inputs.append(helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, tokens, a.width]))
+            shape = [batch, tokens, a.patch or a.width]
+            self.inputs.append(helper.make_tensor_value_info("input", TensorProto.FLOAT, shape))
             x = "input"
+            if a.patch:
+                x = self.linear(x, a.width, a.patch, a.embedding_precision, "patches")
+                places = self.constant(np.zeros((tokens, a.width), np.float32), "embedding/positions")
+                x = self.node("Add", [x, places])
         for i, layer in enumerate(a.layers):
             self.place = f"{i}."
             x = self.layer(x, layer)
@@ -151,7 +157,7 @@ class GraphBuilder:
         self.part = "head"
         if a.head == "lm" and self.workload.new_tokens and tokens > 1:
             x, tokens = self.node("Gather", [x, self.constant(np.array([-1]), "newest")], axis=1), 1
-        shape: list[int] = [batch, tokens, a.width]
+        shape = [batch, tokens, a.width]
         if a.head == "lm":
             x, shape = self.linear(x, a.vocab, a.width, a.head_precision, "head"), [batch, tokens, a.vocab]
         elif a.head == "span":

@@ -48,9 +48,12 @@ def prepare(
 
 
 def prepare_graph(path: Path, workload: Workload, vocab: int, threads: int) -> Callable[[], object]:
-    """A function that runs one pass of an exported graph, which reads token ids and a mask."""
-    ids = np.random.default_rng(0).integers(0, vocab, (workload.batch, workload.sequence))
-    session = _session(str(path), options_of(threads))
+    """A function that runs one pass of an exported graph, which reads token ids and a mask, or pixels."""
+    session, rng = _session(str(path), options_of(threads)), np.random.default_rng(0)
+    first = session.get_inputs()[0]
+    if first.name == "pixel_values":
+        return _pass(session, {first.name: rng.random((workload.batch, *first.shape[1:]), np.float32)})
+    ids = rng.integers(0, vocab, (workload.batch, workload.sequence))
     return _pass(session, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
 
 

@@ -116,6 +116,7 @@ class Network:
         )
         a = architecture
         self._embedding = self._random(a.vocab, a.width) if a.vocab else None
+        self._patches = self._linear(a.width, a.patch) if a.patch else None
         self._layers = [self._layer_weights(layer) for layer in a.layers]
         self._scale, self._shift = torch.ones(a.width), torch.zeros(a.width)
         rows = {"lm": a.vocab, "span": 2, "classify": 2, "none": 0}[a.head]
@@ -162,6 +163,9 @@ class Network:
         if self._embedding is not None:
             mark("embedding")
             x = embedding(x, self._embedding)
+        if self._patches is not None:
+            mark("embedding")
+            x = linear(x, *self._patches)
         for i, layer in enumerate(a.layers):
             x = self._layer(x, i, layer, mark, kept)
         if a.head != "none" or a.norm == "rmsnorm":

@@ -38,7 +38,8 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 @click.option(
     "--teacher",
     help="Folder, or OWNER/NAME on the Hub, of a causal language model (Llama, Mistral, Qwen 2 and 3, GPT-2), or of a "
-    "classifier, tagger, masked language model or sentence encoder (BERT and its kin); the embedded one by default.",
+    "classifier, tagger, masked language model or sentence encoder (BERT and its kin), or of an image classifier (ViT, "
+    "DeiT); the embedded one by default.",
 )
 @click.option(
     "--task",
@@ -49,10 +50,16 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 @click.option(
     "--data",
     help="Text to distil on, the Python standard library by default; texts of their own as CSV, TSV, JSONL, Parquet, "
-    "a text a line, or a folder that datasets has saved. hf://datasets/OWNER/NAME/FILE is one of the Hub.",
+    "a text a line, or a folder that datasets has saved; a folder of images for each class. "
+    "hf://datasets/OWNER/NAME/FILE is one of the Hub.",
 )
 @click.option("--eval", "held_out", help="Text to judge on; a part of --data by default.")
-@click.option("--text-column", default="text", show_default=True, help="Of such a file; lists of words for a tagger.")
+@click.option(
+    "--text-column",
+    default="text",
+    show_default=True,
+    help="Of such a file; lists of words for a tagger, paths of images (image by default) for an image classifier.",
+)
 @click.option(
     "--label-column", default="label", show_default=True, help="Of such a file; without it the teacher's answers count."
 )
@@ -113,6 +120,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     """Find the student that loses least inside a latency budget on a device."""
     from hwsearch.bench.measurer import measurer_of
     from hwsearch.cli.device import find
+    from hwsearch.distill.families import image_at
     from hwsearch.distill.job import TaskSpec
     from hwsearch.distill.recipe import Recipe
     from hwsearch.distill.workers import Workers
@@ -122,11 +130,14 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     from hwsearch.search.plan import with_room
     from hwsearch.search.trainer import result_of
 
+    teacher = checkpoint(options["teacher"]) if options["teacher"] else None
+    if teacher and options["sequence"] is None and (image := image_at(teacher)):
+        options["sequence"] = image.tokens
     wishes = _wishes(budget, options)
     profile = find(device, options["threads"], options["runtime"], options["new_tokens"])
     target = profile.target(options["runtime"], options["power_mode"], options["threads"])
     spec = TaskSpec(
-        teacher=str(checkpoint(options["teacher"])) if options["teacher"] else "",
+        teacher=str(teacher) if teacher else "",
         data=str(data_file(options["data"])) if options["data"] else "",
         held_out=str(data_file(options["held_out"])) if options["held_out"] else "",
         sequence=wishes.workload.sequence,

@@ -48,11 +48,11 @@ def labelled_texts(
     """
 
     def rows(path: Path) -> Iterable[tuple[str, int]]:
-        for row, (text, label) in enumerate(_table(path, text_column, label_column), start=1):
+        for row, (text, label) in enumerate(table(path, text_column, label_column), start=1):
             if isinstance(text, str) and text.strip():
-                yield text, _class_of(label, names, path, row)
+                yield text, class_of(label, names, path, row)
 
-    return _split(data, held_out, rows)
+    return split_rows(data, held_out, rows)
 
 
 def tagged_texts(
@@ -62,26 +62,26 @@ def tagged_texts(
     `labelled_texts`. A row holds a list of words and one of classes, or a text alone."""
 
     def rows(path: Path) -> Iterable[tuple[str, tuple[int, ...]]]:
-        for row, (text, label) in enumerate(_table(path, text_column, label_column), start=1):
+        for row, (text, label) in enumerate(table(path, text_column, label_column), start=1):
             words = [re.sub(r"\s+", "_", str(word)) or "_" for word in _as_list(text)]
             tags = list(_as_list(label)) if label is not None else [None] * len(words)
             if len(words) != len(tags):
                 raise DataError(f"{path}, row {row}: {len(words)} words and {len(tags)} classes; a word has one each")
             if words:
-                yield " ".join(words), tuple(_class_of(tag, names, path, row) for tag in tags)
+                yield " ".join(words), tuple(class_of(tag, names, path, row) for tag in tags)
 
-    return _split(data, held_out, rows)
+    return split_rows(data, held_out, rows)
 
 
 def lone_texts(data: Path, held_out: Path | None, text_column: str) -> Corpus:
     """Texts without answers; arguments and errors as of `labelled_texts`."""
 
     def rows(path: Path) -> Iterable[tuple[str, int]]:
-        for text, _ in _table(path, text_column, ""):
+        for text, _ in table(path, text_column, ""):
             if isinstance(text, str) and text.strip():
                 yield text, UNLABELLED
 
-    return _split(data, held_out, rows)
+    return split_rows(data, held_out, rows)
 
 
 def draw_texts(
@@ -103,9 +103,9 @@ def draw_texts(
         sequence: tokens at most.
         seed: of the draw; None takes them evenly.
     """
-    places = _places(len(texts), count, seed)
-    encoded = tokenizer([texts[place] for place in places], **_filled(sequence))["input_ids"]
-    return np.column_stack([np.asarray(encoded, np.int64), np.asarray(labels, np.int64)[places]])
+    drawn = places(len(texts), count, seed)
+    encoded = tokenizer([texts[place] for place in drawn], **_filled(sequence))["input_ids"]
+    return np.column_stack([np.asarray(encoded, np.int64), np.asarray(labels, np.int64)[drawn]])
 
 
 def draw_tagged(
@@ -118,11 +118,11 @@ def draw_tagged(
 ) -> NDArray[np.int64]:
     """The same of texts whose words have a class each, which stands at the word's first token, [texts, 2 x sequence]:
     token ids, then classes."""
-    places = _places(len(texts), count, seed)
-    encoded = tokenizer([texts[place].split(" ") for place in places], is_split_into_words=True, **_filled(sequence))
+    drawn = places(len(texts), count, seed)
+    encoded = tokenizer([texts[place].split(" ") for place in drawn], is_split_into_words=True, **_filled(sequence))
     ids = np.asarray(encoded["input_ids"], np.int64)
     found = np.full_like(ids, NO_ANSWER)
-    for row, place in enumerate(places):
+    for row, place in enumerate(drawn):
         words, before = encoded.word_ids(row), None
         for position, word in enumerate(words):
             if word is not None and word != before:
@@ -142,14 +142,19 @@ def _filled(sequence: int) -> dict[str, Any]:
     }
 
 
-def _places(available: int, count: int, seed: int | None) -> NDArray[np.int64]:
+def places(available: int, count: int, seed: int | None) -> NDArray[np.int64]:
+    """Up to `count` of as many rows as there are: drawn with a seed, else evenly."""
     if seed is None:
         return np.linspace(0, available - 1, min(count, available)).astype(np.int64)
     return np.random.default_rng(seed).permutation(available)[:count]
 
 
-def _split(data: Path, held_out: Path | None, rows: Callable[[Path], Iterable[tuple[str, Any]]]) -> Corpus:
-    """Rows by split, in the order of the files."""
+def split_rows(data: Path, held_out: Path | None, rows: Callable[[Path], Iterable[tuple[str, Any]]]) -> Corpus:
+    """Rows by split, in the order of the files; a hash of what is read says which split.
+
+    Raises:
+        DataError: too few of them.
+    """
     texts: dict[Split, list[str]] = {split: [] for split in SPLITS}
     labels: dict[Split, list[Any]] = {split: [] for split in SPLITS}
     for path, aside in ((data, False), (held_out, True)):
@@ -169,7 +174,7 @@ def _split(data: Path, held_out: Path | None, rows: Callable[[Path], Iterable[tu
         if len(found) < FEWEST:
             source, way_out = (held_out, "") if held_out and split != "train" else (data, ", or others: --eval FILE")
             raise DataError(
-                f"{source} has {len(found)} rows of text for the {split} split, which takes {FEWEST} or more: give more"
+                f"{source} has {len(found)} rows for the {split} split, which takes {FEWEST} or more: give more"
                 f"{way_out}"
             )
     return Corpus(
@@ -179,7 +184,7 @@ def _split(data: Path, held_out: Path | None, rows: Callable[[Path], Iterable[tu
     )
 
 
-def _class_of(label: Any, names: Mapping[str, int], path: Path, row: int) -> int:
+def class_of(label: Any, names: Mapping[str, int], path: Path, row: int) -> int:
     """The number of a class that is given by name or number; UNLABELLED where none is given."""
     if label is None or str(label) in ("", "nan", "None"):
         return UNLABELLED
@@ -200,7 +205,7 @@ def _as_list(cell: Any) -> list[Any]:
     return list(cell) if isinstance(cell, (list, tuple, np.ndarray)) else []
 
 
-def _table(path: Path, text_column: str, label_column: str) -> Iterable[tuple[Any, Any]]:
+def table(path: Path, text_column: str, label_column: str) -> Iterable[tuple[Any, Any]]:
     """(text, label) of each row; None for a label where there is no such column."""
     table = _read(path)
     if text_column not in table:

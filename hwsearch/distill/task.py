@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 
 from hwsearch import __version__
 from hwsearch.distill.data import SPLITS, Corpus, Split
-from hwsearch.distill.families import architecture_of, longest_of, task_of
+from hwsearch.distill.families import architecture_of, image_of, longest_of, task_of
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.distill.objectives.objective import Objective
@@ -128,6 +128,11 @@ class Workshop:
         limit = longest_of(self.teacher.model.config)
         if limit is not None and spec.sequence > limit:
             raise DataError(f"the teacher reads at most {limit} tokens; --sequence asks for {spec.sequence}")
+        image = image_of(self.teacher.model.config.to_dict())
+        if image is not None and spec.sequence != image.tokens:
+            raise DataError(f"the teacher reads an image as {image.tokens} tokens; --sequence asks for {spec.sequence}")
+        if image is not None and any(stage.token_noise for stage in spec.recipe.stages):
+            raise DataError("the recipe puts other tokens in place of some (token_noise), and images have none")
         if spec.recipe.written and task_of(self.teacher.model.config) != "text-generation":
             raise DataError("the recipe has text written by the teacher (written), and this one is no language model")
         self._further = [load_further(folder, self.teacher) for folder in spec.recipe.teachers]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from hwsearch.distill.families import attention_of, task_of, tasks_of
+from hwsearch.distill.families import attention_of, image_of, task_of, tasks_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.objectives import objective_of
 from hwsearch.distill.objectives.objective import Objective
@@ -27,10 +27,11 @@ from hwsearch.files import read_or_drop, whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 BATCH = 32
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
+IMAGES = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class Teacher:
     Attributes:
         name: what a person calls it.
         model: in float32, in evaluation mode.
-        tokenizer: beside it.
+        processor: beside it: a tokenizer, or what cuts images to the size that it sees.
         objective: what it was made for.
-        digest: hash of the weights, the configuration and the tokenizer, 16 hex digits.
+        digest: hash of the weights, the configuration and the processor, 16 hex digits.
     """
 
     name: str
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
     objective: Objective
     digest: str
 
@@ -78,10 +79,8 @@ def load_teacher(source: str | None, task: str = "") -> Teacher:
         raise TeacherError(
             f"no safetensors in {folder}; pickled weights are not loaded. Save the model with save_pretrained"
         )
-    if not any((folder / file).is_file() for file in TOKENIZERS):  # Transformers makes an empty one up
-        raise TeacherError(f"no tokenizer in {folder} ({', '.join(TOKENIZERS)}); save the model's own beside it")
     try:
-        model, tokenizer = _load(folder, task)
+        model, processor = _load(folder, task)
         config = model.config
     except TeacherError:
         raise
@@ -90,17 +89,17 @@ def load_teacher(source: str | None, task: str = "") -> Teacher:
         raise TeacherError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {reason}") from error
     if broken := [name for name, weight in model.state_dict().items() if not bool(torch.isfinite(weight).all())]:
         raise TeacherError(f"the checkpoint {folder} has weights that are not finite: {_some(broken)}")
-    if (ids := len(tokenizer)) > config.vocab_size:
+    if (ids := 0 if image_of(config.to_dict()) else len(processor)) > config.vocab_size:
         raise TeacherError(
             f"the checkpoint {folder} has {config.vocab_size} embeddings for a tokenizer of {ids} tokens; "
             "save the two together"
         )
-    objective = objective_of(config, tokenizer, folder)
-    return Teacher(name, model.eval().requires_grad_(False), tokenizer, objective, _digest(model, tokenizer))
+    objective = objective_of(config, processor, folder)
+    return Teacher(name, model.eval().requires_grad_(False), processor, objective, _digest(model, processor))
 
 
 def _load(folder: Path, task: str) -> tuple[Any, Any]:
-    """The model, in a class of its task, and the tokenizer."""
+    """The model, in a class of its task, and its processor."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -132,7 +131,18 @@ def _load(folder: Path, task: str) -> tuple[Any, Any]:
             f"the checkpoint {folder} has no weights for {_some(missing)}, which a "
             f"{type(model).__name__} has: it is damaged, or was made for something else (--task)"
         )
-    return model, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model, _processor(folder, image_of(config.to_dict()) is not None)
+
+
+def _processor(folder: Path, sees: bool) -> Any:
+    """The tokenizer of a checkpoint, or the image processor of one that sees images."""
+    import transformers
+
+    kind, files = ("image processor", (IMAGES,)) if sees else ("tokenizer", TOKENIZERS)
+    if not any((folder / file).is_file() for file in files):  # Transformers makes an empty tokenizer up
+        raise TeacherError(f"no {kind} in {folder} ({', '.join(files)}); save the model's own beside it")
+    auto = transformers.AutoImageProcessor if sees else transformers.AutoTokenizer
+    return auto.from_pretrained(folder, local_files_only=True)
 
 
 def _some(names: list[str]) -> str:
@@ -146,8 +156,10 @@ def load_further(source: str, teacher: Teacher) -> Teacher:
         TeacherError: as of `load_teacher`, or its answers are of other tokens or classes.
     """
     further = load_teacher(source, task_of(teacher.model.config))
-    if further.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-        raise TeacherError(f"{source} reads other tokens than {teacher.name}; a further teacher has the same tokenizer")
+    if _vocabulary(further.processor) != _vocabulary(teacher.processor):
+        raise TeacherError(
+            f"{source} reads its inputs otherwise than {teacher.name}; a further teacher has the same tokenizer"
+        )
     own, other = (dict(t.model.config.label2id or {}) for t in (teacher, further))
     if own != other:
         raise TeacherError(f"{source} knows other classes than {teacher.name}; a further teacher has the same")
@@ -169,7 +181,7 @@ def continued(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, device: 
         top_k=0,
         max_new_tokens=length - given,
         eos_token_id=None,
-        pad_token_id=teacher.tokenizer.pad_token_id or 0,
+        pad_token_id=teacher.processor.pad_token_id or 0,
     )
     model: Any = teacher.model
     model.to(device)
@@ -214,10 +226,18 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, de
     return found
 
 
-def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+def _vocabulary(processor: Any) -> Any:
+    """What a tokenizer knows, or how an image processor cuts."""
+    return processor.get_vocab() if hasattr(processor, "get_vocab") else processor.to_json_string()
+
+
+def _digest(model: PreTrainedModel, processor: Any) -> str:
     digest = hashlib.sha256(model.config.to_json_string().encode())
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    digest.update((fast.to_str() if fast is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
+    fast = getattr(processor, "backend_tokenizer", None)
+    known = _vocabulary(processor)
+    if isinstance(known, dict):
+        known = fast.to_str() if fast is not None else repr(sorted(known.items()))
+    digest.update(known.encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.contiguous().numpy().tobytes())

@@ -48,13 +48,17 @@ options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = {threads}
 {exact}path = str(pathlib.Path(__file__).with_name("model.onnx"))
 session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-ids = np.random.default_rng(0).integers(0, {vocab}, ({batch}, {sequence}))
-def run(): begun = time.perf_counter(); session.run(None, dict(input_ids=ids, attention_mask=np.ones_like(ids))); return time.perf_counter() - begun
+{given}
+def run(): begun = time.perf_counter(); session.run(None, given); return time.perf_counter() - begun
 times = sorted(run() for _ in range(23))[:20]
-print(f"{batch} x {sequence} tokens: {{1e3 * times[0]:.2f}} ms at best, {{1e3 * times[10]:.2f}} ms in the middle of 20")
-'''  # noqa: E501
+print(f"{batch} x {what}: {{1e3 * times[0]:.2f}} ms at best, {{1e3 * times[10]:.2f}} ms in the middle of 20")
+'''
 
 
+TOKENS = """\
+ids = np.random.default_rng(0).integers(0, {vocab}, {shape})
+given = dict(input_ids=ids, attention_mask=np.ones_like(ids))"""
+PIXELS = "given = dict(pixel_values=np.random.default_rng(0).random({shape}, np.float32))"
 EXACT_LINE = f'options.add_session_config_entry("{EXACT[0]}", "{EXACT[1]}")  # weights alone are rounded\n'
 
 
@@ -81,11 +85,20 @@ def write_onnx(
     with student.folder(to) as folder:
         found = write_graphs(student, chunks, folder, run if static else None)
         write_text(folder / "parity.json", pretty(found) + "\n")
-        (batch, sequence), vocab = run, student.architecture.vocab
-        exact = EXACT_LINE if Precision.W8A16 in student.architecture.parts else ""
-        script = SCRIPT.format(threads=threads, exact=exact, vocab=vocab, batch=batch, sequence=sequence)
-        write_text(folder / "run.py", script)
+        write_text(folder / "run.py", _script(student, run, threads))
     return found
+
+
+def _script(student: TrainedStudent, run: Shape, threads: int) -> str:
+    """What times `model.onnx`."""
+    (batch, sequence), architecture = run, student.architecture
+    exact = EXACT_LINE if Precision.W8A16 in architecture.parts else ""
+    if architecture.patch:
+        (pixels,) = student.teacher.objective.blank(*run).values()
+        given, what = PIXELS.format(shape=tuple(pixels.shape)), "image" + "s" * (batch > 1)
+    else:
+        given, what = TOKENS.format(vocab=architecture.vocab, shape=run), f"{sequence} tokens"
+    return SCRIPT.format(threads=threads, exact=exact, given=given, batch=batch, what=what)
 
 
 def write_graphs(
@@ -140,9 +153,7 @@ def _write(
     return found
 
 
-def texts_of(
-    student: TrainedStudent, chunks: NDArray[np.int64], shape: Shape | None
-) -> Iterator[Inputs]:
+def texts_of(student: TrainedStudent, chunks: NDArray[np.int64], shape: Shape | None) -> Iterator[Inputs]:
     """Batches of inputs, texts filled up to a fixed shape."""
     objective = student.teacher.objective
     answers = objective.labels(chunks[:1]).shape[1]

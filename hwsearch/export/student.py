@@ -94,8 +94,8 @@ class TrainedStudent:
 
     @contextmanager
     def folder(self, to: Path) -> Iterator[Path]:
-        """A folder to write an export into, with its tokenizer, architecture and precision plan in it; `to` appears
-        whole when the block ends, or not at all, and takes an earlier export's place.
+        """A folder to write an export into, with its tokenizer or image processor, architecture and precision plan in
+        it; `to` appears whole when the block ends, or not at all, and takes an earlier export's place.
 
         Raises:
             RunError: `to` holds something else, or cannot be written.
@@ -106,7 +106,7 @@ class TrainedStudent:
                 temporary = Path(name) / "student"
                 temporary.mkdir()
                 yield temporary
-                self.teacher.tokenizer.save_pretrained(temporary)
+                self.teacher.processor.save_pretrained(temporary)
                 write_text(temporary / "architecture.json", pretty(self.architecture.to_json()) + "\n")
                 write_text(temporary / PLAN, pretty(self.plan) + "\n")
                 if to.exists():

@@ -7,6 +7,7 @@ TensorRT 10 and 11 both read. The scripts were not run by this project: TensorRT
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,6 @@ import pathlib
 
 import tensorrt as trt
 
-BATCH, SEQUENCE = {batch}, {sequence}  # at most, and what the engine is tuned for
 folder = pathlib.Path(__file__).parent
 logger = trt.Logger(trt.Logger.WARNING)
 builder = trt.Builder(logger)
@@ -45,8 +45,8 @@ parser = trt.OnnxParser(network, logger)
 if not parser.parse_from_file(str(folder / "model.onnx")):
     raise SystemExit("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
 config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-for name in ("input_ids", "attention_mask"):
-    profile.set_shape(name, {least}, (BATCH, SEQUENCE), (BATCH, SEQUENCE))
+for name, (least, most) in {shapes}.items():
+    profile.set_shape(name, least, most, most)
 config.add_optimization_profile(profile)
 plan = builder.build_serialized_network(network, config)
 if plan is None:
@@ -79,17 +79,21 @@ def write_tensorrt(
             "TensorRT's int8 has static symmetric ranges; this student was trained for "
             f"{scheme.activations} {scheme.activation_type}. Search with --runtime tensorrt"
         )
-    batch, sequence = run
-    shapes = SHAPES.format(least=_shapes(1, 1), most=_shapes(batch, sequence))
-    least = "(BATCH, SEQUENCE)" if static else "(1, 1)"
+    objective = student.teacher.objective
+    least, most = (
+        {name: tuple(value.shape) for name, value in objective.blank(*shape).items()} for shape in ((1, 1), run)
+    )
+    shapes = SHAPES.format(least=_shapes(least), most=_shapes(most))
+    tuned = {name: (most[name] if static else least[name], most[name]) for name in most}
     with student.folder(to) as folder:
         found = write_graphs(student, chunks, folder, run if static else None)
         write_text(folder / "parity.json", pretty(found) + "\n")
         write_text(folder / "build.sh", SHELL.format(shapes="" if static else shapes))
         (folder / "build.sh").chmod(0o755)
-        write_text(folder / "build.py", SCRIPT.format(batch=batch, sequence=sequence, least=least))
+        write_text(folder / "build.py", SCRIPT.format(shapes=tuned))
     return found
 
 
-def _shapes(batch: int, sequence: int) -> str:
-    return ",".join(f"{name}:{batch}x{sequence}" for name in ("input_ids", "attention_mask"))
+def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """As trtexec reads them."""
+    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())

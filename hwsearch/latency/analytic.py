@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 TILE = 128.0
 UNFUSED_LAUNCHES = 3  # softmax, the second product and a transposition, beside the first product
 _ATTENTION = KIND["attention"]
-_IS_LINEAR = np.isin(np.arange(len(KINDS)), [KIND[name] for name in ("qkv", "projection", "up", "down", "head")])
+_IS_LINEAR = np.isin(
+    np.arange(len(KINDS)), [KIND[name] for name in ("patches", "qkv", "projection", "up", "down", "head")]
+)
 # Doubt for each doubling outside the shapes that were seen.
 GROWTH = {"m": 0.02, "k": 0.05, "n": 0.03}
 

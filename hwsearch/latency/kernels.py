@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
 
-PRODUCTS = ("qkv", "projection", "up", "down", "head")
+PRODUCTS = ("patches", "qkv", "projection", "up", "down", "head")
 ATTENTION = ("layout", "scores", "softmax", "values", "attention")
 DECODE = "/decode"  # behind the name of a kernel of a new token's pass
 FLOAT = 4.0  # bytes of an activation between kernels
@@ -72,8 +72,9 @@ def kernels_of(table: OpTable, fused: bool) -> Iterator[Kernel]:
             suffix += DECODE if phase == DECODE_TOKEN else ""
             if kind == "attention":
                 yield from _attention(table, rows, suffix, surroundings, fused)
-            else:
-                yield _plain(table, rows, kind, suffix, surroundings)
+            else:  # patches are one more product that something is added to
+                name = "projection" if kind == "patches" else kind
+                yield _plain(table, rows, name, suffix, surroundings)
 
 
 def weights_mib(table: OpTable) -> Floats:

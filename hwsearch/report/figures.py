@@ -23,6 +23,7 @@ KIND_COLOURS = {
     "norm": "#e599f7",
     "last_norm": "#cc5de8",
     "embedding": "#ffd43b",
+    "patches": "#ffe066",
     "head": "#ff922b",
     "cast": "#f03e3e",
     "overhead": "#ced4da",

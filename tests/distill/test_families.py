@@ -13,7 +13,9 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.families import FAMILIES, architecture_of, family_of
 from hwsearch.distill.importance import Importance, measure_importance
+from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.objectives.classes import Classes
+from hwsearch.distill.objectives.image_classes import ImageClasses
 from hwsearch.distill.objectives.masked_token import MaskedToken
 from hwsearch.distill.objectives.neighbours import Neighbours
 from hwsearch.distill.objectives.next_token import NextToken
@@ -34,8 +36,12 @@ def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def chunks(teacher: Teacher) -> torch.Tensor:
-    """Random text as the teacher's objective has it, some of it short."""
+def chunks(teacher: Teacher, image_folder: Path) -> torch.Tensor:
+    """Random text as the teacher's objective has it, some of it short; or images."""
+    if isinstance(teacher.objective, ImageClasses):
+        corpus = teacher.objective.read(TaskSpec(data=str(image_folder)))
+        assert corpus.labels
+        return torch.from_numpy(teacher.objective.draw(corpus.texts["train"], corpus.labels["train"], 24, 17, 0))
     return random_chunks(type(teacher.objective))
 
 

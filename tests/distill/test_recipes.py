@@ -81,9 +81,13 @@ def test_a_teacher_beside_itself_is_nowhere_apart(tmp_path: Path, text_file: Pat
     teacher = load_teacher(str(save_checkpoint(tmp_path, name, text_file)))
     own = architecture_of(teacher.model.config, Precision.FP32)
     narrow = replace(own, layers=own.layers[:2])
-    ids = torch.randint(5, 300, (16, 24), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids)
-    mask[1, 10:] = 0
+    random = torch.Generator().manual_seed(0)
+    inputs, mask = {"pixel_values": torch.rand((16, 3, 32, 32), generator=random)}, None
+    if "input_ids" in teacher.objective.axes:
+        ids = torch.randint(5, 300, (16, 24), generator=random)
+        mask = torch.ones_like(ids)
+        mask[1, 10:] = 0
+        inputs = {"input_ids": ids, "attention_mask": mask}
     found = {}
     for which, layers in (("itself", (0, 1, 2)), ("another", (0, 2))):
         torch.manual_seed(0)
@@ -92,8 +96,8 @@ def test_a_teacher_beside_itself_is_nowhere_apart(tmp_path: Path, text_file: Pat
             student.load_state_dict(teacher.model.state_dict())
         with plain_attention(student, teacher.model), torch.no_grad():
             beside = Beside(student, teacher.model, layers, hidden_maps(student, teacher.model))
-            student.base_model(input_ids=ids, attention_mask=mask)
-            beside.look(ids, mask)
+            student.base_model(**inputs)
+            beside.look(inputs)
             for loss in ("hidden", "attention", "relations", "samples"):
                 stage = replace(Stage(answers=0.0, hidden=1.0), hidden=0.0, answers=1.0)
                 found[which, loss] = float(beside.loss(replace(stage, **{loss: 1.0}), 1.0, mask))
@@ -188,7 +192,7 @@ def test_a_step_listens_to_one_teacher_in_turn(
         for weight in other.model.parameters():
             weight.mul_(0.5)
     other.model.save_pretrained(tmp_path / "other")
-    other.tokenizer.save_pretrained(tmp_path / "other")
+    other.processor.save_pretrained(tmp_path / "other")
     (tmp_path / "two.toml").write_text('teachers = ["other"]\nbatch = 4\n')
     recipe = read_recipe(str(tmp_path / "two.toml"))
     assert recipe.teachers == (str((tmp_path / "other").resolve()),)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hwsearch.architecture import parse_precisions
-from hwsearch.distill.families import architecture_of
+from hwsearch.distill.families import architecture_of, image_at
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student, divergence
 from hwsearch.distill.recipe import Recipe
@@ -21,14 +21,14 @@ SCHEME = Scheme(activations="dynamic", activation_type="uint8")
 KINDS = (  # llama and bert's classifier stand in the other tests
     "gpt2", "qwen3", "qwen2", "roberta", "distilbert", "modernbert", "bert tags", "bert masks", "bert embeds",
     "roberta masks", "distilbert masks", "distilbert embeds", "modernbert tags", "modernbert masks",
-    "modernbert embeds",
+    "modernbert embeds", "vit",
 )  # fmt: skip
-UNEVEN = ("gpt2", "qwen3", "distilbert", "modernbert")
+UNEVEN = ("gpt2", "qwen3", "distilbert", "modernbert", "vit")
 
 
 @pytest.mark.parametrize(("name", "uneven"), [*((name, False) for name in KINDS), *((name, True) for name in UNEVEN)])
 def test_a_student_of_every_family_runs_as_a_graph(
-    name: str, uneven: bool, tmp_path: Path, text_file: Path, labelled_file: Path, tagged_file: Path
+    name: str, uneven: bool, tmp_path: Path, text_file: Path, labelled_file: Path, tagged_file: Path, image_folder: Path
 ) -> None:
     torch.set_num_threads(1)
     folder = save_checkpoint(tmp_path, name, text_file)
@@ -38,8 +38,11 @@ def test_a_student_of_every_family_runs_as_a_graph(
         columns, data = {"text_column": "tokens", "label_column": "tags"}, tagged_file
     elif task in ("text-classification", "sentence-similarity"):
         data = labelled_file
+    elif task == "image-classification":
+        data = image_folder
     recipe = Recipe(batch=4)
-    sizes = {"sequence": 24, "chunks": 64, "held_out_chunks": 16}
+    seen = image_at(folder)
+    sizes = {"sequence": seen.tokens if seen else 24, "chunks": 64, "held_out_chunks": 16}
     spec = TaskSpec(str(folder), str(data), recipe=recipe, scheme=SCHEME, **sizes, **columns)
     workshop = Workshop(spec)
     whole = architecture_of(workshop.teacher.model.config, Precision.FP32)

@@ -6,8 +6,10 @@ name in it. Students are stock configurations of the teacher's own class.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hwsearch.architecture import Architecture, Layer
 from hwsearch.distill.families.bert import BERT
@@ -18,13 +20,30 @@ from hwsearch.distill.families.llama import LLAMA
 from hwsearch.distill.families.modernbert import MODERNBERT
 from hwsearch.distill.families.roberta import ROBERTA
 from hwsearch.distill.families.tasks import TASKS, TaskName
+from hwsearch.distill.families.vit import DEIT, VIT
 from hwsearch.errors import TeacherError
+from hwsearch.files import read_json
 from hwsearch.precision import Precision
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-FAMILIES = (LLAMA, GPT2, BERT, ROBERTA, DISTILBERT, MODERNBERT)
+
+class Image(NamedTuple):
+    """What an image classifier sees.
+
+    Attributes:
+        shape: channels, height and width of an image.
+        tokens: that it is read as.
+        patch: values of a patch, each of which is one token.
+    """
+
+    shape: tuple[int, int, int]
+    tokens: int
+    patch: int
+
+
+FAMILIES = (LLAMA, GPT2, BERT, ROBERTA, DISTILBERT, MODERNBERT, VIT, DEIT)
 
 
 def family_of(config: PretrainedConfig) -> Family:
@@ -91,12 +110,33 @@ def longest_of(config: PretrainedConfig) -> int | None:
     return None if limit is None else int(limit) - family_of(config).first_position
 
 
+def image_of(entries: Mapping[str, Any]) -> Image | None:
+    """What a checkpoint sees, by the entries of its configuration; None where it reads text."""
+    family = next((f for f in FAMILIES if entries.get("model_type") in f.model_types), None)
+    if family is None or not family.before_patches:
+        return None
+
+    def sides(size: int | Sequence[int]) -> tuple[int, int]:
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
+
+    (height, width), patch = sides(entries.get("image_size", 224)), sides(entries.get("patch_size", 16))
+    channels = int(entries.get("num_channels", 3))
+    tokens = (height // patch[0]) * (width // patch[1]) + family.before_patches
+    return Image((channels, height, width), tokens, channels * patch[0] * patch[1])
+
+
+def image_at(folder: Path) -> Image | None:
+    """What the checkpoint in a folder sees; None where it reads text, or there is none."""
+    return image_of(read_json(folder / "config.json")) if (folder / "config.json").is_file() else None
+
+
 def architecture_of(config: PretrainedConfig, precision: Precision) -> Architecture:
     """The architecture of a checkpoint with every part in one float precision."""
     family = family_of(config)
     sizes = {entry: getattr(config, name) for entry, name in family.entries.items()}
     heads, ffn = int(sizes["heads"]), int(sizes["ffn"] or 4 * sizes["width"])  # as GPT-2 reads a missing one
-    head = TASKS[task_of(config)].head
+    head, image = TASKS[task_of(config)].head, image_of(config.to_dict())
     layer = Layer(heads, int(getattr(config, "num_key_value_heads", None) or heads), ffn, precision, precision)
     return Architecture(
         block=family.block,
@@ -105,8 +145,9 @@ def architecture_of(config: PretrainedConfig, precision: Precision) -> Architect
         layers=(layer,) * int(sizes["depth"]),
         gated_ffn=family.gated_ffn,
         norm=family.norm,
-        tied=bool(config.tie_word_embeddings) and head == "lm",
-        vocab=int(config.vocab_size),
+        tied=bool(getattr(config, "tie_word_embeddings", False)) and head == "lm",
+        vocab=0 if image else int(config.vocab_size),
+        patch=image.patch if image else 0,
         head=head,
         head_precision=precision,
         embedding_precision=precision,

@@ -63,6 +63,7 @@ class Family:
         transposed: whether the matrices of a layer have the input first.
         entries: names of a configuration's sizes.
         first_position: index of the first position's embedding, for configurations that count from the padding on.
+        before_patches: positions that stand before an image's patches; 0 for families that read text.
     """
 
     model_types: tuple[str, ...]
@@ -82,6 +83,7 @@ class Family:
     transposed: bool = False
     entries: Mapping[Entry, str] = field(default_factory=lambda: ENTRIES)
     first_position: int = 0
+    before_patches: int = 0
 
     def under(self, top: Top) -> Family:
         """The family's models that have this on top."""

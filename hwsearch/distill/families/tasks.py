@@ -8,7 +8,14 @@ from typing import Literal, get_args
 
 from hwsearch.architecture import Head
 
-TaskName = Literal["text-generation", "fill-mask", "text-classification", "token-classification", "sentence-similarity"]
+TaskName = Literal[
+    "text-generation",
+    "fill-mask",
+    "text-classification",
+    "token-classification",
+    "sentence-similarity",
+    "image-classification",
+]
 
 
 @dataclass(frozen=True)
@@ -32,5 +39,6 @@ TASKS: Mapping[TaskName, Kind] = {
     "text-classification": Kind("classify", "AutoModelForSequenceClassification", "accuracy"),
     "token-classification": Kind("span", "AutoModelForTokenClassification", "accuracy of a word's tag"),
     "sentence-similarity": Kind("none", "AutoModel", "agreement on the nearest of 128 texts"),
+    "image-classification": Kind("classify", "AutoModelForImageClassification", "accuracy"),
 }
 assert set(TASKS) == set(get_args(TaskName))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from hwsearch.distill.families import task_of
+from hwsearch.distill.families import image_of, task_of
 from hwsearch.distill.objectives.classes import Classes, names_of
+from hwsearch.distill.objectives.image_classes import ImageClasses
 from hwsearch.distill.objectives.masked_token import MaskedToken
 from hwsearch.distill.objectives.neighbours import Neighbours, pooling_of
 from hwsearch.distill.objectives.next_token import NextToken
@@ -15,16 +16,25 @@ from hwsearch.distill.objectives.tags import Tags
 from hwsearch.errors import TeacherError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedTokenizerBase
+
+    Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
 
-def objective_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Objective:
+def objective_of(config: PretrainedConfig, processor: Processor, folder: Path) -> Objective:
     """What a checkpoint was made for.
+
+    Args:
+        config: of the checkpoint.
+        processor: the tokenizer of one that reads text, the image processor of one that sees images.
+        folder: that it lies in.
 
     Raises:
         TeacherError: nothing that is supported, or its tokenizer lacks a token that this needs.
     """
-    task = task_of(config)
+    if (image := image_of(config.to_dict())) is not None:
+        return ImageClasses(cast("BaseImageProcessor", processor), names_of(config), image)
+    task, tokenizer = task_of(config), cast("PreTrainedTokenizerBase", processor)
     if task == "text-generation":
         return NextToken(tokenizer)
     if task == "fill-mask":
