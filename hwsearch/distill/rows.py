@@ -239,7 +239,7 @@ def _read(path: Path) -> pd.DataFrame:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except ImportError as error:
-        raise DataError(f"{path}: files of this kind are read by pyarrow: pip install pyarrow") from error
+        raise DataError(f"{path}: files of this kind are read by pyarrow: pip install 'hwsearch[parquet]'") from error
     except Exception as error:  # pandas and its engines raise their own kinds for what is no such file
         reason = next(iter(str(error).splitlines()), "")
         raise DataError(f"{path} is no {kind}: {type(error).__name__}: {reason}") from error
@@ -253,7 +253,7 @@ def _saved(folder: Path) -> pd.DataFrame:
     if not (folder / "state.json").is_file():
         raise DataError(f"{folder} is no folder that datasets has saved (no state.json)")
     import pandas as pd
-    import pyarrow as pa  # type: ignore[import-not-found, unused-ignore]
+    import pyarrow as pa  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     parts = []
     for entry in read_json(folder / "state.json")["_data_files"]:
