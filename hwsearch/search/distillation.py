@@ -18,7 +18,7 @@ from hwsearch.errors import RunError, TrainingError
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
 TRIED = 384  # steps of a trial of a rate, which falls to zero in the last third
-STEP = 0.3  # from one rate to the next lower one
+STEP = 0.5  # from one rate to the next lower one
 MARK = 128  # steps between two points of the curve
 FIRST = 1024  # steps after which is first asked whether doubling them pays
 GAIN = 0.03  # by which doubling the steps must lower the KL, to go on; as `benchmarks/students.py` has full training

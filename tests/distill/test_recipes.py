@@ -173,10 +173,11 @@ def test_noise_is_of_the_tokens_that_are_there(tiny_classifier: Path, labelled_f
     task, objective = own.task, own.teacher.objective
     student = Student(task, own.facts().architecture)
     chunks = torch.from_numpy(task.chunks[:8])
-    ids, mask = objective.inputs(chunks)
+    inputs = objective.inputs(chunks)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
     with Lesson(Stage(token_noise=0.5), task, student.model, student.layers, student.maps) as lesson:
         lesson._random.manual_seed(0)
-        noisy = lesson._mistaken(chunks, ids, mask)
+        noisy = lesson._mistaken(chunks, inputs)
     changed = noisy != chunks
     assert 0.2 < float(changed[:, : ids.shape[1]][mask.bool()].float().mean()) <= 0.6
     assert not bool(changed[:, : ids.shape[1]][~mask.bool()].any())
