@@ -50,7 +50,8 @@ def save_checkpoint(folder: Path, name: str, text_file: Path) -> Path:
     kind: Any = getattr(transformers, TASKS[task].auto_class)
     torch.manual_seed(0)
     labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
-    entries = {**ENDS, "vocab_size": 352, "initializer_range": 0.2, **labels, **entries}
+    reads = {} if task == "image-classification" else {**ENDS, "vocab_size": 352}
+    entries = {**reads, "initializer_range": 0.2, **labels, **entries}
     model = kind.from_config(transformers.AutoConfig.for_model(name.split()[0], **entries))
     with torch.no_grad():
         for weight in model.parameters():

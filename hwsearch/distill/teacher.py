@@ -89,7 +89,7 @@ def load_teacher(source: str | None, task: str = "") -> Teacher:
         raise TeacherError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {reason}") from error
     if broken := [name for name, weight in model.state_dict().items() if not bool(torch.isfinite(weight).all())]:
         raise TeacherError(f"the checkpoint {folder} has weights that are not finite: {_some(broken)}")
-    if (ids := 0 if image_of(config.to_dict()) else len(processor)) > config.vocab_size:
+    if hasattr(processor, "get_vocab") and (ids := len(processor)) > config.vocab_size:
         raise TeacherError(
             f"the checkpoint {folder} has {config.vocab_size} embeddings for a tokenizer of {ids} tokens; "
             "save the two together"
