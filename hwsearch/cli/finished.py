@@ -107,7 +107,10 @@ def _write(
     if form == "huggingface":
         if static:
             raise click.UsageError("--static is of graphs: --format onnx or tensorrt")
-        write_huggingface(TrainedStudent.load(load_teacher(run.spec.teacher or None, run.spec.task), *given), to)
+        write_huggingface(
+            TrainedStudent.load(load_teacher(run.spec.teacher or None, run.spec.task, run.spec.teacher_dtype), *given),
+            to,
+        )
         return {}
     workshop = Workshop(run.spec)
     student = TrainedStudent.load(workshop.teacher, *given)

@@ -11,6 +11,7 @@ from hwsearch.cli.output import console, json_option, print_json
 from hwsearch.cli.progress import Progress
 from hwsearch.cli.types import COUNT, NONE_OR_MORE, BudgetType, Numbers, Positive, Steps
 from hwsearch.distill.families.tasks import TaskName
+from hwsearch.distill.job import DType
 from hwsearch.errors import NothingFits
 
 if TYPE_CHECKING:
@@ -46,6 +47,13 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
     type=click.Choice(get_args(TaskName)),
     metavar="TASK",
     help=f"What the teacher is for, by default what its checkpoint says: {', '.join(get_args(TaskName))}.",
+)
+@click.option(
+    "--teacher-dtype",
+    type=click.Choice(get_args(DType)),
+    default="float32",
+    show_default=True,
+    help="Of the teacher's weights; half precision takes half the memory.",
 )
 @click.option(
     "--data",
@@ -148,6 +156,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         text_column=options["text_column"],
         label_column=options["label_column"],
         task=options["task"] or "",
+        teacher_dtype=options["teacher_dtype"],
     )
     workers = Workers(spec)
     try:

@@ -84,11 +84,11 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
             part = chunks[start : start + batch]
             logits, labels = objective.logits(model, part), objective.labels(part)
             labels = torch.where(labels == UNLABELLED, logits.argmax(-1), labels)
-            nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+            nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum").backward()
             model.zero_grad(set_to_none=True)
             for name, value in inputs.items():
                 assert value.grad is not None
-                x, slope = value.detach().flatten(0, -2), value.grad.flatten(0, -2)  # [tokens, channels]
+                x, slope = (part.flatten(0, -2).float() for part in (value.detach(), value.grad))  # [tokens, channels]
                 x = x * (slope != 0).any(-1, keepdim=True)  # padding, and what nothing is read of, counts for nothing
                 if name in streams:
                     if family.rotates:

@@ -11,6 +11,8 @@ from hwsearch.distill.families.tasks import TaskName
 from hwsearch.distill.recipe import Recipe
 from hwsearch.precision import Precision, Scheme
 
+DType = Literal["float32", "bfloat16", "float16"]
+
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that a score depends on beside the architecture and the steps.
@@ -19,6 +21,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         teacher: folder of a checkpoint; empty for the embedded one.
         data, held_out: text files; empty for the standard library and for a split of `data`.
         text_column, label_column: of texts in rows.
+        teacher_dtype: of the teacher's weights: half precision takes half the memory.
         task: what the teacher is for, as `families.tasks` names it; empty for what its checkpoint says.
         sequence: tokens of an input.
         chunks: to train on, at most; four texts of a row each count as one.
@@ -40,6 +43,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text_column: str = "text"
     label_column: str = "label"
     task: str = ""
+    teacher_dtype: DType = "float32"
 
 
 class Facts(msgspec.Struct, frozen=True):

@@ -44,8 +44,8 @@ def positionwise_kl(hidden: Tensor, weight: Tensor, indices: Tensor, probabiliti
     as of `head_kl`."""
     losses, best = [], []
     for part in _pieces(hidden):
-        q = torch.softmax(hidden[part] @ weight.T, dim=-1)
-        losses.append(kl(q, indices[part], probabilities[part].to(hidden.dtype)))
+        q = torch.softmax((hidden[part] @ weight.T).float(), dim=-1)
+        losses.append(kl(q, indices[part], probabilities[part]))
         best.append(q.argmax(-1))
     return torch.cat(losses), torch.cat(best)
 

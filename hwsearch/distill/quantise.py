@@ -70,14 +70,15 @@ class QuantisedLinear(nn.Linear):
         return self.weight if issubclass(self.plain, nn.Linear) else self.weight.T
 
     def _weights(self) -> Tensor:
-        weight = self._plain_weights()
+        plain = self._plain_weights()
+        weight = plain.float()  # of a teacher in half precision, whose grid would be rounded once more
         if self.precision is Precision.INT4:
-            return in_groups(weight, self.scheme.group)
+            return in_groups(weight, self.scheme.group).to(plain.dtype)
         per_channel = self.scheme.weights == "channel"
         with torch.no_grad():
             largest = weight.abs().amax(dim=1) if per_channel else weight.abs().amax()
             scale = largest.clamp_min(_TINY) / 127
-        return on_grid(weight, scale.unsqueeze(-1) if per_channel else scale)
+        return on_grid(weight, scale.unsqueeze(-1) if per_channel else scale).to(plain.dtype)
 
     def _activations(self, x: Tensor) -> Tensor:
         """The input on its grid. Rounding is half of what int8 adds to a step: one of several readers does it."""
@@ -85,7 +86,8 @@ class QuantisedLinear(nn.Linear):
             low, high = self._range(x)
         shared = self.shared
         if shared.given is not x or shared.rounded is None or shared.training != self.training:
-            shared.given, shared.rounded, shared.training = x, self._round(x, low, high), self.training
+            rounded = self._round(x.float(), low.float(), high.float()).to(x.dtype)
+            shared.given, shared.rounded, shared.training = x, rounded, self.training
         return shared.rounded
 
     def _round(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:

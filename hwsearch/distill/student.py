@@ -81,7 +81,7 @@ def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Impor
     for name in student.state_dict():
         layer, axes = family.axes(name)
         origin = _origin(name, plan, family)
-        weight = source[origin]
+        weight = source[origin].float()
         for position, axis in enumerate(axes):
             indices = kept.get(f"{axis}.{layer}", kept.get(axis))
             if indices is None or len(indices) == weight.shape[position]:

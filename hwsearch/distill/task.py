@@ -141,7 +141,7 @@ class Workshop:
 
     def __init__(self, spec: TaskSpec, device: str = "cpu") -> None:
         self.spec, self.device = spec, device
-        self.teacher = load_teacher(spec.teacher or None, spec.task)
+        self.teacher = load_teacher(spec.teacher or None, spec.task, spec.teacher_dtype)
         limit = longest_of(self.teacher.model.config)
         if limit is not None and spec.sequence > limit:
             raise DataError(f"the teacher reads at most {limit} tokens; --sequence asks for {spec.sequence}")
@@ -152,7 +152,7 @@ class Workshop:
             raise DataError("the recipe puts other tokens in place of some (token_noise), and images have none")
         if spec.recipe.written and task_of(self.teacher.model.config) != "text-generation":
             raise DataError("the recipe has text written by the teacher (written), and this one is no language model")
-        self._further = [load_further(folder, self.teacher) for folder in spec.recipe.teachers]
+        self._further = [load_further(folder, self.teacher, spec.teacher_dtype) for folder in spec.recipe.teachers]
         corpus = self.teacher.objective.read(spec)
         self.corpus = corpus.name
         settings = msgspec.json.encode(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 
 from hwsearch.distill.families import attention_of, image_of, task_of, tasks_of
 from hwsearch.distill.families.tasks import TASKS
+from hwsearch.distill.job import DType
 from hwsearch.distill.objectives import objective_of
 from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.objectives.outputs import TEMPERATURE, TOP_K, Outputs
@@ -40,7 +41,7 @@ class Teacher:
 
     Attributes:
         name: what a person calls it.
-        model: in float32, in evaluation mode.
+        model: in evaluation mode, in the floats that were asked for.
         processor: beside it: a tokenizer, or what cuts images to the size that it sees.
         objective: what it was made for.
         digest: hash of the weights, the configuration and the processor, 16 hex digits.
@@ -58,12 +59,13 @@ def embedded_teacher() -> Path:
     return Path(__file__).parent.parent / "embedded_teacher"
 
 
-def load_teacher(source: str | None, task: str = "") -> Teacher:
+def load_teacher(source: str | None, task: str = "", dtype: DType = "float32") -> Teacher:
     """Load a checkpoint from a folder, or the embedded one.
 
     Args:
         source: the folder.
         task: what it is for; by default what it says itself.
+        dtype: of its weights.
 
     Raises:
         TeacherError: no checkpoint there, a broken one, or one of a family or for a task that is not supported.
@@ -80,7 +82,7 @@ def load_teacher(source: str | None, task: str = "") -> Teacher:
             f"no safetensors in {folder}; pickled weights are not loaded. Save the model with save_pretrained"
         )
     try:
-        model, processor = _load(folder, task)
+        model, processor = _load(folder, task, dtype)
         config = model.config
     except TeacherError:
         raise
@@ -98,7 +100,7 @@ def load_teacher(source: str | None, task: str = "") -> Teacher:
     return Teacher(name, model.eval().requires_grad_(False), processor, objective, _digest(model, processor))
 
 
-def _load(folder: Path, task: str) -> tuple[Any, Any]:
+def _load(folder: Path, task: str, dtype: DType) -> tuple[Any, Any]:
     """The model, in a class of its task, and its processor."""
     import transformers
 
@@ -113,7 +115,7 @@ def _load(folder: Path, task: str) -> tuple[Any, Any]:
         config=config,
         local_files_only=True,
         use_safetensors=True,
-        dtype=torch.float32,
+        dtype=getattr(torch, dtype),
         attn_implementation=attention_of(config),
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused below, by name
@@ -149,13 +151,13 @@ def _some(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def load_further(source: str, teacher: Teacher) -> Teacher:
+def load_further(source: str, teacher: Teacher, dtype: DType = "float32") -> Teacher:
     """Load another checkpoint whose answers students of `teacher` learn from as well.
 
     Raises:
         TeacherError: as of `load_teacher`, or its answers are of other tokens or classes.
     """
-    further = load_teacher(source, task_of(teacher.model.config))
+    further = load_teacher(source, task_of(teacher.model.config), dtype)
     if _vocabulary(further.processor) != _vocabulary(teacher.processor):
         raise TeacherError(
             f"{source} reads its inputs otherwise than {teacher.name}; a further teacher has the same tokenizer"
@@ -240,7 +242,7 @@ def _digest(model: PreTrainedModel, processor: Any) -> str:
     digest.update(known.encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(weight.contiguous().numpy().tobytes())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -11,8 +11,8 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
-from hwsearch.distill.job import TaskSpec
-from hwsearch.distill.proxy import Student, bootstrap, load_state
+from hwsearch.distill.job import DType, TaskSpec
+from hwsearch.distill.proxy import Student, bootstrap, divergence, load_state
 from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.task import Workshop
 from hwsearch.errors import DataError, RunError
@@ -151,6 +151,28 @@ def test_the_rate_goes_with_what_the_slices_have_lost(workshop: Workshop, tmp_pa
     again = Student(task, own, 5)
     again.resume(tmp_path / "state.pt")
     assert again.lost == student.lost
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_teacher_in_half_precision_has_students_in_float32(workshop: Workshop, dtype: DType) -> None:
+    half = Workshop(replace(workshop.spec, teacher_dtype=dtype))
+    assert half.digest != workshop.digest
+
+    def size(shop: Workshop) -> int:
+        return sum(weight.nbytes for weight in shop.teacher.model.parameters())
+
+    assert size(half) * 2 == size(workshop)
+    student = Student(half.task, student_shape(half, "int8"))
+    assert {parameter.dtype for parameter in student.model.parameters()} == {torch.float32}
+    before, _ = student.evaluate(half.task.select)
+    student.train(12)
+    after, _ = student.evaluate(half.task.select)
+    assert after.sum() < before.sum()
+    # What it says, and what quantising its parts loses, is about what it is in float32.
+    apart = divergence(workshop.teacher.model, half.task.select)
+    assert 0 <= apart < 0.01 * workshop.task.select.chance
+    lost, exact = (shop.task.sensitivities[Precision.INT8] for shop in (half, workshop))
+    assert np.corrcoef(lost, exact)[0, 1] > 0.9
 
 
 def test_all_students_see_the_same_data_in_the_same_order(workshop: Workshop) -> None:
