@@ -107,7 +107,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
             low, high = chosen["retention_low"], chosen["retention_high"]
             kept = f"{chosen['retention']:.1%} (90 % interval {low:.1%} to {high:.1%})"
             out.print(
-                f"keeps {kept} of the teacher's {teacher['metric']}, on text that neither training nor choice has seen"
+                f"keeps {kept} of the teacher's {teacher['metric']}, on data that neither training nor choice has seen"
             )
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for column in ("", "architecture", "latency", "accuracy", "of teacher's", "steps"):
