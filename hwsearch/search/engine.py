@@ -191,16 +191,12 @@ class Engine:
             self.progress.at(self.trainer.work_done - self._begun, sum(works) / len(works) * self._steps, note)
 
     def _ranked(self, results: Sequence[Result]) -> list[Result]:
-        """In the order that they are to be finalists: of those that have passed the last rung, the best of the front
-        across the band under the budget first."""
-        edge = best = front([r for r in results if r.steps >= self.plan.wishes.rungs[-1]])
-        others = sorted((r for r in results if r not in edge), key=lambda r: r.rank or 0.0)
-        # The upper half of the front holds the best inside the budget, all of it the fastest that is good enough; what
-        # is left of the places goes to the next best.
-        if self.plan.wishes.min_quality is None and len(best) > FINALISTS:
-            best = best[min(len(best) // 2, len(best) - FINALISTS) :]
-        first = spread(best, FINALISTS)
-        return first + [r for r in reversed(edge) if r not in first] + others
+        """In the order that they are to be finalists: the best first. Where the fastest that is good enough is looked
+        for, some of the front come before, from all over it: those that have passed the last rung."""
+        first: list[Result] = []
+        if self.plan.wishes.min_quality is not None:
+            first = spread(front([r for r in results if r.steps >= self.plan.wishes.rungs[-1]]), FINALISTS)
+        return first + sorted((r for r in results if r not in first), key=lambda r: r.rank or 0.0)
 
     def _finalists(self, picked: Sequence[Result]) -> list[Result]:
         """Trained long and judged on *select*."""
