@@ -367,6 +367,9 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
     assert any("Measure it anew" in line for line in told.said)
     assert not {r.trial for r in outcome.overshot} & {r.trial for r in outcome.finalists}
     assert all(r.latency.high_ms > 500 for r in outcome.overshot)
+    expected = {r.trial: r.expected_loss or 0.0 for r in outcome.trials}
+    seen = [expected.pop(r.trial) for r in (*outcome.overshot, *outcome.finalists)]
+    assert max(seen) <= min(expected.values())  # by the next best, whatever they take
     for finalist in (*document["finalists"], *document["overshot"]):
         assert finalist["measured_ms"] == pytest.approx(1.4 * finalist["predicted_ms"], rel=1e-6)
     assert all(finalist["result"]["latency"]["source"] == "measured" for finalist in document["finalists"])
