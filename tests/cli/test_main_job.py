@@ -70,3 +70,37 @@ def test_a_class_that_the_teacher_does_not_know_is_one_clear_line(tiny_classifie
     )
     assert status == 1
     assert "row 1: the teacher knows no class 'pink' (knows: red, green, blue); another column: --label-column" in err
+
+
+def test_the_main_job_of_an_image_classifier(text_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    """Its tokens are known without being asked for; the student, its graph and the script beside that run."""
+    import subprocess
+    import sys
+
+    import torch
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    from tests.checkpoints import save_checkpoint
+
+    teacher, out = save_checkpoint(tmp_path / "teacher", "vit", text_file), tmp_path / "run"
+    task = ["--teacher", str(teacher), "--data", str(image_folder), "--batch", "16"]
+    arguments = ["--device", "graviton3", "--budget", "0.5x", "--trials", "3", "--steps", "6", "--out", str(out), *task]
+    status, text, err = run(*arguments, "--json")
+    assert status == 0, err
+    summary = json.loads(text)
+    assert summary["workload"]["sequence"] == 17
+    assert summary["chosen"]["architecture"]["patch"] == 192
+    assert 0 < summary["chosen"]["latency"]["ops"]["patches"] < summary["chosen"]["latency"]["median_ms"]
+    processor = AutoImageProcessor.from_pretrained(out / "chosen")
+    model = AutoModelForImageClassification.from_pretrained(out / "chosen")
+    with torch.no_grad():
+        logits = model(**processor(Image.new("RGB", (50, 40)), return_tensors="pt")).logits
+    assert logits.shape == (1, 3)
+    status, text, err = run("export", str(out), "--format", "onnx", "--to", str(tmp_path / "graphs"), "--json")
+    assert status == 0, err
+    script = [sys.executable, str(tmp_path / "graphs" / "run.py")]
+    assert subprocess.run(script, capture_output=True, text=True, check=True).stdout.startswith("16 x images: ")
+    status, _, err = run(*arguments[:-2], "--batch", "16", "--sequence", "128", "--out", str(tmp_path / "other"))
+    assert status == 1
+    assert "reads an image as 17 tokens; --sequence asks for 128" in err
