@@ -90,7 +90,7 @@ class ImageClasses(Plain):
             return self._pixels[number]
         image = open_image(self._paths[number])
         processor: Any = self.processor
-        found = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        found = processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0].numpy()
         if found.shape != self.image.shape:
             raise TeacherError(
                 f"the teacher reads images of {self.image.shape}; its preprocessor_config.json makes {found.shape}"
