@@ -1,8 +1,7 @@
 """Which learning rate suits a student of a given distance from its teacher, in a short run?
 
 Students of the table in `students.json` at several multiples of the recipe's rate: held-out KL on *select* at a
-constant rate, and after the rate has fallen to zero over half as many steps again. Beside them stands the share of the
-teacher's knowledge that their slices have lost, which `distill/proxy.py` takes the rate by.
+constant rate, and after the rate has fallen to zero over half as many steps again.
 
 python benchmarks/rates.py [--students 42 35 27 51] [--rates 1 0.5 0.25 0.12] [--steps 640]
 """
@@ -16,7 +15,7 @@ from typing import Any
 from students import TABLE, facts_of, workshop
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.proxy import Student, divergence
+from hwsearch.distill.proxy import Student
 from hwsearch.files import read_json
 
 FALL = 0.5  # of the steps, in which the rate then falls
@@ -33,11 +32,10 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for number in options.students:
         architecture = Architecture.from_json(rows[number]["architecture"])
-        lost = divergence(Student(task, architecture).model, task.probe) / task.probe.chance
-        row: dict[str, Any] = {"architecture": architecture.id, "lost": round(lost, 3), "rates": {}}
+        row: dict[str, Any] = {"architecture": architecture.id, "rates": {}}
         for rate in options.rates:
-            student = Student(task, architecture, rate=rate / min(1.0, lost))
-            for stop in (options.steps // 4, options.steps // 2, options.steps):
+            student = Student(task, architecture, rate=rate)
+            for stop in (0, options.steps // 4, options.steps // 2, options.steps):
                 student.train(stop)
                 student.mark(task.select)
             end = round((1 + FALL) * options.steps)

@@ -4,9 +4,6 @@ What makes a short run rank as a long one does: it starts from importance-sorted
 constant learning rate and data order, and it is judged on one fixed held-out set. Its loss is taken as measured:
 drawn on along its slope it orders students no better (`python benchmarks/replay.py`). A longer run of the same student
 goes on where the short one stopped.
-
-A student that begins near its teacher forgets what it has at a rate that one needs which begins with little: the rate
-goes with the share of the teacher's knowledge that the slices have lost (`python benchmarks/rates.py`).
 """
 
 from __future__ import annotations
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
     from hwsearch.architecture import Architecture
 
 RESAMPLES = 2000
-TINY = 1e-6
 POOL = 32  # batches among whose texts the lengths are sorted
 
 
@@ -50,8 +46,7 @@ class Student:
         layers: the teacher's layers behind the student's; the best by default.
         order: of the text, one for each number.
         device: to train on; products are in bfloat16 on a GPU, the loss in float32 everywhere.
-        rate: learning rate over what suits: the recipe's, times the share of the teacher's knowledge that it has lost
-            before it is trained.
+        rate: learning rate over the recipe's.
     """
 
     def __init__(
@@ -83,9 +78,8 @@ class Student:
         looks = any(stage.hidden for stage in task.recipe.stages)
         self.maps = (hidden_maps(self.model, teacher) if looks else torch.nn.ModuleList()).to(self.device)
         trained = [*self.model.parameters(), *self.maps.parameters()]
-        self._most = rate * task.recipe.rate * task.teacher.objective.rate
-        self.lost: float | None = None
-        self.optimizer = torch.optim.Adam(trained, lr=self._most, betas=(0.9, 0.98), fused=True)
+        self.rate = rate * task.recipe.rate * task.teacher.objective.rate
+        self.optimizer = torch.optim.Adam(trained, lr=self.rate, betas=(0.9, 0.98), fused=True)
         self.step = 0
         self.seconds = 0.0
         self.curve: list[tuple[int, float]] = []
@@ -102,17 +96,13 @@ class Student:
         """Train up to step `until`; `advance` is told of every step. From step `cool_from` on the rate falls linearly,
         to zero at `end`."""
         recipe, started = self.task.recipe, time.perf_counter()
-        if self.lost is None:
-            probe = self.task.probe
-            self.lost = min(1.0, divergence(self.model, probe) / max(probe.chance, TINY))
-        rate = self.lost * self._most
         while self.step < until:
             number, _ = recipe.at(self.step)
             self.model.train()
             with Lesson(recipe.stages[number], self.task, self.model, self.layers, self.maps) as lesson:
                 while self.step < until and recipe.at(self.step)[0] == number:
                     for group in self.optimizer.param_groups:
-                        group["lr"] = rate * min(1.0, (self.step + 1) / recipe.warm_up)
+                        group["lr"] = self.rate * min(1.0, (self.step + 1) / recipe.warm_up)
                         if cool_from is not None and self.step > cool_from:
                             end = end or until
                             group["lr"] *= max(0, end - self.step) / (end - cool_from)
@@ -200,7 +190,6 @@ class Student:
             "step": self.step,
             "seconds": self.seconds,
             "curve": self.curve,
-            "lost": self.lost,
         }
         with whole(path) as temporary:
             torch.save(state, temporary)
@@ -213,7 +202,6 @@ class Student:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.maps.load_state_dict(state.get("maps", {}))
-        self.lost = state.get("lost")
         self.step, self.seconds, self._judged = state["step"], state["seconds"], None
         self.curve = [(int(step), float(loss)) for step, loss in state["curve"]]
 

@@ -25,7 +25,6 @@ from hwsearch.distill.data import SPLITS, Corpus, Split
 from hwsearch.distill.families import architecture_of, image_of, longest_of, task_of
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import Facts, TaskSpec
-from hwsearch.distill.losses import kl
 from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.objectives.outputs import Outputs
 from hwsearch.distill.recipe import Recipe
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
 STATISTICS_CHUNKS = 192
 FORMAT = f"{__version__}, 4"  # of what is kept and of how scores come about; what an earlier one has left is not read
-PROBE_CHUNKS = 32
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
 
 
@@ -80,15 +78,6 @@ class HeldOut:
         hits: NDArray[np.int64] = (self.outputs.best() == self.labels).sum(1)
         return hits
 
-    @cached_property
-    def chance(self) -> float:
-        """KL to the teacher of one who knows how often it says what, and nothing of what it was asked, nats an
-        answer."""
-        asked = torch.from_numpy((self.labels != NO_ANSWER).flatten())
-        indices, probabilities = (part[asked] for part in self.outputs.batch(np.arange(len(self.chunks))))
-        usual = torch.zeros(int(indices.max()) + 1).index_add(0, indices.flatten(), probabilities.flatten())
-        return float(kl((usual / len(indices)).expand(len(indices), -1), indices, probabilities).mean())
-
     @property
     def teacher_quality(self) -> float:
         """The share of them."""
@@ -123,12 +112,6 @@ class Task:
     recipe: Recipe
     scheme: Scheme
     further: tuple[Outputs, ...] = ()
-
-    @cached_property
-    def probe(self) -> HeldOut:
-        """A few of the chunks to train on, to look at a model with."""
-        few = slice(PROBE_CHUNKS * self.teacher.objective.inputs_a_chunk)
-        return HeldOut(self.teacher.objective, self.chunks[few], self.outputs.rows(few))
 
 
 class Workshop:

@@ -133,26 +133,6 @@ def test_training_lowers_the_loss_and_going_on_equals_never_having_stopped(
         assert torch.equal(weight, second.model.state_dict()[name]), name
 
 
-def test_the_rate_goes_with_what_the_slices_have_lost(workshop: Workshop, tmp_path: Path) -> None:
-    task, own = workshop.task, workshop.facts().architecture
-    assert task.probe.chance > 0
-    lost, moved = {}, {}
-    for name, shape, fresh in (("whole", own, None), ("cut", student_shape(workshop), None), ("fresh", own, 5)):
-        student = Student(task, shape, fresh)
-        before = [parameter.detach().clone() for parameter in student.model.parameters()]
-        student.train(2)
-        pairs = zip(before, student.model.parameters(), strict=True)
-        moved[name] = max(float((one - other).detach().abs().max()) for one, other in pairs)
-        lost[name] = student.lost
-    assert lost["whole"] == pytest.approx(0, abs=1e-3)
-    assert lost["whole"] < lost["cut"] <= lost["fresh"] <= 1
-    assert moved["whole"] < moved["cut"] <= moved["fresh"] * 1.01
-    student.keep(tmp_path / "state.pt")  # and is not asked again of one that has been trained
-    again = Student(task, own, 5)
-    again.resume(tmp_path / "state.pt")
-    assert again.lost == student.lost
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_teacher_in_half_precision_has_students_in_float32(workshop: Workshop, dtype: DType) -> None:
     half = Workshop(replace(workshop.spec, teacher_dtype=dtype))
@@ -170,7 +150,7 @@ def test_a_teacher_in_half_precision_has_students_in_float32(workshop: Workshop,
     assert after.sum() < before.sum()
     # What it says, and what quantising its parts loses, is about what it is in float32.
     apart = divergence(workshop.teacher.model, half.task.select)
-    assert 0 <= apart < 0.01 * workshop.task.select.chance
+    assert 0 <= apart < 0.02
     lost, exact = (shop.task.sensitivities[Precision.INT8] for shop in (half, workshop))
     assert np.corrcoef(lost, exact)[0, 1] > 0.9
 
