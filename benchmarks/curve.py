@@ -96,7 +96,9 @@ def main() -> None:
                     path = str(states / f"{architecture.digest}.pt")
                     score = result_of(workers.train(Job(path, architecture, steps=0, split="report")))
                 else:
-                    score, _ = Distillation(architecture, workers, states, progress, layers).run(options.steps)
+                    score, _ = Distillation(architecture, workers, states, progress, layers, rate=run.rate).run(
+                        options.steps
+                    )
                 row[name] = {
                     "architecture": architecture.id,
                     "ms": round(latency.median_ms, 3),

@@ -76,9 +76,8 @@ def distill(
             spec, assistants = with_assistants(spec, run.architecture, kept, steps, progress)
             workers = Workers(spec, count=1)  # one student: all threads work on it
             facts = complete(workers, result_of(workers.open()), progress)
-            work = Distillation(
-                run.architecture, workers, kept / facts.digest, progress, stages=spec.recipe.before_last
-            )
+            stages, states = spec.recipe.before_last, kept / facts.digest
+            work = Distillation(run.architecture, workers, states, progress, stages=stages, rate=run.rate)
             score, state = work.run(steps)
             progress.say("exporting, and measuring where the runtime is at hand")
             shape = (run.workload.batch, run.workload.sequence)

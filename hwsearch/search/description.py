@@ -11,6 +11,7 @@ from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.errors import RunError
 from hwsearch.search.plan import Plan, Wishes
+from hwsearch.search.rates import best, rates_of
 from hwsearch.search.run import differences
 from hwsearch.search.study import Study
 from hwsearch.search.summary import versions
@@ -51,6 +52,7 @@ class Description:
         folder: of the run, on the machine of the main job.
         profile, target: of the device.
         main: the owner that chooses in the end.
+        rate: at which its students learn, over the recipe's.
         ready: trials have begun: where students are measured, some are before that.
         until: when no further rung is begun, in seconds since 1970; None without a limit.
 
@@ -67,7 +69,7 @@ class Description:
         self.profile = msgspec.convert(self._known["profile"], DeviceProfile)
         self.target = msgspec.convert(self._known["target"], Target)
         self.main, self.until = self._known["main"], self._known.get("until")
-        self.ready = "at_once" in self._known
+        self.ready, self.rate = "at_once" in self._known, best(rates_of(self._known))
 
     def spec_with(self, teacher: Path | str | None, data: Path | None, held_out: Path | None) -> TaskSpec:
         """The task, of files that may lie elsewhere here than where the study was begun."""
@@ -95,6 +97,7 @@ class Description:
             self._known["measures"],
             self._known.get("correction", 1.0),
         )
+        plan.rate = self.rate
         return facts, plan
 
     def _check(self, task: str) -> None:

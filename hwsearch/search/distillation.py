@@ -1,7 +1,7 @@
 """The full distillation of a student that a search has found, until longer training no longer pays.
 
-Which learning rate suits a student depends on its size and on how near it begins: a few are tried for `TRIED` steps
-first. The rate then stays constant while doubling the steps still lowers the held-out KL on *select*, and falls to zero
+Which learning rate suits a student depends on its size and on how near it begins: around the search's, a few are tried
+for `TRIED` steps first. The rate then stays constant while doubling the steps still lowers the held-out KL on *select*, and falls to zero
 after that. Every `MARK` steps the state is kept: a run that was killed goes on from there, to the same result.
 """
 
@@ -15,15 +15,14 @@ from typing import Literal
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Job, ProxyScore, work_of
 from hwsearch.errors import RunError, TrainingError
+from hwsearch.search.rates import FALL, best, told, tried
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
 TRIED = 384  # steps of a trial of a rate, which falls to zero in the last third
-STEP = 0.5  # from one rate to the next lower one
 MARK = 128  # steps between two points of the curve
 FIRST = 1024  # steps after which is first asked whether doubling them pays
 GAIN = 0.03  # by which doubling the steps must lower the KL, to go on; as `benchmarks/students.py` has full training
 MOST = 65536  # steps at a constant rate
-FALL = 0.5  # of the steps at a constant rate, in which it then falls to zero
 # Of text to train on, at most. A student that goes through 16,384 of them twelve times learns them by heart: after
 # 24,576 steps its KL was 0.46 nats on them and 0.66 on other text of the same split (embedded teacher, 3 x 96).
 CHUNKS = 65536
@@ -39,6 +38,7 @@ class Distillation:
         progress: who is told.
         layers: the teacher's layers behind the student's; the best by default.
         stages: steps of all stages of the recipe but the last.
+        rate: over the recipe's; others are tried around it where there are steps enough.
     """
 
     def __init__(
@@ -49,10 +49,11 @@ class Distillation:
         progress: Progress,
         layers: tuple[int, ...] | None = None,
         stages: int = 0,
+        rate: float = 1.0,
     ) -> None:
         self.architecture, self.trainer, self.progress, self.layers = architecture, trainer, progress, layers
         self._states, self._begun, self._stages = folder / architecture.digest, 0.0, stages
-        self._rate = 1.0
+        self._rate = rate
 
     def run(self, steps: int | None = None) -> tuple[ProxyScore, Path]:
         """Train; the score on *report* with the curve on *select*, and the student's state.
@@ -64,7 +65,7 @@ class Distillation:
             RunError: the recipe's last stage would not begin before the rate falls.
         """
         if not self._stages and (steps is None or steps >= 8 * TRIED):
-            self._rate = self._suits()
+            self._suit()
         self._begun = self.trainer.work_done
         self.progress.stage("distillation", 1.0)
         name, constant = (
@@ -81,9 +82,8 @@ class Distillation:
         score = self._train(f"{constant}-{steps}", steps, steps, name, constant, "report")
         return score, self._state(f"{constant}-{steps}")
 
-    def _suits(self) -> float:
-        """The learning rate, over the recipe's, after whose trial the KL is lowest: the recipe's, the next lower one,
-        and the next in the direction that is better."""
+    def _suit(self) -> None:
+        """Find the learning rate."""
         self._begun = self.trainer.work_done
         self.progress.stage("learning rates", 1.0)
 
@@ -94,13 +94,9 @@ class Distillation:
             except TrainingError:  # it diverged
                 return math.inf
 
-        losses = {rate: loss(rate) for rate in (1.0, STEP)}
-        beyond = STEP**2 if losses[STEP] <= losses[1.0] else 1 / STEP
-        losses[beyond] = loss(beyond)
-        best = min(losses, key=losses.__getitem__)
-        tried = ", ".join(f"{rate:.2g} {found:.4f}" for rate, found in sorted(losses.items()))
-        self.progress.say(f"learning rate: {best:.2g} of the recipe's (KL on select after {TRIED} steps: {tried})")
-        return best
+        losses = tried(lambda rates: [loss(rate) for rate in rates], self._rate)
+        self._rate = best(losses)
+        self.progress.say(told(losses, TRIED))
 
     def _pays(self) -> int:
         """Steps at a constant rate after which doubling them has come to pay little."""

@@ -7,9 +7,11 @@ beside it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,14 +25,16 @@ from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Given
 from hwsearch.search.rank import stages
+from hwsearch.search.rates import FALL, best, rates_of, told, tried
 from hwsearch.search.result import Result, scored
 from hwsearch.search.run import Run
 from hwsearch.search.rungs import KEEP
 from hwsearch.search.study import Study, Trial, results_of
 from hwsearch.search.trainer import Progress, Trainer, result_of
-from hwsearch.search.trials import Trials
+from hwsearch.search.trials import DEATHS, Trials
 
 FINALISTS = 3
+SUITING = 40  # steps of a first rung that tell which learning rate suits
 
 
 class Outcome(msgspec.Struct):
@@ -48,6 +52,7 @@ class Outcome(msgspec.Struct):
         stopped: trials of these that have not come to the last rung: others of their band were better, or time was up.
         infeasible: distinct architectures that were priced and met neither the budget nor the other limits.
         failed: trials whose training failed.
+        rates: held-out loss by learning rate over the recipe's, where some were tried.
         stages: how well shorter runs had ordered the students that were trained on, `rank.stages`.
         asked: trials that were begun; all that were wanted, where the space has no more.
     """
@@ -65,6 +70,7 @@ class Outcome(msgspec.Struct):
     asked: int = 0
     overshot: list[Result] = []
     stages: list[dict[str, Any]] = []
+    rates: dict[float, float] = {}
 
 
 class Engine:
@@ -95,6 +101,7 @@ class Engine:
         self.measured = Measurements(plan, run, measurer, progress) if measurer else None
         self.proposer = plan.proposer(facts)
         self._begun, self._steps = 0.0, 0.0  # of training, for the progress
+        self._rates: dict[float, float] = {}
 
     def search(self) -> Outcome:
         """Trials, finalists, choice, and the one look at *report*.
@@ -105,6 +112,7 @@ class Engine:
         """
         if self.measured:
             self.measured.correct_prices(self.proposer, FINALISTS)
+        self._suit()
         trials = self._trials()
         complete = results_of(trials, len(self.plan.wishes.rungs))
         if not complete:
@@ -144,7 +152,40 @@ class Engine:
             overshot=overshot,
             stages=self._stages(trials, finalists),
             asked=self.asked,
+            rates=self._rates,
         )
+
+    def _suit(self) -> None:
+        """Find the learning rate, for all students alike, with one as full as it may be: near such lies the answer."""
+        fullest = [student for corner in self.proposer.corners()[:1] if (student := self.proposer(Given(corner), ()))]
+        known, steps = self.study.described(), self.plan.wishes.steps
+        self._rates, died = rates_of(known), known.get("died_at_rates", 0)
+        if not self._rates and fullest and steps >= SUITING and died < DEATHS:
+            try:
+                self._rates = tried(partial(self._losses_at, fullest[0]))
+            except RunError as error:
+                if isinstance(error.__cause__, BrokenExecutor):  # the student may be what kills its process
+                    self.study.describe(died_at_rates=died + 1)
+                raise
+            self.progress.say(told(self._rates, steps))
+            self.study.describe(rates=[*self._rates.items()])
+        self.plan.rate = best(self._rates)
+
+    def _losses_at(self, student: Architecture, rates: Sequence[float]) -> list[float]:
+        """What a first rung at some learning rates loses, the rate falling at its end; infinite where one diverges."""
+        steps = self.plan.wishes.steps
+        jobs = [
+            Job(
+                path=str(self.run.student(f"rate-{rate:.3g}", student)),
+                architecture=student,
+                steps=steps,
+                cool_from=round(steps / (1 + FALL)),
+                rate=rate,
+            )
+            for rate in rates
+        ]
+        scores = self._train("learning rates", jobs)
+        return [math.inf if isinstance(score, TrainingError) else score.loss for score in scores]
 
     def _stages(self, trials: Sequence[Trial], finalists: Sequence[Result]) -> list[dict[str, Any]]:
         """What the students that were trained on say of shorter runs."""
@@ -207,6 +248,7 @@ class Engine:
                 architecture=r.architecture,
                 steps=self.plan.wishes.long_steps,
                 cool_from=self.plan.wishes.rungs[-1],
+                rate=self.plan.rate,
             )
             for r in picked
         ]
@@ -237,6 +279,7 @@ class Engine:
             architecture=chosen.architecture,
             steps=self.plan.wishes.long_steps,
             cool_from=self.plan.wishes.rungs[-1],
+            rate=self.plan.rate,
             split="report",
         )
         (score,) = self._train("the chosen student", [job], job.steps)
@@ -253,6 +296,7 @@ class Engine:
                 architecture=made.architecture,
                 steps=self.plan.wishes.long_steps,
                 cool_from=self.plan.wishes.rungs[-1],
+                rate=self.plan.rate,
                 split="report",
                 layers=made.layers,
             )

@@ -170,7 +170,7 @@ def measure(
     def job(number: int, order: int) -> Job:
         a = students[number].architecture
         name = f"{number}-{a.digest}-{full_steps}{f'-{order}' if order else ''}.pt"
-        return Job(str(folder / name), a, full_steps, cool_from=cool, marks=marks, order=order)
+        return Job(str(folder / name), a, full_steps, cool_from=cool, marks=marks, order=order, rate=plan.rate)
 
     folder.mkdir(parents=True, exist_ok=True)
     orders = (0, 1) if second else (0,)

@@ -99,6 +99,7 @@ class Finished(msgspec.Struct, frozen=True):
         spec: of the task that it was trained on.
         profile, target: of the device that it was searched for.
         workload: what the latency is the time of.
+        rate: at which it has learned, over the recipe's.
         judged: on *report*, as it was when it was chosen; None for other trials.
     """
 
@@ -110,6 +111,7 @@ class Finished(msgspec.Struct, frozen=True):
     profile: DeviceProfile
     target: Target
     workload: Workload
+    rate: float
     judged: dict[str, Any] | None
 
 
@@ -153,5 +155,6 @@ def finished(
         profile=description.profile,
         target=description.target,
         workload=msgspec.convert(document["workload"], Workload),
+        rate=description.rate,
         judged=chosen if is_chosen else None,
     )

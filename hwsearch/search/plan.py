@@ -119,7 +119,7 @@ class Plan:
         correction: float = 1.0,
     ) -> None:
         self.wishes, self.profile, self.target, self.teacher = wishes, profile, target, teacher
-        self.measures = measures
+        self.measures, self.rate = measures, 1.0
         self.price = Estimator(profile, target, wishes.workload, correction)
         self.runtime: Runtime = profile.runtimes[target.runtime]
         floats = [p for p in self.runtime.precisions if p.is_float]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from hwsearch.distill.families.tasks import TASKS, TaskName
 from hwsearch.search.engine import Outcome
 from hwsearch.search.plan import Plan
+from hwsearch.search.rates import best
 from hwsearch.search.result import Result
 
 KEYS = {"study", "device", "target", "workload", "budget_ms", "teacher", "chosen", "front", "finalists", "baselines"}
@@ -70,6 +72,11 @@ def summarise(
     document["note"] = plan.profile.note
     document["missing_baselines"] = outcome.missing_baselines if outcome else {}
     document["stages"] = outcome.stages if outcome else []
+    rates = outcome.rates if outcome else {}
+    document["learning_rate"] = {
+        "taken": best(rates),
+        "tried": {f"{rate:g}": loss for rate, loss in rates.items() if isfinite(loss)},
+    }
     if nearest is not None:
         document["nearest"] = nearest.to_json()
     document["trials"] = {

@@ -170,6 +170,7 @@ class Trials:
             path=str(self.state_of(trial.number, trial.architecture)),
             architecture=trial.architecture,
             steps=self.plan.wishes.rungs[len(trial.losses)],
+            rate=self.plan.rate,
         )
         return Climb(trial, self.trainer.train(job))
 

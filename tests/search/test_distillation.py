@@ -67,7 +67,12 @@ def test_the_rate_falls_in_the_last_third_of_steps_that_are_named(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("best", "tried"),
-    [(1.0, (1.0, 0.5, 2.0)), (0.5, (1.0, 0.5, 0.25)), (0.2, (1.0, 0.5, 0.25)), (3.0, (1.0, 0.5, 2.0))],
+    [
+        (1.0, (1.0, 0.5, 2.0)),
+        (0.5, (1.0, 0.5, 0.25)),
+        (0.2, (1.0, 0.5, 0.25, 0.125)),
+        (3.0, (1.0, 0.5, 2.0, 4.0, 8.0)),
+    ],
 )
 def test_the_learning_rate_that_suits_is_found_first(tmp_path: Path, best: float, tried: tuple[float, ...]) -> None:
     class Fond(Noted):

@@ -1,6 +1,7 @@
 """Whole searches on the null score: golden, resumed, refused."""
 
 import json
+import math
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from hwsearch.distill.job import Job, ProxyScore, TaskSpec
 from hwsearch.errors import NothingFits, RunError, TrainingError
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.profiles import find_profile
-from hwsearch.search.engine import Outcome
+from hwsearch.search.engine import SUITING, Outcome
 from hwsearch.search.main_job import run_search
 from hwsearch.search.null import TEACHER, NullMeasurer, NullTrainer
 from hwsearch.search.pareto import front, spread
@@ -176,8 +177,8 @@ def test_finalists_get_the_long_run_and_report_is_looked_at_once(tmp_path: Path)
     trainer = NullTrainer()
     search(tmp_path / "run", trainer)
     short = begun(trainer)
-    climbed = [job for job in trainer.jobs if job.cool_from is None and job not in short]
-    long = [job for job in trainer.jobs if job.cool_from is not None]
+    climbed = [job for job in students(trainer) if job.cool_from is None and job not in short]
+    long = [job for job in students(trainer) if job.cool_from is not None]
     assert len(short) == 12
     assert 2 <= len(climbed) <= 6
     assert {job.steps for job in climbed} == {426}
@@ -191,7 +192,16 @@ def test_finalists_get_the_long_run_and_report_is_looked_at_once(tmp_path: Path)
 
 def begun(trainer: NullTrainer) -> list[Job]:
     """The trials' first rungs."""
-    return [job for job in trainer.jobs if job.steps == 160]
+    return [job for job in students(trainer) if job.steps == 160]
+
+
+def students(trainer: NullTrainer) -> list[Job]:
+    """All but those that try a learning rate."""
+    return [job for job in trainer.jobs if not tries_a_rate(job)]
+
+
+def tries_a_rate(job: Job) -> bool:
+    return "/rate-" in job.path
 
 
 def tried(document: dict[str, Any]) -> int:
@@ -206,7 +216,7 @@ class Dying(NullTrainer):
         self.last = last
 
     def train(self, job: Job) -> Future[ProxyScore]:
-        if len(self.jobs) == self.last:
+        if not tries_a_rate(job) and len(students(self)) == self.last:
             raise KeyboardInterrupt
         return super().train(job)
 
@@ -225,6 +235,65 @@ def test_a_resumed_run_equals_an_undisturbed_one(
         assert document[name] == undisturbed[name], name
     climbs = 12 + undisturbed["trials"]["complete"]
     assert sum(job.cool_from is None for job in trainer.jobs) <= max(0, climbs - last) + 2  # two were under way
+    assert not any(map(tries_a_rate, trainer.jobs))  # that is known
+
+
+class Fond(NullTrainer):
+    """Learns best at a quarter of the recipe's rate, and diverges at more than twice of it."""
+
+    def train(self, job: Job) -> Future[ProxyScore]:
+        done, score = Future[ProxyScore](), super().train(job).result()
+        if job.rate > 2:
+            done.set_exception(TrainingError("the training diverged"))
+        else:
+            done.set_result(replace(score, loss=score.loss * (1 + abs(math.log(4 * job.rate)))))
+        return done
+
+
+def test_all_learn_at_the_rate_that_suits(tmp_path: Path) -> None:
+    trainer, told = Fond(), Told()
+    document, _ = search(tmp_path / "run", trainer, told=told)
+    rates = [job.rate for job in trainer.jobs if tries_a_rate(job)]
+    assert rates == [1.0, 0.5, 0.25, 0.125]
+    assert {job.rate for job in students(trainer)} == {0.25}
+    assert document["learning_rate"]["taken"] == 0.25
+    assert list(document["learning_rate"]["tried"]) == ["1", "0.5", "0.25", "0.125"]
+    assert any(line.startswith("learning rate: 0.25 of the recipe's") for line in told.said)
+    few = Fond()
+    search(tmp_path / "few", few, steps=SUITING - 1)
+    assert {job.rate for job in few.jobs} == {1.0}
+
+
+def test_a_run_that_was_stopped_while_rates_were_tried_goes_on(tmp_path: Path) -> None:
+    class Stopped(Fond):
+        def train(self, job: Job) -> Future[ProxyScore]:
+            if len(self.jobs) == 2:
+                raise KeyboardInterrupt
+            return super().train(job)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", Stopped())
+    document, _ = search(tmp_path / "run", Fond())
+    assert document["chosen"] == search(tmp_path / "other", Fond())[0]["chosen"]
+    assert document["learning_rate"]["taken"] == 0.25
+
+
+def test_what_kills_its_process_while_rates_are_tried_is_given_up(tmp_path: Path) -> None:
+    class Large(NullTrainer):
+        def train(self, job: Job) -> Future[ProxyScore]:
+            future = super().train(job)
+            if tries_a_rate(job):
+                future = Future()
+                future.set_exception(BrokenProcessPool("a process was killed"))
+            return future
+
+    for _ in range(DEATHS):
+        with pytest.raises(RunError, match="was killed"):
+            search(tmp_path / "run", Large())
+    trainer = Large()
+    document, _ = search(tmp_path / "run", trainer)
+    assert (tried(document), document["learning_rate"]["taken"]) == (12, 1.0)
+    assert not any(map(tries_a_rate, trainer.jobs))
 
 
 def test_a_finished_run_is_answered_from_its_folder_and_more_trials_extend_it(tmp_path: Path) -> None:
@@ -442,7 +511,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
 
     class Dead(NullTrainer):
         def train(self, job: Job) -> Future[ProxyScore]:
-            if job.cool_from is not None:
+            if job.cool_from is not None and not tries_a_rate(job):
                 raise KeyboardInterrupt
             return super().train(job)
 
@@ -490,7 +559,7 @@ class Killed(NullTrainer):
 
     def train(self, job: Job) -> Future[ProxyScore]:
         future = super().train(job)
-        if len(self.jobs) > self.last:
+        if len(students(self)) > self.last:
             future = Future()
             future.set_exception(BrokenProcessPool("a process was killed"))
         return future
@@ -537,7 +606,7 @@ class FailingLong(NullTrainer):
 
     def train(self, job: Job) -> Future[ProxyScore]:
         future = super().train(job)
-        if sum(j.cool_from is not None for j in self.jobs) in (2, 5) and job.cool_from is not None:
+        if sum(j.cool_from is not None for j in students(self)) in (2, 5) and job in students(self)[-1:]:
             future = Future()
             future.set_exception(TrainingError("the training diverged"))
         return future
@@ -556,7 +625,7 @@ class Failing(NullTrainer):
 
     def train(self, job: Job) -> Future[ProxyScore]:
         future = super().train(job)
-        if job.steps == 160 and len(begun(self)) % 5 == 2:
+        if job in begun(self) and len(begun(self)) % 5 == 2:
             future = Future()
             future.set_exception(TrainingError("out of numbers"))
         return future
