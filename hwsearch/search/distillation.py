@@ -1,8 +1,9 @@
 """The full distillation of a student that a search has found, until longer training no longer pays.
 
 Which learning rate suits a student depends on its size and on how near it begins: around the search's, a few are tried
-for `TRIED` steps first. The rate then stays constant while doubling the steps still lowers the held-out KL on *select*, and falls to zero
-after that. Every `MARK` steps the state is kept: a run that was killed goes on from there, to the same result.
+for `TRIED` steps first. The rate then stays constant while doubling the steps still lowers the held-out KL on *select*,
+and falls to zero after that. Every `MARK` steps the state is kept: a run that was killed goes on from there, to the
+same result.
 """
 
 from __future__ import annotations
