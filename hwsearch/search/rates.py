@@ -46,4 +46,4 @@ def rates_of(described: Mapping[str, Any]) -> dict[float, float]:
 def told(losses: Mapping[float, float], steps: int) -> str:
     """What was found, for a person."""
     each = ", ".join(f"{rate:.2g} {loss:.4f}" for rate, loss in sorted(losses.items()))
-    return f"learning rate: {best(losses):.2g} of the recipe's (KL on select after {steps} steps: {each})"
+    return f"learning rate: {best(losses):.2g} times the recipe's (KL on select after {steps} steps: {each})"

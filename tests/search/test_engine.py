@@ -258,7 +258,7 @@ def test_all_learn_at_the_rate_that_suits(tmp_path: Path) -> None:
     assert {job.rate for job in students(trainer)} == {0.25}
     assert document["learning_rate"]["taken"] == 0.25
     assert list(document["learning_rate"]["tried"]) == ["1", "0.5", "0.25", "0.125"]
-    assert any(line.startswith("learning rate: 0.25 of the recipe's") for line in told.said)
+    assert any(line.startswith("learning rate: 0.25 times the recipe's") for line in told.said)
     few = Fond()
     search(tmp_path / "few", few, steps=SUITING - 1)
     assert {job.rate for job in few.jobs} == {1.0}
