@@ -191,13 +191,14 @@ class Engine:
         """What the students that were trained on say of shorter runs."""
         wishes = self.plan.wishes
         steps = [*wishes.rungs, wishes.long_steps]
-        last = {result.trial: result.loss for result in finalists}
+        last = {result.trial: result for result in finalists}
         students = []
         for trial in trials:
             if trial.result is not None:
                 scores = dict(zip(steps, trial.losses, strict=False))
-                if (loss := last.get(trial.number)) is not None:
-                    scores[wishes.long_steps] = loss
+                if (final := last.get(trial.number)) is not None:  # which may have passed a rung on its way
+                    scores |= {step: loss for step, loss in final.curve if step in steps}
+                    scores[wishes.long_steps] = final.loss or 0.0
                 students.append((trial.result, scores))
         return stages(students, steps)
 
@@ -248,6 +249,7 @@ class Engine:
                 architecture=r.architecture,
                 steps=self.plan.wishes.long_steps,
                 cool_from=self.plan.wishes.rungs[-1],
+                marks=self.plan.wishes.rungs,
                 rate=self.plan.rate,
             )
             for r in picked
