@@ -62,14 +62,18 @@ def pretty(value: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON document.
+    """A JSON document; errors as of `read_as`."""
+    return read_as(path, dict[str, Any])
+
+
+def read_as(path: Path, kind: type[T]) -> T:
+    """A JSON document of a kind.
 
     Raises:
         RunError: it cannot be read, or is none.
     """
     try:
-        found: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-        return found
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
 

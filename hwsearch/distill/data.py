@@ -31,6 +31,8 @@ Split = Literal["train", "select", "report"]
 SPLITS: tuple[Split, ...] = ("train", "select", "report")
 BLOCK_CHARACTERS = 4000  # of a text file: neighbouring chunks share their names, blocks far less
 CHARACTERS_A_TOKEN = 6  # generous: enough text is read, or all of it
+PLENTY = 32  # times as much text as chunks are drawn from evenly; of more, some documents are left out evenly
+AT_ONCE = 256  # documents that go to a tokenizer together: what it gives back takes a hundred times their room
 HELD_OUT_SHARE = 0.05  # of the groups, for select and for report each
 
 
@@ -115,15 +117,18 @@ def text_files(data: Path, held_out: Path | None = None) -> Corpus:
         DataError: a file that cannot be read, is not UTF-8 text, or is too short to be split.
     """
     blocks = _blocks(data)
+    refuse_same(data, held_out)
     texts: dict[Split, list[str]] = {split: [] for split in SPLITS}
     if held_out is None:
         # Every tenth block is held out, from all over the file, to select and to report in turn.
         for i, block in enumerate(blocks):
             texts[("select", "report")[i // 10 % 2] if i % 10 == 9 else "train"].append(block)
     else:
-        texts["train"] = blocks
-        for i, block in enumerate(_blocks(held_out)):
+        aside = _blocks(held_out)
+        for i, block in enumerate(aside):
             texts[("select", "report")[i % 2]].append(block)
+        known = set(aside)
+        texts["train"] = [block for block in blocks if block not in known]
     for split, found in texts.items():
         if not found:
             raise DataError(
@@ -133,8 +138,18 @@ def text_files(data: Path, held_out: Path | None = None) -> Corpus:
     return Corpus(data.name, {split: tuple(found) for split, found in texts.items()})
 
 
+def refuse_same(data: Path, held_out: Path | None) -> None:
+    """Refuse to judge students by what they are trained on.
+
+    Raises:
+        DataError: both are one.
+    """
+    if held_out is not None and data.resolve() == held_out.resolve():
+        raise DataError(f"--data and --eval are both {data}; give another --eval, or none: a part is held out then")
+
+
 def _blocks(path: Path) -> list[str]:
-    """The text of a file in blocks of whole lines."""
+    """The text of a file in blocks of whole lines, longer lines cut."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError as error:
@@ -143,12 +158,12 @@ def _blocks(path: Path) -> list[str]:
         raise DataError(f"{path} is not text in UTF-8 (byte {error.start}); convert it first") from error
     blocks: list[str] = []
     size = BLOCK_CHARACTERS
-    for line in lines:
+    for piece in (line[i : i + BLOCK_CHARACTERS] for line in lines for i in range(0, len(line), BLOCK_CHARACTERS)):
         if size >= BLOCK_CHARACTERS:
             blocks.append("")
             size = 0
-        blocks[-1] += line
-        size += len(line)
+        blocks[-1] += piece
+        size += len(piece)
     if not "".join(blocks).strip():
         raise DataError(f"{path} holds no text")
     return blocks
@@ -181,6 +196,8 @@ def draw_chunks(
             if taken >= wanted:
                 break
         texts = tuple(chosen)
+    elif (spare := sum(map(len, texts)) // (PLENTY * count * (sequence + 1) * CHARACTERS_A_TOKEN)) > 1:
+        texts = texts[::spare]
     stream = token_stream(texts, tokenizer)
     total = (len(stream) - 1) // sequence
     if total < 1:
@@ -200,5 +217,10 @@ def token_stream(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> ND
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if end is None:
         raise DataError("the tokenizer has no end-of-text token, which separates documents; set eos_token")
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return np.concatenate([np.asarray([*ids, end], dtype=np.int64) for ids in encoded])
+    every, streams = list(texts), []
+    for first in range(0, len(every), AT_ONCE):
+        some = every[first : first + AT_ONCE]
+        # What reads like one of the tokenizer's own tokens is text all the same.
+        encoded = tokenizer(some, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        streams += [np.asarray([*ids, end], dtype=np.int64) for ids in encoded]
+    return np.concatenate(streams)

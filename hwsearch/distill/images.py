@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import platformdirs
 
 from hwsearch.distill.data import Corpus
@@ -53,12 +54,15 @@ def open_image(path: Path) -> Image:
     Raises:
         DataError: it is none, or damaged.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # as Pillow tells of damaged files
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut at 255
+                upright = Image.fromarray((np.asarray(upright) // 256).clip(0, 255).astype(np.uint8))
+            return upright.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow tells of bad files
         reason = next(iter(str(error).splitlines()), "")
         raise DataError(f"cannot read the image {path}: {reason}; repair it or leave it out") from error
 
@@ -101,6 +105,6 @@ def _hash(path: Path) -> str:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             image.verify()
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is no image: {getattr(error, 'strerror', None) or 'not in a known format'}") from error
     return hashlib.sha256(content).hexdigest()[:HEX]

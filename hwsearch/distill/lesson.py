@@ -40,6 +40,7 @@ class Lesson:
         self._beside: Beside | None = None
         self._exit = ExitStack()
         self._random = torch.Generator()
+        self._special = torch.tensor(getattr(task.teacher.processor, "all_special_ids", []), dtype=torch.int64)
 
     def __enter__(self) -> Self:
         rest(self.student, not self.stage.quantised)
@@ -79,19 +80,21 @@ class Lesson:
         if stage.answers and temperature == 1 and not stage.labels:
             total = stage.answers * objective.loss(self.student, read, indices, probabilities)
         else:
-            total = self._answers(read, indices, probabilities, temperature)
+            total = self._answers(read, objective.labels(chunks), indices, probabilities, temperature)
         if self._beside is not None:
             self._beside.look(inputs)
             total = total + self._beside.loss(stage, over, inputs.get("attention_mask"))
         return total
 
-    def _answers(self, chunks: Tensor, indices: Tensor, probabilities: Tensor, temperature: float) -> Tensor:
+    def _answers(
+        self, chunks: Tensor, labels: Tensor, indices: Tensor, probabilities: Tensor, temperature: float
+    ) -> Tensor:
         """KL at a temperature, and cross entropy to labels."""
         stage, objective = self.stage, self.task.teacher.objective
         if not stage.answers and not stage.labels:
             self.student.base_model(**objective.inputs(chunks))
             return chunks.new_zeros((), dtype=torch.float32)
-        labels = objective.labels(chunks).flatten()
+        labels = labels.flatten()
         logits = objective.logits(self.student, chunks).flatten(0, 1).float()
         apart = kl(logits.softmax(-1), indices, probabilities, temperature)
         asked = (labels != NO_ANSWER).sum().clamp_min(1)
@@ -103,11 +106,13 @@ class Lesson:
         return total
 
     def _mistaken(self, chunks: Tensor, inputs: Inputs) -> Tensor:
-        """Chunks with some of the tokens that are there replaced by others of the batch; labels stay."""
-        ids, there = inputs["input_ids"], inputs["attention_mask"].bool().cpu()
-        others = ids.cpu()[there]
-        places = there & (torch.rand(there.shape, generator=self._random) < self.stage.token_noise)
-        drawn = others[torch.randint(len(others), (int(places.sum()),), generator=self._random)]
+        """Chunks with some of the tokens replaced by others of the batch; special ones, which begin, end, hide or fill
+        up, stay and are not drawn."""
+        ids = inputs["input_ids"].cpu()
+        common = inputs["attention_mask"].bool().cpu() & ~torch.isin(ids, self._special)
+        others = ids[common]
+        places = common & (torch.rand(ids.shape, generator=self._random) < self.stage.token_noise)
+        drawn = others[torch.randint(max(1, len(others)), (int(places.sum()),), generator=self._random)]
         noisy = chunks.clone()
         noisy[:, : ids.shape[1]][places.to(chunks.device)] = drawn.to(chunks.device)
         return noisy

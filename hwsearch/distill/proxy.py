@@ -19,8 +19,9 @@ import torch
 from hwsearch.distill.features import hidden_maps
 from hwsearch.distill.job import ProxyScore
 from hwsearch.distill.lesson import Lesson
-from hwsearch.distill.objectives.outputs import JUDGED
-from hwsearch.distill.quantise import quantise_parts
+from hwsearch.distill.objectives.outputs import judged_together
+from hwsearch.distill.quantise import quantise_parts, recomputing
+from hwsearch.distill.rows import NO_ANSWER
 from hwsearch.distill.student import StudentPlan, build_student, random_student
 from hwsearch.distill.task import HeldOut, Task
 from hwsearch.errors import RunError
@@ -59,7 +60,7 @@ class Student:
         device: str = "cpu",
         rate: float = 1.0,
     ) -> None:
-        self.order, self.device = order, torch.device(device)
+        self.order, self.device, self.fresh = order, torch.device(device), fresh is not None
         teacher = task.teacher.model
         self.layers = layers or task.layers[architecture.depth]
         plan = StudentPlan(architecture, self.layers)
@@ -73,7 +74,7 @@ class Student:
         _no_dropout(self.model)
         quantise_parts(self.model, architecture, task.scheme)
         if task.recipe.recompute:
-            self.model.activation_checkpointing_enable()
+            self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": recomputing})
         # Of hidden states, where a stage of the recipe looks at these.
         looks = any(stage.hidden for stage in task.recipe.stages)
         self.maps = (hidden_maps(self.model, teacher) if looks else torch.nn.ModuleList()).to(self.device)
@@ -107,8 +108,10 @@ class Student:
                             end = end or until
                             group["lr"] *= max(0, end - self.step) / (end - cool_from)
                     self.optimizer.zero_grad(set_to_none=True)
-                    for rows in np.array_split(self._rows(), recipe.accumulate):
-                        (self._loss(lesson, rows) / recipe.accumulate).backward()
+                    pieces = np.array_split(self._rows(), recipe.accumulate)
+                    asked = [self._asked(rows) for rows in pieces]
+                    for piece, (rows, share) in enumerate(zip(pieces, asked, strict=True)):
+                        (self._loss(lesson, rows, piece) * (share / sum(asked))).backward()
                     torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
                     self.optimizer.step()
                     self.step += 1
@@ -116,13 +119,18 @@ class Student:
                         advance(1)
         self.seconds += time.perf_counter() - started
 
-    def _loss(self, lesson: Lesson, rows: NDArray[np.int64]) -> torch.Tensor:
-        """What a stage asks on some chunks; of several teachers one a step."""
+    def _asked(self, rows: NDArray[np.int64]) -> int:
+        """Answers that are asked for on some chunks, at least one."""
+        return max(1, int((self.task.teacher.objective.labels(self.task.chunks[rows]) != NO_ANSWER).sum()))
+
+    def _loss(self, lesson: Lesson, rows: NDArray[np.int64], piece: int = 0) -> torch.Tensor:
+        """What a stage asks on some chunks, a piece of a step's; of several teachers one a step."""
         chunks = torch.from_numpy(self.task.chunks[rows]).to(self.device)
         said = (self.task.outputs, *self.task.further)[self.step % (1 + len(self.task.further))]
         indices, probabilities = (part.to(self.device) for part in said.batch(rows))
         _, over = self.task.recipe.at(self.step)
-        return lesson.loss(chunks, indices, probabilities, over, hash((self.task.recipe.seed, self.order, self.step)))
+        seed = hash((self.task.recipe.seed, self.order, self.step, piece))
+        return lesson.loss(chunks, indices, probabilities, over, seed)
 
     def _rows(self) -> NDArray[np.int64]:
         """The chunks of this step: every pass over the data in an order of its own, the same for all students."""
@@ -185,6 +193,7 @@ class Student:
         """Write everything that going on needs."""
         state = {
             "model": self.model.state_dict(),
+            "layers": None if self.fresh else list(self.layers),
             "optimizer": self.optimizer.state_dict(),
             "maps": self.maps.state_dict(),
             "step": self.step,
@@ -239,7 +248,7 @@ def load_state(path: Path) -> dict[str, Any]:
         raise RunError(f"the student's state {path} is gone; name another --trial, or train it: hwsearch distill")
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        if missing := {"model", "optimizer", "step", "seconds", "curve"} - set(state):
+        if missing := {"model", "layers", "optimizer", "step", "seconds", "curve"} - set(state):
             raise KeyError(", ".join(sorted(missing)))
         return state
     except Exception as error:  # a damaged pickle raises whatever its first wrong byte leads to
@@ -254,8 +263,7 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.floa
     model.eval()
     losses, hits = [], []
     with torch.inference_mode():
-        for start in range(0, len(held_out.chunks), JUDGED):
-            rows = np.arange(start, min(start + JUDGED, len(held_out.chunks)))
+        for rows in judged_together(len(held_out.chunks)):
             chunks = torch.from_numpy(held_out.chunks[rows]).to(model.device)
             indices, probabilities = (found.to(model.device) for found in held_out.outputs.batch(rows))
             loss, best = held_out.objective.judge(model, chunks, indices, probabilities)

@@ -8,7 +8,9 @@ few vectorised passes take a fraction of the time (`benchmarks/steps.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 TRAINED = "_trained_range"  # where a layer that is in float again keeps its range
 RANGE_MOMENTUM = 0.95  # of the running range of static activations
 _TINY = 1e-8
+_AGAIN = ContextVar("_AGAIN", default=False)
 
 
 class Rounded:
@@ -38,6 +41,21 @@ class Rounded:
     def __deepcopy__(self, memo: dict[int, Any]) -> Rounded:
         """Of the same group's copies; what was rounded last is nothing to copy."""
         return Rounded()
+
+
+def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts in which activations are computed, and computed again on the way back: running ranges move once.
+    `context_fn` of `torch.utils.checkpoint`."""
+    return nullcontext(), _again()
+
+
+@contextmanager
+def _again() -> Iterator[None]:
+    token = _AGAIN.set(True)
+    try:
+        yield
+    finally:
+        _AGAIN.reset(token)
 
 
 class QuantisedLinear(nn.Linear):
@@ -105,8 +123,8 @@ class QuantisedLinear(nn.Linear):
         static = self.scheme.activations == "static"
         if static and not self.known:
             self.known = bool(self.high > self.low)
-        if static and self.known and not self.training:
-            return self.low, self.high
+        if static and self.known and (not self.training or _AGAIN.get()):
+            return self.low, self.high  # as they were when it was computed first
         low, high = torch.aminmax(x.detach())
         low, high = low.clamp_max(0.0), high.clamp_min(0.0)  # zero is on the grid
         if not static:

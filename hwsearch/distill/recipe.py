@@ -5,6 +5,7 @@ The files in `recipes` come with hwsearch; a person's own has the same entries.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +57,8 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         weights = (self.answers, self.labels, self.hidden, self.attention, self.relations, self.samples)
         noises = (self.token_noise, self.hidden_noise)
+        if not all(map(math.isfinite, (*weights, *noises, *self.temperature))):
+            raise ValueError("weights, noise and temperature are numbers: no nan, no inf")
         if min(*weights, *noises, self.steps) < 0 or self.token_noise > 1:
             raise ValueError("steps, weights and noise are 0 or more, token_noise 1 at most")
         if not any(weights):
@@ -79,7 +82,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         clip: largest norm of the gradient.
         seed: of the data and its order.
         source: where the practice comes from.
-        accumulate: pieces that a step's chunks go through the student in.
+        accumulate: pieces that a step's chunks go through the student in, each counting by what is asked in it;
+            relations between rows are among those of a piece.
         recompute: whether activations are computed again on the way back, which takes less memory.
         written: share of the training chunks that the teacher, a language model, continues after their first quarter
             (Kim and Rush 2016, arXiv:1606.07947).
@@ -104,8 +108,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stages: tuple[Stage, ...] = (Stage(),)
 
     def __post_init__(self) -> None:
-        if self.rate <= 0 or self.clip <= 0 or min(self.batch, self.accumulate) < 1 or self.warm_up < 1:
-            raise ValueError("rate and clip are above 0; batch, accumulate and warm_up 1 or more")
+        if not (0 < self.rate < math.inf and 0 < self.clip < math.inf):
+            raise ValueError("rate and clip are numbers above 0")
+        if min(self.batch, self.accumulate, self.warm_up) < 1 or self.seed < 0:
+            raise ValueError("batch, accumulate and warm_up are 1 or more, seed 0 or more")
         if self.accumulate > self.batch:
             raise ValueError(f"a batch of {self.batch} chunks has no {self.accumulate} pieces (accumulate)")
         if not 0 <= self.written <= 1 or any(not 0 < size < 1 for size in self.assistants):
@@ -150,6 +156,8 @@ def read_recipe(name: str) -> Recipe:
         raise DataError(f"no recipe {name!r}: give a TOML file, or one of {', '.join(names())}")
     try:
         recipe = msgspec.toml.decode(path.read_text(encoding="utf-8"), type=Recipe)
+    except OSError as error:
+        raise DataError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no recipe: {error}") from error
     teachers = tuple(str((path.parent / folder).resolve()) for folder in recipe.teachers)

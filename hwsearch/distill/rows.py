@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwsearch.distill.data import SPLITS, Corpus, Split, share_of
+from hwsearch.distill.data import SPLITS, Corpus, Split, refuse_same, share_of
 from hwsearch.errors import DataError
 from hwsearch.files import read_json
 
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 HELD_OUT_SHARE = 0.1  # of the rows, for select and for report each
 FEWEST = 20  # rows of a split
+LABEL_COLUMN = "label"  # that is looked for unasked
 UNLABELLED = -1  # answer that nobody has given: the teacher's own counts
 NO_ANSWER = -100  # where nothing is asked; losses of PyTorch leave it out
 FORMS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
+AT_ONCE = 2048  # texts that go to a tokenizer together: what it gives back takes a hundred times their room
 
 
 def labelled_texts(
@@ -64,7 +66,7 @@ def tagged_texts(
     def rows(path: Path) -> Iterable[tuple[str, tuple[int, ...]]]:
         for row, (text, label) in enumerate(table(path, text_column, label_column), start=1):
             words = [re.sub(r"\s+", "_", str(word)) or "_" for word in _as_list(text)]
-            tags = list(_as_list(label)) if label is not None else [None] * len(words)
+            tags = _as_list(label) or [None] * len(words)
             if len(words) != len(tags):
                 raise DataError(f"{path}, row {row}: {len(words)} words and {len(tags)} classes; a word has one each")
             if words:
@@ -77,7 +79,7 @@ def lone_texts(data: Path, held_out: Path | None, text_column: str) -> Corpus:
     """Texts without answers; arguments and errors as of `labelled_texts`."""
 
     def rows(path: Path) -> Iterable[tuple[str, int]]:
-        for text, _ in table(path, text_column, ""):
+        for text, _ in table(path, text_column, None):
             if isinstance(text, str) and text.strip():
                 yield text, UNLABELLED
 
@@ -104,8 +106,12 @@ def draw_texts(
         seed: of the draw; None takes them evenly.
     """
     drawn = places(len(texts), count, seed)
-    encoded = tokenizer([texts[place] for place in drawn], **_filled(sequence))["input_ids"]
-    return np.column_stack([np.asarray(encoded, np.int64), np.asarray(labels, np.int64)[drawn]])
+    rows = np.empty((len(drawn), sequence + 1), np.int64)
+    rows[:, -1] = np.asarray(labels, np.int64)[drawn]
+    for first in range(0, len(drawn), AT_ONCE):
+        some = [texts[place] for place in drawn[first : first + AT_ONCE]]
+        rows[first : first + AT_ONCE, :-1] = tokenizer(some, **_filled(sequence))["input_ids"]
+    return rows
 
 
 def draw_tagged(
@@ -119,21 +125,24 @@ def draw_tagged(
     """The same of texts whose words have a class each, which stands at the word's first token, [texts, 2 x sequence]:
     token ids, then classes."""
     drawn = places(len(texts), count, seed)
-    encoded = tokenizer([texts[place].split(" ") for place in drawn], is_split_into_words=True, **_filled(sequence))
-    ids = np.asarray(encoded["input_ids"], np.int64)
-    found = np.full_like(ids, NO_ANSWER)
-    for row, place in enumerate(drawn):
-        words, before = encoded.word_ids(row), None
-        for position, word in enumerate(words):
-            if word is not None and word != before:
-                found[row, position] = labels[place][word]
-            before = word
-    return np.column_stack([ids, found])
+    rows = np.full((len(drawn), 2 * sequence), NO_ANSWER, np.int64)
+    for first in range(0, len(drawn), AT_ONCE):
+        some = drawn[first : first + AT_ONCE]
+        encoded = tokenizer([texts[place].split(" ") for place in some], is_split_into_words=True, **_filled(sequence))
+        rows[first : first + AT_ONCE, :sequence] = encoded["input_ids"]
+        for row, place in enumerate(some):
+            before = None
+            for position, word in enumerate(encoded.word_ids(row)):
+                if word is not None and word != before:
+                    rows[first + row, sequence + position] = labels[place][word]
+                before = word
+    return rows
 
 
 def _filled(sequence: int) -> dict[str, Any]:
-    """How a tokenizer is asked for rows of one length."""
+    """How a tokenizer is asked for rows of one length; what reads like one of its own tokens is text all the same."""
     return {
+        "split_special_tokens": True,
         "truncation": True,
         "max_length": sequence,
         "padding": "max_length",
@@ -150,26 +159,30 @@ def places(available: int, count: int, seed: int | None) -> NDArray[np.int64]:
 
 
 def split_rows(data: Path, held_out: Path | None, rows: Callable[[Path], Iterable[tuple[str, Any]]]) -> Corpus:
-    """Rows by split, in the order of the files; a hash of what is read says which split.
+    """Rows by split, in the order of the files; a hash of what is read says which split. Rows to train on that are
+    held out as well are left out.
 
     Raises:
-        DataError: too few of them.
+        DataError: too few of them, or one file for both.
     """
+    refuse_same(data, held_out)
     texts: dict[Split, list[str]] = {split: [] for split in SPLITS}
     labels: dict[Split, list[Any]] = {split: [] for split in SPLITS}
-    for path, aside in ((data, False), (held_out, True)):
-        if path is None:
-            continue
-        for text, label in rows(path):
-            share = share_of(text)
-            if aside:
-                split: Split = "select" if share < 0.5 else "report"
-            elif held_out is not None:
-                split = "train"
-            else:
-                split = "select" if share < HELD_OUT_SHARE else "report" if share < 2 * HELD_OUT_SHARE else "train"
-            texts[split].append(text)
-            labels[split].append(label)
+
+    def put(split: Split, text: str, label: Any) -> None:
+        texts[split].append(text)
+        labels[split].append(label)
+
+    for text, label in rows(held_out) if held_out else ():
+        put("select" if share_of(text) < 0.5 else "report", text, label)
+    aside, left_out = {text for found in texts.values() for text in found}, 0
+    part = 0.0 if held_out else HELD_OUT_SHARE
+    for text, label in rows(data):
+        share = share_of(text)
+        if text in aside:
+            left_out += 1
+        else:
+            put("select" if share < part else "report" if share < 2 * part else "train", text, label)
     for split, found in texts.items():
         if len(found) < FEWEST:
             source, way_out = (held_out, "") if held_out and split != "train" else (data, ", or others: --eval FILE")
@@ -177,25 +190,30 @@ def split_rows(data: Path, held_out: Path | None, rows: Callable[[Path], Iterabl
                 f"{source} has {len(found)} rows for the {split} split, which takes {FEWEST} or more: give more"
                 f"{way_out}"
             )
+    name = f"{data.name} without {left_out} rows that are held out" if left_out else data.name
     return Corpus(
-        data.name,
+        name,
         {split: tuple(found) for split, found in texts.items()},
         {split: tuple(found) for split, found in labels.items()},
     )
 
 
 def class_of(label: Any, names: Mapping[str, int], path: Path, row: int) -> int:
-    """The number of a class that is given by name or number; UNLABELLED where none is given."""
-    if label is None or str(label) in ("", "nan", "None"):
+    """The number of a class that is given by name or number; UNLABELLED where none is given. Where names are numbers
+    themselves, other than their own, labels are names."""
+    given = str(label) if str(label) in names else str(label).removesuffix(".0")  # as a column with gaps has 1
+    if given in names:
+        return names[given]
+    if label is None or given in ("", "nan", "None"):
         return UNLABELLED
-    number = names.get(str(label), label)
-    if not str(number).removesuffix(".0").lstrip("-").isdigit() or int(float(number)) not in set(names.values()):
-        known = sorted(names, key=names.__getitem__)
-        raise DataError(
-            f"{path}, row {row}: the teacher knows no class {str(label)[:40]!r} (knows: {', '.join(known[:8])}"
-            f"{', ...' if len(known) > 8 else ''}); another column: --label-column"
-        )
-    return int(float(number))
+    numbers = {str(number): number for number in names.values()}
+    if given in numbers and not any(name in numbers for name in names):
+        return numbers[given]
+    known = sorted(names, key=names.__getitem__)
+    raise DataError(
+        f"{path}, row {row}: the teacher knows no class {given[:40]!r} (knows: {', '.join(known[:8])}"
+        f"{', ...' if len(known) > 8 else ''}); another column: --label-column"
+    )
 
 
 def _as_list(cell: Any) -> list[Any]:
@@ -205,13 +223,17 @@ def _as_list(cell: Any) -> list[Any]:
     return list(cell) if isinstance(cell, (list, tuple, np.ndarray)) else []
 
 
-def table(path: Path, text_column: str, label_column: str) -> Iterable[tuple[Any, Any]]:
-    """(text, label) of each row; None for a label where there is no such column."""
+def table(path: Path, text_column: str, label_column: str | None) -> Iterable[tuple[Any, Any]]:
+    """(text, label) of each row; None for a label where there is no column, or none of the usual name."""
     table = _read(path)
-    if text_column not in table:
-        raise DataError(
-            f"{path} has no column {text_column!r} (have: {', '.join(map(str, table))}); name it with --text-column"
-        )
+    asked = {"--text-column": text_column}
+    if label_column not in (None, LABEL_COLUMN):
+        asked["--label-column"] = label_column
+    for option, column in asked.items():
+        if column not in table:
+            raise DataError(
+                f"{path} has no column {column!r} (have: {', '.join(map(str, table))}); name it with {option}"
+            )
     given = table[label_column] if label_column in table else [None] * len(table)
     return zip(table[text_column], given, strict=True)
 
@@ -223,7 +245,7 @@ def _read(path: Path) -> pd.DataFrame:
     readers: dict[str, Callable[[], pd.DataFrame]] = {
         ".csv": lambda: pd.read_csv(path, encoding="utf-8", keep_default_na=False),
         ".tsv": lambda: pd.read_csv(path, encoding="utf-8", keep_default_na=False, sep="\t"),
-        ".jsonl": lambda: pd.read_json(path, lines=True, encoding="utf-8"),
+        ".jsonl": lambda: pd.read_json(path, lines=True, encoding="utf-8", dtype=False),
         ".parquet": lambda: pd.read_parquet(path),
         ".txt": lambda: pd.DataFrame({"text": path.read_text(encoding="utf-8").splitlines()}),
     }

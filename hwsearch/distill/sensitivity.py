@@ -128,9 +128,10 @@ def sensitivity_in_worker(
 
     objective, scheme = workshop.teacher.objective, workshop.spec.scheme
     few = torch.from_numpy(workshop.tokens["train"][: CHUNKS * objective.inputs_a_chunk])
-    model = empty_student(workshop.teacher.model, architecture)
+    trained = load_state(state)
+    model = empty_student(workshop.teacher.model, architecture, trained["layers"])
     quantise_parts(model, architecture, scheme)
-    model.load_state_dict(load_state(state)["model"])
+    model.load_state_dict(trained["model"])
     model.eval().requires_grad_(False)
     parts = few.split(BATCH * objective.inputs_a_chunk)
     with torch.inference_mode():

@@ -77,7 +77,7 @@ def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Impor
     kept = _kept(teacher, plan, importance)
     source = {name: weight.detach() for name, weight in teacher.state_dict().items()}
     weights: dict[str, Tensor] = {}
-    student = empty_student(teacher, plan.architecture)
+    student = empty_student(teacher, plan.architecture, plan.layers)
     for name in student.state_dict():
         layer, axes = family.axes(name)
         origin = _origin(name, plan, family)
@@ -106,11 +106,14 @@ def random_student(teacher: PreTrainedModel, architecture: Architecture, seed: i
     return empty_student(teacher, architecture)
 
 
-def empty_student(teacher: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
-    """A student of a shape with fresh weights, in float32; where its layers differ, one that no stock configuration
-    describes."""
+def empty_student(
+    teacher: PreTrainedModel, architecture: Architecture, layers: Sequence[int] | None = None
+) -> PreTrainedModel:
+    """A student of a shape with fresh weights, in float32, the teacher's `layers` behind its own; where its layers
+    differ in size, one that no stock configuration describes."""
     own_head_dim = family_of(teacher.config).own_head_dim
-    config = config_of(architecture if architecture.uniform else _stock(architecture, own_head_dim), teacher.config)
+    stock = architecture if architecture.uniform else _stock(architecture, own_head_dim)
+    config = config_of(stock, teacher.config, layers)
     student: PreTrainedModel = type(teacher)(config)
     student.float()
     if getattr(teacher, "pooler", student) is None:

@@ -21,8 +21,10 @@ import torch
 from safetensors.torch import load_file, save
 
 from hwsearch import __version__
+from hwsearch.distill.checks import check_labels, check_teachers
 from hwsearch.distill.data import SPLITS, Corpus, Split
-from hwsearch.distill.families import architecture_of, image_of, longest_of, task_of
+from hwsearch.distill.families import architecture_of, task_of
+from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.distill.objectives.objective import Objective
@@ -32,7 +34,6 @@ from hwsearch.distill.rows import NO_ANSWER, UNLABELLED
 from hwsearch.distill.sensitivity import measured_losses
 from hwsearch.distill.student import choose_layers, with_layers
 from hwsearch.distill.teacher import Teacher, continued, load_further, load_teacher, teacher_outputs
-from hwsearch.errors import DataError
 from hwsearch.files import read_or_drop, whole
 from hwsearch.precision import Precision, Scheme
 
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
+TOKENS = 2**23  # whose likeliest continuations are kept at most: 1 GiB, 1.6 of a vocabulary over 65,536
 STATISTICS_CHUNKS = 192
-FORMAT = f"{__version__}, 4"  # of what is kept and of how scores come about; what an earlier one has left is not read
+FORMAT = f"{__version__}, 5"  # of what is kept and of how scores come about; what an earlier one has left is not read
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
 
 
@@ -125,18 +127,10 @@ class Workshop:
     def __init__(self, spec: TaskSpec, device: str = "cpu") -> None:
         self.spec, self.device = spec, device
         self.teacher = load_teacher(spec.teacher or None, spec.task, spec.teacher_dtype)
-        limit = longest_of(self.teacher.model.config)
-        if limit is not None and spec.sequence > limit:
-            raise DataError(f"the teacher reads at most {limit} tokens; --sequence asks for {spec.sequence}")
-        image = image_of(self.teacher.model.config.to_dict())
-        if image is not None and spec.sequence != image.tokens:
-            raise DataError(f"the teacher reads an image as {image.tokens} tokens; --sequence asks for {spec.sequence}")
-        if image is not None and any(stage.token_noise for stage in spec.recipe.stages):
-            raise DataError("the recipe puts other tokens in place of some (token_noise), and images have none")
-        if spec.recipe.written and task_of(self.teacher.model.config) != "text-generation":
-            raise DataError("the recipe has text written by the teacher (written), and this one is no language model")
         self._further = [load_further(folder, self.teacher, spec.teacher_dtype) for folder in spec.recipe.teachers]
+        check_teachers(spec, self.teacher, self._further)
         corpus = self.teacher.objective.read(spec)
+        check_labels(spec, corpus)
         self.corpus = corpus.name
         settings = msgspec.json.encode(
             (
@@ -234,16 +228,18 @@ class Workshop:
                 attention=tuple(stored[f"attention.{i}"] for i in range(depth)),
                 feed_forward=tuple(stored[f"feed_forward.{i}"] for i in range(depth)),
             )
-            blocks, join = [self._block(i) for i in range(self._blocks)], self.teacher.objective.outputs.join
+            blocks = [self._block(i) for i in range(self._blocks)]
+            chunks, join = np.concatenate(blocks), self.teacher.objective.outputs.join
             first, *further = (
-                join([self._outputs(block, teacher) for block in blocks]) for teacher in (self.teacher, *self._further)
+                join((self._outputs(block, teacher) for block in blocks), len(chunks))
+                for teacher in (self.teacher, *self._further)
             )
             self._task = Task(
                 teacher=self.teacher,
                 importance=importance,
                 layers={d: tuple(stored[f"layers.{d}"].tolist()) for d in range(1, depth + 1)},
                 sensitivities={p: stored[f"sensitivities.{p}"].numpy() for p in self.spec.precisions},
-                chunks=np.concatenate(blocks),
+                chunks=chunks,
                 outputs=first,
                 select=self._held_out("select"),
                 report=self._held_out("report"),
@@ -274,6 +270,8 @@ class Workshop:
                 seed = spec.recipe.seed if split == "train" else None
                 labels = corpus.labels[split] if corpus.labels else None
                 count = chunks * objective.inputs_a_chunk
+                if TASKS[task_of(self.teacher.model.config)].head == "lm":
+                    count = max(1, min(count, TOKENS // spec.sequence))
                 drawn = objective.draw(corpus.texts[split], labels, count, spec.sequence, seed)
                 stored[split] = torch.from_numpy(drawn)
             _write(path, stored)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from hwsearch.distill.families import attention_of, image_of, task_of, tasks_of
+from hwsearch.distill.families import architecture_of, attention_of, image_of, task_of, tasks_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import DType
 from hwsearch.distill.objectives import objective_of
@@ -25,14 +25,17 @@ from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.objectives.outputs import TEMPERATURE, TOP_K, Outputs
 from hwsearch.errors import TeacherError
 from hwsearch.files import read_or_drop, whole
+from hwsearch.precision import Precision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-BATCH = 32
+BATCH = 32  # rows at once, fewer where these are long or there is much to choose from
+VALUES = 2**26  # of the widest tensor of a pass: 256 MiB in float32
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
 IMAGES = "preprocessor_config.json"
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # left open, it is asked on the terminal
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def load_teacher(source: str | None, task: str = "", dtype: DType = "float32") -
             f"the checkpoint {folder} has {config.vocab_size} embeddings for a tokenizer of {ids} tokens; "
             "save the two together"
         )
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise TeacherError(f"attention in {folder} is scaled by the layer's number; a student's layers have others")
     objective = objective_of(config, processor, folder)
     return Teacher(name, model.eval().requires_grad_(False), processor, objective, _digest(model, processor))
 
@@ -104,7 +109,7 @@ def _load(folder: Path, task: str, dtype: DType) -> tuple[Any, Any]:
     """The model, in a class of its task, and its processor."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
     if task and task not in tasks_of(config):
         raise TeacherError(
             f"a {config.model_type} is a teacher for {', '.join(tasks_of(config))}; --task asks for {task}"
@@ -113,7 +118,7 @@ def _load(folder: Path, task: str, dtype: DType) -> tuple[Any, Any]:
     model, info = getattr(transformers, kind.auto_class).from_pretrained(
         folder,
         config=config,
-        local_files_only=True,
+        **LOCAL,
         use_safetensors=True,
         dtype=getattr(torch, dtype),
         attn_implementation=attention_of(config),
@@ -144,7 +149,7 @@ def _processor(folder: Path, sees: bool) -> Any:
     if not any((folder / file).is_file() for file in files):  # Transformers makes an empty tokenizer up
         raise TeacherError(f"no {kind} in {folder} ({', '.join(files)}); save the model's own beside it")
     auto = transformers.AutoImageProcessor if sees else transformers.AutoTokenizer
-    return auto.from_pretrained(folder, local_files_only=True)
+    return auto.from_pretrained(folder, **LOCAL)
 
 
 def _some(names: list[str]) -> str:
@@ -165,34 +170,33 @@ def load_further(source: str, teacher: Teacher, dtype: DType = "float32") -> Tea
     own, other = (dict(t.model.config.label2id or {}) for t in (teacher, further))
     if own != other:
         raise TeacherError(f"{source} knows other classes than {teacher.name}; a further teacher has the same")
+    if (found := answers_of(further)) != (wanted := answers_of(teacher)):
+        raise TeacherError(f"{source} chooses from {found} answers, {teacher.name} from {wanted}; they are to be alike")
     return further
 
 
 def continued(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, device: str = "cpu") -> NDArray[np.int64]:
     """Chunks, [chunks, tokens], of which a language model has drawn all behind the first quarter, from the cache or
     drawn and cached; arguments as of `teacher_outputs`."""
-    key = hashlib.sha256(f"{teacher.digest} {chunks.shape} ".encode() + np.ascontiguousarray(chunks).tobytes())
+    settings = f"{teacher.digest} sampled {chunks.shape} "
+    key = hashlib.sha256(settings.encode() + np.ascontiguousarray(chunks).tobytes())
     path = cache / f"{key.hexdigest()[:24]}.safetensors"
     if (stored := read_or_drop(path, load_file)) is not None:
         return stored["chunks"].numpy()
     from transformers import GenerationConfig
 
     length, given = chunks.shape[1], max(1, chunks.shape[1] // 4)
-    settings = GenerationConfig(
-        do_sample=True,
-        top_k=0,
-        max_new_tokens=length - given,
-        eos_token_id=None,
-        pad_token_id=teacher.processor.pad_token_id or 0,
-    )
+    plain = GenerationConfig(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=length - given)
     model: Any = teacher.model
+    own, model.generation_config = model.generation_config, GenerationConfig()  # whose entries fill up missing ones
     model.to(device)
     try:
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(int(key.hexdigest()[:8], 16))
             prompts = torch.from_numpy(chunks[:, :given]).to(device)
-            written = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings).cpu()
+            written = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=plain).cpu()
     finally:
+        model.generation_config = own
         model.to("cpu")
     with whole(path) as temporary:
         temporary.write_bytes(save({"chunks": written.contiguous()}))
@@ -219,13 +223,29 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, de
     model.to(device)
     try:
         with torch.inference_mode():
-            parts = torch.from_numpy(chunks).split(BATCH)
-            found = objective.outputs.join([objective.said(model, part.to(device)) for part in parts])
+            parts = torch.from_numpy(chunks).split(_rows_at_once(teacher, chunks.shape[1]))
+            found = objective.outputs.join((objective.said(model, part.to(device)) for part in parts), len(chunks))
     finally:
         model.to("cpu")
     with whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **found.arrays())
     return found
+
+
+def answers_of(teacher: Teacher) -> int:
+    """How many tokens or classes there are to choose from; channels, of embeddings."""
+    config = teacher.model.config
+    head = TASKS[task_of(config)].head
+    if head == "none":
+        return architecture_of(config, Precision.FP32).width
+    return int(config.vocab_size if head == "lm" else config.num_labels or 0)
+
+
+def _rows_at_once(teacher: Teacher, tokens: int) -> int:
+    """As many as keep the widest tensor, logits or a feed-forward part's, within `VALUES`."""
+    sizes = architecture_of(teacher.model.config, Precision.FP32)
+    widest = max(sizes.layers[0].ffn, sizes.width, sizes.vocab if sizes.head == "lm" else 0)
+    return max(1, min(BATCH, VALUES // (tokens * widest)))
 
 
 def _vocabulary(processor: Any) -> Any:

@@ -68,10 +68,11 @@ class TrainedStudent:
         Raises:
             RunError: the state cannot be read, or is of another student.
         """
-        model = empty_student(teacher.model, architecture)
-        quantise_parts(model, architecture, scheme)
+        trained = load_state(state)
         try:
-            model.load_state_dict(load_state(state)["model"])
+            model = empty_student(teacher.model, architecture, trained["layers"])
+            quantise_parts(model, architecture, scheme)
+            model.load_state_dict(trained["model"])
         except RuntimeError as error:  # names or shapes that do not fit
             raise RunError(f"{state} is of another student than {architecture.id}") from error
         return cls(teacher, architecture, scheme, model.eval())

@@ -101,6 +101,7 @@ class Engine:
         self.measured = Measurements(plan, run, measurer, progress) if measurer else None
         self.proposer = plan.proposer(facts)
         self._begun, self._steps = 0.0, 0.0  # of training, for the progress
+        self._until: float | None = None
         self._rates: dict[float, float] = {}
 
     def search(self) -> Outcome:
@@ -124,6 +125,10 @@ class Engine:
         picked = ranked[:FINALISTS]
         if self.measured:
             picked, overshot = self.measured.holding(ranked, FINALISTS)
+            if smaller := self._to_be_smaller(trials, overshot[:FINALISTS]):
+                trials = self._trials(smaller)
+                complete = results_of(trials, len(self.plan.wishes.rungs))
+                picked, overshot = self.measured.holding(self._ranked(complete), FINALISTS)
             # What was measured has changed the prices of all that was not.
             complete = [self.measured.repriced(result, picked + overshot) for result in complete]
         finalists = self._finalists(picked)
@@ -202,26 +207,37 @@ class Engine:
                 students.append((trial.result, scores))
         return stages(students, steps)
 
-    def _trials(self) -> list[Trial]:
-        """Every trial, none of them in anybody's hands."""
+    def _to_be_smaller(self, trials: Sequence[Trial], overshot: Sequence[Result]) -> list[Trial]:
+        """Trials that would have been finalists but for what they take, and were not tried smaller yet: what was
+        measured has shown that all near the budget take longer, and what is left may be far below it."""
+        settings = [trial.settings for trial in trials]
+        too_slow = {result.trial for result in overshot}
+        return [trial for trial in trials if trial.number in too_slow and settings.count(trial.settings) == 1]
+
+    def _trials(self, smaller: Sequence[Trial] = ()) -> list[Trial]:
+        """Every trial, none of them in anybody's hands; `smaller` are tried once more, at the prices as they are
+        now."""
         wishes, study = self.plan.wishes, self.study
         before = study.trials()
         seen: set[Architecture] = set()
         for trial in before:
             self.proposer(Given(trial.settings), seen)  # counts again what it refused
             seen.add(trial.architecture)
-        if before:
+        if before and not smaller:
             ended = sum(trial.ended or bool(trial.losses) for trial in before)
             self.progress.say(f"taken up again: {ended} trials are finished already")
         # Proposals depend on how many are under way at once: that stays as it was.
         at_once = study.described().get("at_once") or self.trainer.count
-        until = time.time() + 60 * wishes.minutes if wishes.minutes is not None else None
+        until = time.time() + 60 * wishes.minutes if wishes.minutes is not None and not smaller else self._until
+        self._until = until
         study.describe(at_once=at_once, correction=self.plan.price.correction, until=until)
         climbed = wishes.rungs[-1] - wishes.steps
         self._begun = self.trainer.work_done
-        self._steps = max(0, wishes.trials - len(before)) * (wishes.steps + climbed / KEEP)
+        self._steps = (max(0, wishes.trials - len(before)) + len(smaller)) * (wishes.steps + climbed / KEEP)
         self.progress.stage("training", 1.0)
-        trials = Trials(self.plan, self.proposer, study, self.trainer, self.run.student, at_once, self.progress, until)
+        trials = Trials(
+            self.plan, self.proposer, study, self.trainer, self.run.student, at_once, self.progress, until, smaller
+        )
         found = trials.run(self._tell)
         self.asked = max(len(found), wishes.trials) if trials.exhausted else len(found)
         return found

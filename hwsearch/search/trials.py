@@ -9,23 +9,26 @@ equals an undisturbed one. Hardly any process waits for that order.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Job, ProxyScore, work_of
 from hwsearch.errors import TrainingError
 from hwsearch.search.owner import LEFT, membership
 from hwsearch.search.plan import Plan
-from hwsearch.search.proposer import Proposer
+from hwsearch.search.proposer import Given, Proposer
 from hwsearch.search.result import scored
 from hwsearch.search.rungs import beaten, promoted
 from hwsearch.search.sampler import Sampler
 from hwsearch.search.storage import reachable
 from hwsearch.search.study import Record, Study, Trial
 from hwsearch.search.trainer import Progress, Trainer, result_of
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 BEAT_S = 15.0  # between signs of life
 DEATHS = 3  # of those who trained a trial, after which it is given up: it may be what kills them
@@ -50,6 +53,7 @@ class Trials:
         at_once: how many are under way at the same time.
         progress: who is told.
         until: when no further rung is begun, in seconds since 1970.
+        again: trials whose settings are tried once more, at the prices as they are now.
 
     Attributes:
         exhausted: the space inside the budget is used up.
@@ -66,12 +70,14 @@ class Trials:
         at_once: int,
         progress: Progress,
         until: float | None = None,
+        again: Sequence[Trial] = (),
     ) -> None:
         self.plan, self.proposer, self.study, self.trainer = plan, proposer, study, trainer
         self.state_of, self.at_once, self.progress = state_of, at_once, progress
         self.sampler = Sampler(plan.wishes.seed, proposer.corners())
         self.exhausted, self.trained = False, 0
         self._until, self._clock = until, 0.0  # the clock counts work
+        self._again = list(again)
 
     def run(self, tell: Callable[[str], None] = lambda _: None) -> list[Trial]:
         """Train until nothing is left to train, and return all trials of the study. `tell` is told where it is.
@@ -119,6 +125,8 @@ class Trials:
         with self.study.alone():
             trials = self.study.trials()
             trial = self._old(trials, owner)
+            if trial is None and self._again:
+                trial = self._smaller(self._again.pop(0), trials, owner)
             if trial is None and not self._over(trials):
                 trial = self._new(trials, owner) or self._old(trials, owner)
             if trial is None and self._time_left() and not any(other.owner for other in trials):
@@ -159,11 +167,29 @@ class Trials:
             self.sampler.dropped(asked)
             self.progress.say(f"the space inside the budget is used up after {len(trials)} students")
             return None
-        ms = self.plan.price.one(architecture).median_ms
-        due = self._clock + self._work(Record(architecture=architecture, ms=ms))
-        trial = self.study.begin(architecture, ms, asked.params, asked.distributions, owner, due)
+        trial = self._write(architecture, asked.params, asked.distributions, owner)
         self.sampler.kept(asked, trial)
         return trial
+
+    def _smaller(self, before: Trial, trials: list[Trial], owner: str) -> Trial | None:
+        """A student of an earlier trial's settings that fits at today's prices; None where there is none, or no
+        time."""
+        architecture = self.proposer(Given(before.settings), {trial.architecture for trial in trials})
+        if architecture is None or not self._time_left():
+            return None
+        return self._write(architecture, before.settings, before.distributions, owner)
+
+    def _write(
+        self,
+        architecture: Architecture,
+        settings: dict[str, Any],
+        distributions: dict[str, BaseDistribution],
+        owner: str,
+    ) -> Trial:
+        """A new trial in the study."""
+        ms = self.plan.price.one(architecture).median_ms
+        due = self._clock + self._work(Record(architecture=architecture, ms=ms))
+        return self.study.begin(architecture, ms, settings, distributions, owner, due)
 
     def _begin(self, trial: Trial) -> Climb:
         job = Job(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from msgspec.structs import replace
@@ -10,7 +11,7 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
-from hwsearch.distill.recipe import Recipe
+from hwsearch.distill.recipe import Recipe, Stage
 from hwsearch.distill.task import Workshop
 from hwsearch.errors import DataError
 
@@ -77,9 +78,14 @@ def test_going_on_equals_never_having_stopped(workshop: Workshop, tmp_path: Path
         assert torch.equal(mine, other)
 
 
-def test_without_labels_the_teachers_answers_count(tiny_classifier: Path, labelled_file: Path) -> None:
+def test_without_labels_the_teachers_answers_count(tiny_classifier: Path, labelled_file: Path, tmp_path: Path) -> None:
     """What is learned is the same; what quality is told by is the teacher."""
-    alone = Workshop(spec_of(tiny_classifier, labelled_file, "nothing"))
+    texts = tmp_path / "texts.csv"
+    pd.read_csv(labelled_file)[["text"]].to_csv(texts, index=False)
+    alone = Workshop(spec_of(tiny_classifier, texts))
+    labels_alone = Recipe(batch=2, stages=(Stage(answers=0.0, labels=1.0),))
+    with pytest.raises(DataError, match="stage 1 of the recipe asks for labels alone, and texts.csv has none"):
+        Workshop(replace(spec_of(tiny_classifier, texts), recipe=labels_alone))
     assert alone.finish().quality == 1.0
     assert np.all(alone.tokens["train"][:, -1] == -1)
     assert float(alone.task.importance.heads.min()) > 0

@@ -56,12 +56,24 @@ def test_a_python_without_source_is_a_clear_error(tmp_path: Path) -> None:
         standard_library(tmp_path)
 
 
-def test_a_text_file_is_split_by_blocks(text_file: Path) -> None:
+def test_a_text_file_is_split_by_blocks(text_file: Path, tmp_path: Path) -> None:
     corpus = text_files(text_file)
     sizes = {split: sum(map(len, corpus.texts[split])) for split in SPLITS}
     assert sum(sizes.values()) == len(text_file.read_text())
     assert 0.03 < sizes["select"] / sum(sizes.values()) < 0.08
-    assert text_files(text_file, text_file).texts["train"] != corpus.texts["train"]
+    with pytest.raises(DataError, match="--data and --eval are both"):
+        text_files(text_file, text_file)
+    one_line = tmp_path / "one-line"
+    one_line.write_text(text_file.read_text().replace("\n", " "))
+    assert len(text_files(one_line).texts["train"]) > 10
+    held_out = tmp_path / "held-out"
+    held_out.write_text(corpus.texts["train"][3])
+    with pytest.raises(DataError, match="report"):
+        text_files(text_file, held_out)
+    held_out.write_text("".join(corpus.texts["train"][3:9]))
+    assert not set(text_files(text_file, held_out).texts["train"]) & set(
+        text_files(text_file, held_out).texts["select"]
+    )
 
 
 def test_text_that_is_none_is_refused(tmp_path: Path) -> None:

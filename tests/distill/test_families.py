@@ -2,6 +2,8 @@
 stock."""
 
 import copy
+import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.objectives.classes import Classes
 from hwsearch.distill.objectives.image_classes import ImageClasses
 from hwsearch.distill.objectives.masked_token import MaskedToken
-from hwsearch.distill.objectives.neighbours import Neighbours
+from hwsearch.distill.objectives.neighbours import Neighbours, pooling_of
 from hwsearch.distill.objectives.next_token import NextToken
 from hwsearch.distill.objectives.tags import Tags
 from hwsearch.distill.rows import NO_ANSWER, UNLABELLED
@@ -50,7 +52,8 @@ def random_chunks(objective: type) -> torch.Tensor:
     if objective is NextToken:
         return found
     if objective is MaskedToken:
-        truth, found[:, 2:30:7] = found[:, 2:30:7].clone(), 1
+        truth = torch.full_like(found, NO_ANSWER)
+        truth[:, 2:30:7], found[:, 2:30:7] = found[:, 2:30:7], 1
         return torch.cat([found, truth], 1)
     found[::3, 20:-1] = 0
     if objective is Tags:
@@ -175,9 +178,6 @@ def test_padding_changes_nothing(tiny_classifier: Path) -> None:
 
 
 def test_a_head_that_is_not_known_is_one_clear_line(tiny_classifier: Path, tmp_path: Path) -> None:
-    import json
-    import shutil
-
     folder = tmp_path / "masked"
     shutil.copytree(tiny_classifier, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -190,6 +190,66 @@ def test_a_head_that_is_not_known_is_one_clear_line(tiny_classifier: Path, tmp_p
     with pytest.raises(TeacherError, match=r"a bert is a teacher for text-classification, .* asks for text-generation"):
         load_teacher(str(folder), "text-generation")
     assert load_teacher(str(folder), "sentence-similarity").objective.output == "sentence_embedding"
+
+
+def test_layers_attend_as_those_of_the_teacher_that_they_are_cut_from(tmp_path: Path, text_file: Path) -> None:
+    teacher = load_teacher(str(save_checkpoint(tmp_path / "modernbert", "modernbert", text_file)))
+    assert teacher.model.config.layer_types == ["full_attention", "sliding_attention", "sliding_attention"]
+    chunks = random_chunks(Classes)
+    importance = measure_importance(teacher.model, teacher.objective, chunks)
+    student = build_student(teacher.model, StudentPlan(shape(teacher, depth=2), (1, 2)), importance)
+    assert student.config.layer_types == ["sliding_attention", "sliding_attention"]
+    left = with_layers(teacher.model, (1, 2), lambda: says(teacher, teacher.model, chunks))
+    assert torch.allclose(says(teacher, student, chunks), left, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ({"problem_type": "regression"}, "chooses one of several classes; this one is for regression"),
+        ({"problem_type": "multi_label_classification"}, "this one is for multi label classification"),
+        ({"id2label": {"0": "score"}, "label2id": {"score": 0}}, r"this one is for regression \(one class\)"),
+        ({"label2id": {"red": 0, "green": 1, "blue": "two"}}, "gives each class a number from 0 to 2"),
+    ],
+)
+def test_a_classifier_that_chooses_no_class_is_one_clear_line(
+    tiny_classifier: Path, tmp_path: Path, entries: dict[str, Any], says: str
+) -> None:
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_classifier, folder)
+    if "id2label" in entries:
+        model: Any = load_teacher(str(folder)).model
+        model.classifier.weight, model.classifier.bias = (
+            torch.nn.Parameter(weight[:1]) for weight in (model.classifier.weight, model.classifier.bias)
+        )
+        model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **entries}))
+    with pytest.raises(TeacherError, match=says):
+        load_teacher(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"1_Pooling/config.json": {"pooling_mode_cls_token": True}}, "cls"),
+        ({"1_Pooling/config.json": {"pooling_mode": "cls"}}, "cls"),
+        ({"1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}}, "mean"),
+        ({"1_Pooling/config.json": {"pooling_mode": "lasttoken"}}, "pools by lasttoken; students are pooled by mean"),
+        ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True, "pooling_mode_cls_token": True}}, "by max, cls"),
+        ({"modules.json": [{"type": "sentence_transformers.models.Dense"}]}, "go through Dense"),
+        ({}, "mean"),
+    ],
+)
+def test_an_encoder_is_pooled_as_its_folder_says_or_refused(tmp_path: Path, files: dict[str, Any], says: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    if says in ("mean", "cls"):
+        assert pooling_of(tmp_path) == says
+        return
+    with pytest.raises(TeacherError, match=says):
+        pooling_of(tmp_path)
 
 
 def test_no_type_is_in_two_families() -> None:

@@ -1,5 +1,8 @@
 """Recipes: files of data that say what a student is asked; going on equals never having stopped, whatever it is."""
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,9 @@ from hwsearch.distill.proxy import Student
 from hwsearch.distill.recipe import Recipe, Stage, names, read_recipe
 from hwsearch.distill.student import random_student
 from hwsearch.distill.task import Workshop
-from hwsearch.distill.teacher import load_teacher
+from hwsearch.distill.teacher import continued, load_teacher
 from hwsearch.errors import DataError, TeacherError
-from hwsearch.precision import Precision
+from hwsearch.precision import Precision, Scheme
 from hwsearch.search.assistants import between
 from tests.checkpoints import CHECKPOINTS, save_checkpoint
 
@@ -67,13 +70,54 @@ def test_every_recipe_trains_and_goes_on_where_it_was(
 
 def test_a_small_piece_at_a_time_is_the_same_step(tiny_teacher: Path, text_file: Path) -> None:
     students = []
-    for recipe in (Recipe(batch=4), Recipe(batch=4, accumulate=2), Recipe(batch=4, recompute=True)):
+    for recipe in (Recipe(batch=4), Recipe(batch=4, accumulate=3), Recipe(batch=4, recompute=True)):
         task = workshop(tiny_teacher, text_file, recipe).task
         student = Student(task, shape(workshop(tiny_teacher, text_file, recipe), "fp32"))
         student.train(3)
         students.append(torch.cat([p.flatten() for p in student.model.parameters()]))
     for other in students[1:]:
         assert float((students[0] - other).detach().abs().max()) < 1e-5
+
+
+def test_what_is_computed_again_is_rounded_as_before(tiny_teacher: Path, text_file: Path) -> None:
+    students = []
+    for recipe in (Recipe(batch=4), Recipe(batch=4, recompute=True)):
+        own = workshop(tiny_teacher, text_file, recipe)
+        static = dataclasses.replace(own.task, scheme=Scheme(activations="static"))
+        student = Student(static, shape(own))
+        student.train(3)
+        students.append(torch.cat([value.flatten() for value in student.model.state_dict().values()]))
+    assert float((students[0] - students[1]).abs().max()) < 1e-5
+
+
+def test_noise_leaves_what_is_hidden_and_labels_alone(tmp_path: Path, text_file: Path) -> None:
+    """A masked language model's masks stay; a language model's labels are of the text without noise."""
+    folder = save_checkpoint(tmp_path / "masks", "bert masks", text_file)
+    for stages in ((Stage(token_noise=0.9),), (Stage(token_noise=0.9, labels=1.0),)):
+        own = workshop(folder, text_file, Recipe(batch=4, stages=stages))
+        student = Student(own.task, own.facts().architecture)
+        student.train(2)
+        assert student.finite
+        chunks, objective = torch.from_numpy(own.task.chunks[:8]), own.teacher.objective
+        with Lesson(stages[0], own.task, student.model, student.layers, student.maps) as lesson:
+            noisy = lesson._mistaken(chunks, objective.inputs(chunks))
+        special = torch.isin(objective.inputs(chunks)["input_ids"], torch.tensor(own.teacher.processor.all_special_ids))
+        ids, others = (objective.inputs(some)["input_ids"] for some in (chunks, noisy))
+        assert bool((ids != others)[~special].any())
+        assert torch.equal(ids[special], others[special])
+        assert torch.equal(objective.labels(chunks), objective.labels(noisy))
+
+
+def test_text_that_reads_like_a_mask_is_text(tmp_path: Path, text_file: Path) -> None:
+    folder = save_checkpoint(tmp_path / "masks", "bert masks", text_file)
+    data = tmp_path / "masks.txt"
+    data.write_text(text_file.read_text().replace("self", "<mask>"))
+    assert "<mask>" in data.read_text()
+    own = workshop(folder, data, Recipe(batch=4))
+    mask, chunks = own.teacher.processor.mask_token_id, own.tokens["train"]
+    ids = chunks[:, : chunks.shape[1] // 2]
+    assert len(set((ids == mask).sum(1).tolist())) == 1
+    Student(own.task, own.facts().architecture).train(1)
 
 
 @pytest.mark.parametrize("name", list(CHECKPOINTS))
@@ -210,11 +254,17 @@ def test_a_step_listens_to_one_teacher_in_turn(
 
 
 def test_what_the_teacher_wrote_begins_as_the_text_does(
-    tiny_teacher: Path, text_file: Path, tiny_classifier: Path, labelled_file: Path
+    tmp_path: Path, tiny_teacher: Path, text_file: Path, tiny_classifier: Path, labelled_file: Path
 ) -> None:
     plain = workshop(tiny_teacher, text_file, Recipe()).task.chunks
     written = workshop(tiny_teacher, text_file, Recipe(written=0.5)).task.chunks
+    folder = tmp_path / "chatty"  # which ends early and is never surprised, by its own settings
+    shutil.copytree(tiny_teacher, folder)
+    ids = list(range(200))
+    settings = {"eos_token_id": ids, "temperature": 0.01, "top_p": 0.1, "do_sample": True, "max_length": 9}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
     half = len(plain) // 2
+    assert np.array_equal(continued(load_teacher(str(folder)), plain[:half], tmp_path / "anew"), written[:half])
     assert np.array_equal(written[half:], plain[half:])
     assert np.array_equal(written[:half, :6], plain[:half, :6])
     assert (written[:half, 6:] != plain[:half, 6:]).mean() > 0.5
@@ -256,6 +306,9 @@ def test_assistants_lie_between(tmp_path: Path, text_file: Path, name: str) -> N
         ("accumulate = 9", "no 9 pieces"),
         ("assistants = [0.2, 0.8]", "assistants fall"),
         ("written = 2.0", "from 0 to 1"),
+        ("rate = nan", "numbers above 0"),
+        ("seed = -1", "seed 0 or more"),
+        ("[[stages]]\nlabels = inf", "no nan, no inf"),
         ("stages = [", "no recipe"),
     ],
 )

@@ -1,9 +1,10 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from hwsearch.distill.data import SPLITS
-from hwsearch.distill.rows import UNLABELLED, labelled_texts, lone_texts, tagged_texts
+from hwsearch.distill.rows import UNLABELLED, class_of, labelled_texts, lone_texts, tagged_texts
 from hwsearch.errors import DataError
 
 NAMES = {"red": 0, "green": 1, "blue": 2}
@@ -20,16 +21,23 @@ def test_labelled_texts_are_split_by_what_they_say(labelled_file: Path, tmp_path
     twice.write_text("".join([*lines, *lines[1:]]))
     splits = [set(labelled_texts(twice, None, "text", "label", NAMES).texts[split]) for split in SPLITS]
     assert not splits[0] & splits[1] | splits[1] & splits[2] | splits[0] & splits[2]
-    apart = labelled_texts(labelled_file, labelled_file, "text", "label", NAMES)
-    assert len(apart.texts["train"]) == 600
-    assert len(apart.texts["select"]) + len(apart.texts["report"]) == 600
-    assert corpus.digest != labelled_texts(labelled_file, None, "text", "nothing", NAMES).digest
+    with pytest.raises(DataError, match="--data and --eval are both"):
+        labelled_texts(labelled_file, labelled_file, "text", "label", NAMES)
+    held_out = tmp_path / "held-out.csv"
+    held_out.write_text("".join(lines[:201]))  # the column's names and 200 rows
+    apart = labelled_texts(labelled_file, held_out, "text", "label", NAMES)
+    assert apart.name == "texts.csv without 200 rows that are held out"
+    assert len(apart.texts["train"]) == 400
+    assert len(apart.texts["select"]) + len(apart.texts["report"]) == 200
+    alone = tmp_path / "alone.csv"
+    pd.read_csv(labelled_file)[["text"]].to_csv(alone, index=False)
+    assert corpus.digest != labelled_texts(alone, None, "text", "label", NAMES).digest
+    with pytest.raises(DataError, match="has no column 'nothing'.*--label-column"):
+        labelled_texts(labelled_file, None, "text", "nothing", NAMES)
 
 
 @pytest.mark.parametrize("form", ["tsv", "jsonl"])
 def test_labelled_texts_come_in_several_forms(labelled_file: Path, tmp_path: Path, form: str) -> None:
-    import pandas as pd
-
     table, path = pd.read_csv(labelled_file), tmp_path / f"texts.{form}"
     table["label"] = [NAMES[name] for name in table["label"]]  # by number
     if form == "jsonl":
@@ -66,6 +74,36 @@ def test_a_broken_table_is_one_clear_line(tmp_path: Path, name: str, content: by
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("names", "label", "number"),
+    [
+        (NAMES, "green", 1),
+        (NAMES, 1, 1),
+        (NAMES, 1.0, 1),
+        (NAMES, "1", 1),
+        (NAMES, None, UNLABELLED),
+        (NAMES, float("nan"), UNLABELLED),
+        (NAMES, "", UNLABELLED),
+        ({"None": 0, "nan": 1}, "None", 0),
+        ({"None": 0, "nan": 1}, "nan", 1),
+        ({"1": 0, "2": 1, "3": 2}, 1, 0),
+        ({"1": 0, "2": 1, "3": 2}, 3.0, 2),
+        ({"0": 0, "1": 1}, 0, 0),
+        ({"1": 0, "2": 1, "3": 2}, 0, None),
+        (NAMES, "\u00b2", None),
+        (NAMES, "--1", None),
+        (NAMES, -1, None),
+        (NAMES, "9" * 5000, None),
+    ],
+)
+def test_a_class_goes_by_its_name_or_its_number(names: dict[str, int], label: object, number: int | None) -> None:
+    if number is not None:
+        assert class_of(label, names, Path("x.csv"), 1) == number
+        return
+    with pytest.raises(DataError, match="the teacher knows no class"):
+        class_of(label, names, Path("x.csv"), 1)
+
+
 def test_a_table_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*: No such file"):
         labelled_texts(tmp_path / "none.csv", None, "text", "label", NAMES)
@@ -86,6 +124,11 @@ def test_words_have_a_class_each(tagged_file: Path, tmp_path: Path) -> None:
     for split in SPLITS:
         for text, tags in zip(corpus.texts[split], corpus.labels[split], strict=True):
             assert [NAMES[("red", "green", "blue")[len(word) % 3]] for word in text.split(" ")] == list(tags)
+    some = tmp_path / "some.jsonl"
+    some.write_text(tagged_file.read_text() + '{"tokens": ["x", "y"]}\n')
+    few = tagged_texts(some, None, "tokens", "tags", NAMES)
+    assert few.labels is not None
+    assert [few.labels[s][few.texts[s].index("x y")] for s in SPLITS if "x y" in few.texts[s]] == [(UNLABELLED,) * 2]
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"tokens": ["a", "b"], "tags": ["red"]}\n')
     with pytest.raises(DataError, match="row 1: 2 words and 1 classes; a word has one each"):
@@ -95,7 +138,6 @@ def test_words_have_a_class_each(tagged_file: Path, tmp_path: Path) -> None:
 def test_a_folder_that_datasets_has_saved_is_read(labelled_file: Path, tmp_path: Path) -> None:
     import json
 
-    import pandas as pd
     import pyarrow as pa
 
     table = pa.Table.from_pandas(pd.read_csv(labelled_file))

@@ -155,8 +155,11 @@ def architecture_of(config: PretrainedConfig, precision: Precision) -> Architect
     )
 
 
-def config_of(architecture: Architecture, teacher: PretrainedConfig) -> PretrainedConfig:
-    """The stock configuration of a student: the teacher's with the student's sizes."""
+def config_of(
+    architecture: Architecture, teacher: PretrainedConfig, layers: Sequence[int] | None = None
+) -> PretrainedConfig:
+    """The stock configuration of a student: the teacher's with the student's sizes. Where layers attend in several
+    ways, each does as the teacher's behind it; without `layers` they follow the family's own pattern."""
     first, family = architecture.layers[0], family_of(teacher)
     entries = teacher.to_dict()
     sizes = {"width": architecture.width, "depth": architecture.depth, "heads": first.heads, "ffn": first.ffn}
@@ -165,6 +168,8 @@ def config_of(architecture: Architecture, teacher: PretrainedConfig) -> Pretrain
         entries["tie_word_embeddings"] = architecture.tied
     if family.own_head_dim:
         entries.update(num_key_value_heads=first.kv_heads, head_dim=architecture.head_dim)
-    if architecture.depth != getattr(teacher, family.entries["depth"]):
-        entries.pop("layer_types", None)  # of the teacher's layers, one by one: fewer follow the family's own pattern
+    if layers is not None and entries.get("layer_types"):
+        entries["layer_types"] = [entries["layer_types"][layer] for layer in layers]
+    elif architecture.depth != getattr(teacher, family.entries["depth"]):
+        entries.pop("layer_types", None)
     return type(teacher).from_dict(entries)

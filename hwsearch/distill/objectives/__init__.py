@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from hwsearch.distill.families import image_of, task_of
+from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.objectives.classes import Classes, names_of
 from hwsearch.distill.objectives.image_classes import ImageClasses
 from hwsearch.distill.objectives.masked_token import MaskedToken
@@ -32,9 +33,14 @@ def objective_of(config: PretrainedConfig, processor: Processor, folder: Path) -
     Raises:
         TeacherError: nothing that is supported, or its tokenizer lacks a token that this needs.
     """
+    task, tokenizer = task_of(config), cast("PreTrainedTokenizerBase", processor)
+    if TASKS[task].head in ("classify", "span"):
+        kind = getattr(config, "problem_type", None) or ""
+        if int(config.num_labels or 0) < 2 or kind in ("regression", "multi_label_classification"):
+            what = kind.replace("_", " ") or "regression (one class)"
+            raise TeacherError(f"a classifier that is a teacher chooses one of several classes; this one is for {what}")
     if (image := image_of(config.to_dict())) is not None:
         return ImageClasses(cast("BaseImageProcessor", processor), names_of(config), image)
-    task, tokenizer = task_of(config), cast("PreTrainedTokenizerBase", processor)
     if task == "text-generation":
         return NextToken(tokenizer)
     if task == "fill-mask":

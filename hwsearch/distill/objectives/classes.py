@@ -11,7 +11,7 @@ from torch import Tensor
 from hwsearch.distill.data import Corpus
 from hwsearch.distill.objectives.objective import Inputs, Plain, products, text_inputs
 from hwsearch.distill.rows import draw_texts, labelled_texts
-from hwsearch.errors import DataError
+from hwsearch.errors import DataError, TeacherError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,8 +84,15 @@ class Classes(Padded):
 
 
 def names_of(config: PretrainedConfig) -> dict[str, int]:
-    """A checkpoint's classes, by name."""
-    return {str(name): int(number) for name, number in (config.label2id or {}).items()}
+    """A checkpoint's classes, by name.
+
+    Raises:
+        TeacherError: their numbers are not 0 to the number of classes - 1.
+    """
+    given, count = config.label2id or {}, int(config.num_labels or 0)
+    if not all(str(number).isascii() and str(number).isdigit() and int(number) < count for number in given.values()):
+        raise TeacherError(f"label2id of the checkpoint's config.json gives each class a number from 0 to {count - 1}")
+    return {str(name): int(number) for name, number in given.items()}
 
 
 def files_of(spec: TaskSpec, what: str) -> tuple[Path, Path | None]:

@@ -1,4 +1,4 @@
-"""A masked language model fills in what is hidden. Rows are token ids, and behind them what the hidden ones were."""
+"""A masked language model fills in what is hidden. Rows are token ids, and as many behind them: what was hidden."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from hwsearch.distill.data import Corpus, draw_chunks
 from hwsearch.distill.objectives.next_token import read_text
 from hwsearch.distill.objectives.objective import Inputs, Plain, products, text_inputs
+from hwsearch.distill.rows import NO_ANSWER
 from hwsearch.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,28 +48,29 @@ class MaskedToken(Plain):
         tokens = draw_chunks(texts, self.tokenizer, count, inside, seed)[:, :-1]
         rng, hidden = np.random.default_rng(seed or 0), max(1, round(HIDDEN * inside))
         places = np.sort(rng.random(tokens.shape).argsort(1)[:, :hidden], 1)
-        truth = np.take_along_axis(tokens, places, 1)
+        truth = np.full_like(tokens, NO_ANSWER)
+        np.put_along_axis(truth, places, np.take_along_axis(tokens, places, 1), 1)
         np.put_along_axis(tokens, places, self.mask, 1)
-        ends = (np.tile(np.asarray(end, np.int64), (len(tokens), 1)) for end in (before, after))
-        first, last = ends
-        return np.column_stack([first, tokens, last, truth])
+        first, last = (np.tile(np.asarray(end, np.int64), (len(tokens), 1)) for end in (before, after))
+        nothing = (np.full_like(end, NO_ANSWER) for end in (first, last))
+        return np.column_stack([first, tokens, last, next(nothing), truth, next(nothing)])
 
     def labels(self, chunks: Any) -> Any:
-        """What was hidden."""
-        return chunks[:, -self._hidden(chunks) :]
+        """What was hidden, as many tokens in every row."""
+        behind = chunks[:, chunks.shape[1] // 2 :]
+        return behind[behind != NO_ANSWER].reshape(len(chunks), -1)
 
     def inputs(self, chunks: Tensor) -> Inputs:
         """Every position is read."""
-        return text_inputs(chunks[:, : -self._hidden(chunks)])
+        return text_inputs(chunks[:, : chunks.shape[1] // 2])
 
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
         """Of the hidden tokens: what stands on top of the layers is run on these alone."""
         inputs = self.inputs(chunks)
-        ids = inputs["input_ids"]
-        asked = ids == self.mask
+        asked = chunks[:, chunks.shape[1] // 2 :] != NO_ANSWER
 
         def few(module: Any, given: Any, found: Any) -> Any:  # noqa: ARG001
-            found["last_hidden_state"] = found.last_hidden_state[asked].unflatten(0, (len(ids), -1))
+            found["last_hidden_state"] = found.last_hidden_state[asked].unflatten(0, (len(chunks), -1))
             return found
 
         handle = model.base_model.register_forward_hook(few)
@@ -77,10 +79,6 @@ class MaskedToken(Plain):
                 return self.answer(model, inputs)
         finally:
             handle.remove()
-
-    def _hidden(self, chunks: Any) -> int:
-        """How many tokens of a row are: a row ends with as many as it has masks."""
-        return int((chunks[0] == self.mask).sum())
 
     def _ends(self) -> tuple[int | None, int | None]:
         tokenizer = self.tokenizer

@@ -8,8 +8,9 @@ different widths.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -18,7 +19,8 @@ from hwsearch.distill.objectives.classes import Padded, files_of
 from hwsearch.distill.objectives.objective import Inputs, products
 from hwsearch.distill.objectives.outputs import TEMPERATURE, Outputs, Vectors, nearness
 from hwsearch.distill.rows import draw_texts, lone_texts
-from hwsearch.files import pretty, read_json, write_text
+from hwsearch.errors import TeacherError
+from hwsearch.files import pretty, read_as, read_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,8 +30,19 @@ if TYPE_CHECKING:
     from hwsearch.distill.job import TaskSpec
 
 Pooling = Literal["mean", "cls"]
+OLDER = "pooling_mode_"
 POOLING = Path("1_Pooling") / "config.json"  # as sentence-transformers keeps it
 MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+
+
+class Module(msgspec.Struct):
+    """An entry of the list of modules that sentence-transformers keeps.
+
+    Attributes:
+        type: its class.
+    """
+
+    type: str
 
 
 class Neighbours(Padded):
@@ -98,6 +111,24 @@ class Neighbours(Padded):
 
 
 def pooling_of(folder: Path) -> Pooling:
-    """How a checkpoint's vectors are pooled: as the folder of sentence-transformers says, else by their mean."""
-    path = folder / POOLING
-    return "cls" if path.is_file() and read_json(path).get("pooling_mode_cls_token") else "mean"
+    """How a checkpoint's vectors are pooled: as the folder of sentence-transformers says, else by their mean.
+
+    Raises:
+        TeacherError: in a way that students are not trained for, or something else follows.
+    """
+    if (modules := folder / "modules.json").is_file():
+        kinds = [module.type.rpartition(".")[2] for module in read_as(modules, list[Module])]
+        if further := sorted(set(kinds) - {kind for _, kind in MODULES}):
+            raise TeacherError(f"embeddings of {folder} go through {', '.join(further)}; students have no such module")
+    if not (path := folder / POOLING).is_file():
+        return "mean"
+    entries = read_json(path)
+    ways = entries.get("pooling_mode")  # one entry, or one for each way, as older versions wrote them
+    if ways is None:
+        on = [name for name, is_on in entries.items() if name.startswith(OLDER) and is_on]
+        ways = [name.removeprefix(OLDER).removesuffix("s").removesuffix("_token") for name in on]
+    ways = [ways] if isinstance(ways, str) else list(ways)
+    for way in get_args(Pooling):
+        if ways == [way]:
+            return cast("Pooling", way)
+    raise TeacherError(f"{path} pools by {', '.join(map(str, ways)) or 'nothing'}; students are pooled by mean or cls")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOP_K = 32
-JUDGED = 128  # rows that are judged together
+JUDGED = 128  # rows that are judged together, at most
 TEMPERATURE = 0.05  # of cosines, as in Gao et al. 2021 (SimCSE, arXiv:2104.08821)
 NEVER = -1e4  # logit of a text beside itself
 
@@ -25,10 +25,20 @@ class Outputs(ABC):
     """A record of arrays whose first axis are rows of chunks."""
 
     @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """The outputs on many blocks of chunks as one."""
-        stored = [part.arrays() for part in parts]
-        return cls(**{name: np.concatenate([arrays[name] for arrays in stored]) for name in stored[0]})
+    def join(cls, parts: Iterable[Self], count: int) -> Self:
+        """The outputs on many blocks of chunks, `count` chunks in all, as one; a block is held no longer than it takes
+        to copy it."""
+        whole: dict[str, Any] = {}
+        place = 0
+        for part in parts:
+            arrays = part.arrays()
+            whole = whole or {name: np.empty((count, *array.shape[1:]), array.dtype) for name, array in arrays.items()}
+            rows = len(next(iter(arrays.values())))
+            for name, array in arrays.items():
+                whole[name][place : place + rows] = array
+            place += rows
+        assert place == count
+        return cls(**whole)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -51,7 +61,7 @@ class Outputs(ABC):
 
     @abstractmethod
     def best(self) -> NDArray[np.int64]:
-        """The teacher's answers, [chunks, answers], chunks being judged `JUDGED` at a time."""
+        """The teacher's answers, [chunks, answers], chunks being judged as `judged_together` has them."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,14 @@ class Vectors(Outputs):
     def best(self) -> NDArray[np.int64]:
         """The nearest of those that are judged together."""
         every = torch.from_numpy(self.vectors.astype(np.float32))
-        return torch.cat([nearness(part).argmax(-1) for part in every.split(JUDGED)]).unsqueeze(1).numpy()
+        groups = judged_together(len(every))
+        return torch.cat([nearness(every[rows]).argmax(-1) for rows in groups]).unsqueeze(1).numpy()
+
+
+def judged_together(count: int) -> list[NDArray[np.int64]]:
+    """Rows in groups of about one size, no more than `JUDGED` in each: an embedding is set beside those of its
+    group."""
+    return np.array_split(np.arange(count), max(1, -(-count // JUDGED)))
 
 
 def nearness(vectors: Tensor) -> Tensor:
