@@ -64,10 +64,10 @@ def distill(
 
     run = finished(folder, trial, teacher, data, held_out)
     refuse(to)
-    most = CHUNKS if steps is None else min(CHUNKS, steps * run.spec.recipe.batch)
     recipe = run.spec.recipe
     if recipe_name is not None:
         recipe = msgspec.structs.replace(read_recipe(recipe_name), seed=recipe.seed)
+    most = CHUNKS if steps is None else min(CHUNKS, steps * recipe.batch)
     spec = msgspec.structs.replace(run.spec, chunks=max(run.spec.chunks, most), recipe=recipe)
     kept, workers = folder / "distilled", None
     try:
@@ -75,7 +75,11 @@ def distill(
             progress.say(f"trial {run.trial}: {run.architecture.id}")
             spec, assistants = with_assistants(spec, run.architecture, kept, steps, progress)
             workers = Workers(spec, count=1)  # one student: all threads work on it
-            facts = complete(workers, result_of(workers.open()), progress)
+            facts = result_of(workers.open())
+            run.check_teacher(facts.weights)
+            if facts.text != run.text:
+                progress.say(f"the text is not that of the search: {facts.corpus}")
+            facts = complete(workers, facts, progress)
             stages, states = spec.recipe.before_last, kept / facts.digest
             work = Distillation(run.architecture, workers, states, progress, stages=stages, rate=run.rate)
             score, state = work.run(steps)
@@ -98,7 +102,7 @@ def distill(
         "after": msgspec.to_builtins(score),
         "latency": msgspec.to_builtins(latency),
         "parity": parity,
-        "recipe": {"name": recipe_name or "answers", "source": recipe.source},
+        "recipe": {"name": recipe_name or "answers", "source": recipe.source or read_recipe("answers").source},
         "assistants": assistants,
         "folder": str(to) if failure is None else None,
     }

@@ -107,12 +107,12 @@ def _write(
     if form == "huggingface":
         if static:
             raise click.UsageError("--static is of graphs: --format onnx or tensorrt")
-        write_huggingface(
-            TrainedStudent.load(load_teacher(run.spec.teacher or None, run.spec.task, run.spec.teacher_dtype), *given),
-            to,
-        )
+        teacher = load_teacher(run.spec.teacher or None, run.spec.task, run.spec.teacher_dtype)
+        run.check_teacher(teacher.digest)
+        write_huggingface(TrainedStudent.load(teacher, *given), to)
         return {}
     workshop = Workshop(run.spec)
+    run.check_teacher(workshop.teacher.digest)
     student = TrainedStudent.load(workshop.teacher, *given)
     progress.say("writing graphs, each checked against the student on held-out text: half a minute or more")
     shape = (run.workload.batch, run.workload.sequence)

@@ -10,20 +10,23 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import platformdirs
 
 from hwsearch.distill.data import Corpus
 from hwsearch.distill.rows import class_of, split_rows, table
 from hwsearch.errors import DataError
-from hwsearch.files import whole
+from hwsearch.files import read_as, read_or_drop, whole, write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Hashes = dict[str, tuple[int, int, str]]  # of images, by their path: bytes, nanoseconds since 1970, hash
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HEX = 15  # digits of a hash: as many as a positive int64 holds
 
@@ -40,10 +43,11 @@ def labelled_images(
     places: dict[str, Path] = {}
 
     def rows(source: Path) -> Iterator[tuple[str, int]]:
-        for row, (path, label) in enumerate(_listed(source, column, label_column), start=1):
-            found = _hash(path)
-            places[found] = path
-            yield found, class_of(label, names, source, row)
+        with _hashes(source) as known:
+            for row, (path, label) in enumerate(_listed(source, column, label_column), start=1):
+                found = _hash(path, known)
+                places[found] = path
+                yield found, class_of(label, names, source, row)
 
     return split_rows(data, held_out, rows), places
 
@@ -95,8 +99,34 @@ def _path_of(cell: Any, source: Path) -> Path:
     return path
 
 
-def _hash(path: Path) -> str:
-    """Of an image's file, once it is seen to be one."""
+@contextmanager
+def _hashes(source: Path) -> Iterator[Hashes]:
+    """Hashes of the images of a folder or table as an earlier process has left them; what is new is kept in the end."""
+    name = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:24]
+    path = platformdirs.user_cache_path("hwsearch") / "images" / f"{name}.json"
+    known = read_or_drop(path, lambda path: read_as(path, dict[str, tuple[int, int, str]])) or {}
+    before = dict(known)
+    yield known
+    if known != before:
+        write_text(path, msgspec.json.encode(known).decode())
+
+
+def _hash(path: Path, known: Hashes) -> str:
+    """Of an image's file, once it is seen to be one; `known` is told."""
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise DataError(f"cannot read the image {path}: {error.strerror}") from error
+    size, changed, found = known.get(str(path), (0, 0, ""))
+    if found and (size, changed) == (facts.st_size, facts.st_mtime_ns):
+        return found
+    found = _hash_of(path)
+    known[str(path)] = (facts.st_size, facts.st_mtime_ns, found)
+    return found
+
+
+def _hash_of(path: Path) -> str:
+    """The same, read."""
     try:
         from PIL import Image
     except ImportError as error:

@@ -62,6 +62,8 @@ class Facts(msgspec.Struct, frozen=True):
         task: what the teacher is for.
         importance: of the teacher's parts, falling, by layer: "groups" of heads that share keys and values, "ffn"
             units.
+        weights: hash of the teacher alone.
+        text: hash of the text alone.
         subject: hash of what decides how far short runs may be trusted: the same for any seed and amount of text.
     """
 
@@ -75,6 +77,8 @@ class Facts(msgspec.Struct, frozen=True):
     layers: dict[int, tuple[int, ...]] = {}
     sensitivities: dict[Precision, tuple[float, ...]] = {}
     subject: str = ""
+    weights: str = ""
+    text: str = ""
     importance: dict[str, tuple[tuple[float, ...], ...]] = {}
 
 

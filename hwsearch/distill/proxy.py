@@ -248,7 +248,7 @@ def load_state(path: Path) -> dict[str, Any]:
         raise RunError(f"the student's state {path} is gone; name another --trial, or train it: hwsearch distill")
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        if missing := {"model", "layers", "optimizer", "step", "seconds", "curve"} - set(state):
+        if missing := {"model", "optimizer", "step", "seconds", "curve"} - set(state):
             raise KeyError(", ".join(sorted(missing)))
         return state
     except Exception as error:  # a damaged pickle raises whatever its first wrong byte leads to

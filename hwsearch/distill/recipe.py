@@ -27,7 +27,7 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         labels: weight of the cross entropy to the labels that the text has; rows without one count for nothing.
         hidden: weight of the squared distance of hidden states, as a share of the teacher's variance, through a linear
             map (Romero et al. 2015, arXiv:1412.6550).
-        attention: weight of the KL of attention maps (Jiao et al. 2020, arXiv:1909.10351); of their mean over the heads
+        attention: weight of the KL of attention maps (Sun et al. 2020, arXiv:2004.02984); of their mean over the heads
             where the numbers of heads differ.
         relations: weight of the KL of the relations among queries, among keys and among values of the last layer (Wang
             et al. 2021, arXiv:2012.15828).

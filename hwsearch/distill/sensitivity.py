@@ -129,7 +129,7 @@ def sensitivity_in_worker(
     objective, scheme = workshop.teacher.objective, workshop.spec.scheme
     few = torch.from_numpy(workshop.tokens["train"][: CHUNKS * objective.inputs_a_chunk])
     trained = load_state(state)
-    model = empty_student(workshop.teacher.model, architecture, trained["layers"])
+    model = empty_student(workshop.teacher.model, architecture, trained.get("layers"))
     quantise_parts(model, architecture, scheme)
     model.load_state_dict(trained["model"])
     model.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ teacher's statistics.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save
 from hwsearch import __version__
 from hwsearch.distill.checks import check_labels, check_teachers
 from hwsearch.distill.data import SPLITS, Corpus, Split
-from hwsearch.distill.families import architecture_of, task_of
+from hwsearch.distill.families import architecture_of, family_of, task_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import Facts, TaskSpec
@@ -131,7 +132,7 @@ class Workshop:
         check_teachers(spec, self.teacher, self._further)
         corpus = self.teacher.objective.read(spec)
         check_labels(spec, corpus)
-        self.corpus = corpus.name
+        self.corpus, self.text = corpus.name, corpus.digest
         settings = msgspec.json.encode(
             (
                 __version__,
@@ -144,7 +145,7 @@ class Workshop:
                 spec.precisions,
             )
         )
-        sources = " ".join([*(t.digest for t in (self.teacher, *self._further)), corpus.digest, ""]).encode()
+        sources = " ".join([*(t.digest for t in (self.teacher, *self._further)), self.text, ""]).encode()
         self.digest = hashlib.sha256(sources + settings).hexdigest()[:16]
         recipe = msgspec.structs.replace(spec.recipe, seed=0)
         kind = msgspec.json.encode((FORMAT, spec.sequence, recipe, spec.scheme))
@@ -165,6 +166,8 @@ class Workshop:
             blocks=self._blocks,
             task=task_of(config),
             subject=self.subject,
+            weights=self.teacher.digest,
+            text=self.text,
         )
 
     @property
@@ -290,8 +293,15 @@ class Workshop:
         model, probe = self.teacher.model, self._probe()
         count = self.facts().architecture.depth
 
+        first, *others = (
+            {name for name, _ in layer.named_parameters()} for layer in family_of(model.config).layers_of(model)
+        )
+        alike = all(names == first for names in others)  # ModernBERT's first layer has one norm less
+
         @cache
         def loss(kept: Sequence[int]) -> float:
+            if not alike and kept[0]:
+                return math.inf
             return with_layers(model, kept, lambda: divergence(model, probe))
 
         return {depth: choose_layers(count, depth, loss) for depth in range(1, count + 1)}

@@ -70,7 +70,7 @@ class TrainedStudent:
         """
         trained = load_state(state)
         try:
-            model = empty_student(teacher.model, architecture, trained["layers"])
+            model = empty_student(teacher.model, architecture, trained.get("layers"))
             quantise_parts(model, architecture, scheme)
             model.load_state_dict(trained["model"])
         except RuntimeError as error:  # names or shapes that do not fit

@@ -18,7 +18,9 @@ from hwsearch.search.summary import versions
 from hwsearch.search.trainer import Progress, Trainer, complete, result_of
 
 
-def describe(study: Study, plan: Plan, identity: dict[str, Any], spec: TaskSpec, folder: Path, main: str) -> None:
+def describe(
+    study: Study, plan: Plan, facts: Facts, identity: dict[str, Any], spec: TaskSpec, folder: Path, main: str
+) -> None:
     """Keep all that another worker must know; `main` is the owner that chooses in the end.
 
     Raises:
@@ -37,6 +39,8 @@ def describe(study: Study, plan: Plan, identity: dict[str, Any], spec: TaskSpec,
         target=plan.target,
         folder=str(folder.resolve()),
         measures=plan.measures,
+        weights=facts.weights,
+        text=facts.text,
         main=main,
     )
 
@@ -52,6 +56,7 @@ class Description:
         folder: of the run, on the machine of the main job.
         profile, target: of the device.
         main: the owner that chooses in the end.
+        weights, text: hashes of the teacher and of the text.
         rate: at which its students learn, over the recipe's.
         ready: trials have begun: where students are measured, some are before that.
         until: when no further rung is begun, in seconds since 1970; None without a limit.
@@ -69,6 +74,7 @@ class Description:
         self.profile = msgspec.convert(self._known["profile"], DeviceProfile)
         self.target = msgspec.convert(self._known["target"], Target)
         self.main, self.until = self._known["main"], self._known.get("until")
+        self.weights, self.text = self._known["weights"], self._known["text"]
         self.ready, self.rate = "at_once" in self._known, best(rates_of(self._known))
 
     def spec_with(self, teacher: Path | str | None, data: Path | None, held_out: Path | None) -> TaskSpec:

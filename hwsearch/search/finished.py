@@ -100,6 +100,7 @@ class Finished(msgspec.Struct, frozen=True):
         profile, target: of the device that it was searched for.
         workload: what the latency is the time of.
         rate: at which it has learned, over the recipe's.
+        weights, text: hashes of the teacher and of the text that the run was begun with.
         judged: on *report*, as it was when it was chosen; None for other trials.
     """
 
@@ -112,7 +113,21 @@ class Finished(msgspec.Struct, frozen=True):
     target: Target
     workload: Workload
     rate: float
+    weights: str
+    text: str
     judged: dict[str, Any] | None
+
+    def check_teacher(self, weights: str) -> None:
+        """Refuse a teacher, known by its hash, that the student was not cut out of.
+
+        Raises:
+            RunError: it is another one.
+        """
+        if weights != self.weights:
+            raise RunError(
+                f"the run was begun with another teacher ({self.weights}) than this one ({weights}); give the same: "
+                "--teacher"
+            )
 
 
 def finished(
@@ -156,5 +171,7 @@ def finished(
         target=description.target,
         workload=msgspec.convert(document["workload"], Workload),
         rate=description.rate,
+        weights=description.weights,
+        text=description.text,
         judged=chosen if is_chosen else None,
     )

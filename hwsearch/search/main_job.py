@@ -132,7 +132,7 @@ def _search(
         study = Study(storage or run.path("study.db"), name or run.name)
         try:
             with membership() as main, reachable(study.address):
-                describe(study, plan, identity, spec, run.folder, main)
+                describe(study, plan, facts, identity, spec, run.folder, main)
                 outcome = Engine(plan, facts, trainer, run, study, progress, measurer).search()
             if storage:
                 study.copy(run.path("study.db"))  # the folder holds all that a report needs

@@ -41,6 +41,7 @@ class Measurements:
 
     def __init__(self, plan: Plan, run: Run, measurer: Measurer, progress: Progress) -> None:
         self.plan, self.run, self.measurer, self.progress = plan, run, measurer, progress
+        self._told: set[int | None] = set()  # that they overshoot
 
     def __call__(self, results: Sequence[Result]) -> list[Result]:
         """The same with measured latencies; what was measured before, in this run or the one that it takes up, is not
@@ -91,7 +92,8 @@ class Measurements:
             for result in self(batch):
                 inside = self.plan.holds(result.latency)
                 (holding if inside else overshot).append(result)
-                if not inside:
+                if not inside and result.trial not in self._told:
+                    self._told.add(result.trial)
                     self.progress.say(
                         f"trial {result.trial} takes {format_ms(result.latency.median_ms)} (90 % interval to "
                         f"{format_ms(result.latency.high_ms)}), over the budget of {format_ms(self.plan.budget_ms)}; "

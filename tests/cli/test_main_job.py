@@ -1,6 +1,7 @@
 """The main job as the README has it, with few trials and short ones: embedded teacher, its text, the bulk workload."""
 
 import json
+import shutil
 from pathlib import Path
 
 from tests.cli.test_cli import run
@@ -55,6 +56,15 @@ def test_the_main_job_of_a_classifier(tiny_classifier: Path, labelled_file: Path
         logits = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
     assert logits.shape == (1, 3)
     assert model.config.id2label[0] == "red"
+    other = tmp_path / "other"
+    shutil.copytree(tiny_classifier, other)
+    twin = AutoModelForSequenceClassification.from_pretrained(other)
+    twin.classifier.bias.data.add_(1)
+    twin.save_pretrained(other)
+    for command in (("export", "--format", "huggingface"), ("distill", "--steps", "30")):
+        status, _, err = run(command[0], str(out), *command[1:], "--to", str(tmp_path / "to"), "--teacher", str(other))
+        assert status == 1, err
+        assert "the run was begun with another teacher" in err
     status, text, err = run("fidelity", str(out), "--candidates", "8", "--full-steps", "40", "--json")
     assert status == 0, err
     judged = json.loads(text)

@@ -84,7 +84,7 @@ def test_without_labels_the_teachers_answers_count(tiny_classifier: Path, labell
     pd.read_csv(labelled_file)[["text"]].to_csv(texts, index=False)
     alone = Workshop(spec_of(tiny_classifier, texts))
     labels_alone = Recipe(batch=2, stages=(Stage(answers=0.0, labels=1.0),))
-    with pytest.raises(DataError, match="stage 1 of the recipe asks for labels alone, and texts.csv has none"):
+    with pytest.raises(DataError, match=r"stage 1 of the recipe asks for labels alone, and texts\.csv has none"):
         Workshop(replace(spec_of(tiny_classifier, texts), recipe=labels_alone))
     assert alone.finish().quality == 1.0
     assert np.all(alone.tokens["train"][:, -1] == -1)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from hwsearch.distill.families import image_at
-from hwsearch.distill.images import labelled_images
+from hwsearch.distill.images import labelled_images, open_image
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.objectives.image_classes import ImageClasses
 from hwsearch.distill.recipe import Recipe, Stage
@@ -78,7 +79,7 @@ def test_what_is_no_image_is_one_clear_line(image_folder: Path, tmp_path: Path, 
     with pytest.raises(DataError, match="the teacher knows no class 'violet'"):
         read(tmp_path / "images")
     (tmp_path / "rows.csv").write_text("image,label\nnone.png,red\n")
-    with pytest.raises(DataError, match=r"none\.png is no image: No such file"):
+    with pytest.raises(DataError, match=r"cannot read the image .*none\.png: No such file"):
         read(tmp_path / "rows.csv")
     (tmp_path / "rows.csv").write_text("picture,label\nnone.png,red\n")
     with pytest.raises(DataError, match="has no column 'image'"):
@@ -143,3 +144,38 @@ def test_what_does_not_fit_the_teacher_is_one_clear_line(
     with pytest.raises(TeacherError, match=r"reads images of \(3, 32, 32\); its preprocessor_config.json makes"):
         teacher.objective.inputs(torch.from_numpy(rows))
     assert np.all(rows[:, 0] > 0)
+
+
+def test_an_image_is_seen_as_it_is_meant(tmp_path: Path) -> None:
+    """Upright, whatever way the camera was held; and grey of 16 bits as grey."""
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, :4] = 200
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
+    seen = np.asarray(open_image(tmp_path / "turned.png"))
+    assert seen.shape == (8, 4, 3)
+    assert seen[:4].min() == 200
+    assert seen[4:].max() == 0
+    Image.fromarray(np.array([[0, 256 * 100, 65535]], np.uint16)).save(tmp_path / "grey.png")
+    assert np.asarray(open_image(tmp_path / "grey.png"))[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_an_image_too_large_is_one_clear_line(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match="cannot read the image"):
+        open_image(next(image_folder.rglob("*.png")))
+
+
+def test_images_are_hashed_once_unless_they_change(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    before = read(folder)
+    first, second = sorted(folder.rglob("*.png"))[:2]
+    facts = first.stat()
+    first.write_bytes(bytes(facts.st_size))  # no image any more, by its facts the same
+    os.utime(first, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert read(folder) == before
+    first.unlink()
+    Image.new("RGB", (30, 30), (1, 2, 3)).save(second)
+    assert len(set(read(folder)) - set(before)) == 1

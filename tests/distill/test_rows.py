@@ -32,7 +32,7 @@ def test_labelled_texts_are_split_by_what_they_say(labelled_file: Path, tmp_path
     alone = tmp_path / "alone.csv"
     pd.read_csv(labelled_file)[["text"]].to_csv(alone, index=False)
     assert corpus.digest != labelled_texts(alone, None, "text", "label", NAMES).digest
-    with pytest.raises(DataError, match="has no column 'nothing'.*--label-column"):
+    with pytest.raises(DataError, match=r"has no column 'nothing'.*--label-column"):
         labelled_texts(labelled_file, None, "text", "nothing", NAMES)
 
 

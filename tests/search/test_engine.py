@@ -439,6 +439,11 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
     expected = {r.trial: r.expected_loss or 0.0 for r in outcome.trials}
     seen = [expected.pop(r.trial) for r in (*outcome.overshot, *outcome.finalists)]
     assert max(seen) <= min(expected.values())  # by the next best, whatever they take
+    # Those that were to be finalists were tried smaller, at the prices as they were by then.
+    smaller = [r for r in outcome.trials if (r.trial or 0) >= 12]
+    assert 1 <= len(smaller) <= 3
+    assert len({r.architecture for r in outcome.trials}) == len(outcome.trials)
+    assert max(r.latency.median_ms for r in smaller) > 0.8 * 500
     for finalist in (*document["finalists"], *document["overshot"]):
         assert finalist["measured_ms"] == pytest.approx(1.4 * finalist["predicted_ms"], rel=1e-6)
     assert all(finalist["result"]["latency"]["source"] == "measured" for finalist in document["finalists"])
@@ -447,14 +452,16 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
     assert sum(document["chosen"]["latency"]["ops"].values()) == pytest.approx(
         document["chosen"]["latency"]["median_ms"], rel=0.01
     )
-    assert sum("over the budget" in text for text in told.said) == len(outcome.overshot)
+    over = [text.split()[1] for text in told.said if "over the budget" in text]
+    assert len(over) == len(set(over)) >= len(outcome.overshot)
+    assert {str(r.trial) for r in outcome.overshot} <= set(over)
     # What was measured is fed back: the other trials' estimates have moved towards it.
     _, before = search(tmp_path / "other")
     assert before is not None
     was = {r.trial: r.latency.median_ms for r in before.trials}
-    moved = [r.latency.median_ms / was[r.trial] for r in outcome.trials if r.predicted is None]
+    moved = [r.latency.median_ms / was[r.trial] for r in outcome.trials if r.predicted is None and r.trial in was]
     assert moved
-    assert all(1.2 < factor < 1.4 for factor in moved)
+    assert all(1.15 < factor < 1.4 for factor in moved), moved
     # Those made by hand are measured too.
     assert all(r["latency"]["source"] == "measured" for r in document["baselines"].values())
 
