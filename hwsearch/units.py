@@ -69,6 +69,13 @@ def parse_budget(text: str) -> Budget:
     return Budget(share=share)
 
 
+def format_metric(name: str, value: float | None) -> str:
+    """Print a metric by its kind: a perplexity with three significant digits, a share in percent."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if name == "perplexity" else f"{value:.1%}"
+
+
 def format_ms(ms: float) -> str:
     """Print a time with three significant digits in the unit that suits it: 0.0421 -> "42.1 us", 90000 -> "90.0 s"."""
     if ms < 0.1:

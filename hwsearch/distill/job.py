@@ -123,6 +123,7 @@ class ProxyScore(msgspec.Struct, frozen=True):
         steps: trained.
         seconds: that it took.
         curve: (step, held-out KL) as measured.
+        metrics, teacher_metrics: of the task's own field (`metrics_of`), on *report*; empty on *select*.
     """
 
     loss: float
@@ -136,6 +137,8 @@ class ProxyScore(msgspec.Struct, frozen=True):
     steps: int
     seconds: float
     curve: tuple[tuple[int, float], ...]
+    metrics: dict[str, float] = {}
+    teacher_metrics: dict[str, float] = {}
 
 
 def work_of(architecture: Architecture, steps: int) -> float:

@@ -158,8 +158,7 @@ class Student:
         return all(bool(weight.isfinite().all()) for weight in self.model.parameters())
 
     def evaluate(self, held_out: HeldOut) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """KL to the teacher summed over each chunk, and answers that are right, both of shape [chunks]; once for each
-        step and set."""
+        """As `evaluate`, once for each step and set."""
         if self._judged is None or self._judged[0] != self.step or self._judged[1] is not held_out:
             self._judged = (self.step, held_out, evaluate(self.model, held_out))
         return self._judged[2]
@@ -173,7 +172,8 @@ class Student:
 
     def score(self, held_out: HeldOut) -> ProxyScore:
         """Judge the student as it stands."""
-        losses, hits = self.evaluate(held_out)
+        losses, best = self.evaluate(held_out)
+        hits = (best == held_out.labels).sum(1)
         quality, retention = bootstrap(hits, held_out.teacher_hits, held_out.answers)
         return ProxyScore(
             loss=float(losses.sum() / held_out.answers.sum()),
@@ -259,17 +259,17 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """KL to the teacher summed over each chunk, and answers that are right, both of shape [chunks]."""
+    """KL to the teacher summed over each chunk, [chunks], and the likeliest answers, [chunks, answers]."""
     model.eval()
-    losses, hits = [], []
+    losses, answers = [], []
     with torch.inference_mode():
         for rows in judged_together(len(held_out.chunks)):
             chunks = torch.from_numpy(held_out.chunks[rows]).to(model.device)
             indices, probabilities = (found.to(model.device) for found in held_out.outputs.batch(rows))
             loss, best = held_out.objective.judge(model, chunks, indices, probabilities)
             losses.append(loss.view(len(rows), -1).sum(1).double().cpu().numpy())
-            hits.append((best.view(len(rows), -1).cpu().numpy() == held_out.labels[rows]).sum(1))
-    return np.concatenate(losses), np.concatenate(hits)
+            answers.append(best.view(len(rows), -1).cpu().numpy())
+    return np.concatenate(losses), np.concatenate(answers)
 
 
 def divergence(model: PreTrainedModel, held_out: HeldOut) -> float:

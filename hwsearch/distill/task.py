@@ -35,7 +35,7 @@ from hwsearch.distill.rows import NO_ANSWER, UNLABELLED
 from hwsearch.distill.sensitivity import measured_losses
 from hwsearch.distill.student import choose_layers, with_layers
 from hwsearch.distill.teacher import Teacher, continued, load_further, load_teacher, teacher_outputs
-from hwsearch.files import read_or_drop, whole
+from hwsearch.files import read_as, read_or_drop, whole, write_text
 from hwsearch.precision import Precision, Scheme
 
 if TYPE_CHECKING:
@@ -251,6 +251,19 @@ class Workshop:
                 further=tuple(further),
             )
         return self._task
+
+    @property
+    def teacher_metrics(self) -> dict[str, float]:
+        """The teacher's own on *report*, computed once."""
+        path = self.folder / "metrics.json"
+        if (known := read_or_drop(path, lambda path: read_as(path, dict[str, float]))) is not None:
+            return known
+        from hwsearch.distill.metrics import metrics_of
+
+        report = self.task.report
+        found = metrics_of(self.teacher, self.teacher.model, report, report.outputs.best())
+        write_text(path, msgspec.json.encode(found).decode())
+        return found
 
     def _block(self, index: int) -> NDArray[np.int64]:
         """Some of the training chunks, those continued that the teacher is to continue."""

@@ -223,7 +223,7 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, de
     model.to(device)
     try:
         with torch.inference_mode():
-            parts = torch.from_numpy(chunks).split(_rows_at_once(teacher, chunks.shape[1]))
+            parts = torch.from_numpy(chunks).split(rows_at_once(teacher, chunks.shape[1]))
             found = objective.outputs.join((objective.said(model, part.to(device)) for part in parts), len(chunks))
     finally:
         model.to("cpu")
@@ -241,7 +241,7 @@ def answers_of(teacher: Teacher) -> int:
     return int(config.vocab_size if head == "lm" else config.num_labels or 0)
 
 
-def _rows_at_once(teacher: Teacher, tokens: int) -> int:
+def rows_at_once(teacher: Teacher, tokens: int) -> int:
     """As many as keep the widest tensor, logits or a feed-forward part's, within `VALUES`."""
     sizes = architecture_of(teacher.model.config, Precision.FP32)
     widest = max(sizes.layers[0].ffn, sizes.width, sizes.vocab if sizes.head == "lm" else 0)

@@ -20,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec, work_of
 from hwsearch.errors import RunError, TrainingError
@@ -198,6 +200,7 @@ def _train(job: Job) -> ProxyScore:
 
 
 def _trained(job: Job) -> ProxyScore:
+    from hwsearch.distill.metrics import metrics_of
     from hwsearch.distill.proxy import Student
 
     task = _workshop().task
@@ -219,4 +222,9 @@ def _trained(job: Job) -> ProxyScore:
             if job.split == "select":
                 student.mark(held_out)
             student.keep(path)
-    return student.score(held_out)
+    score = student.score(held_out)
+    if job.split == "select":
+        return score
+    _, best = student.evaluate(held_out)
+    metrics = metrics_of(task.teacher, student.model, held_out, best)
+    return msgspec.structs.replace(score, metrics=metrics, teacher_metrics=_workshop().teacher_metrics)

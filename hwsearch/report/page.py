@@ -11,7 +11,7 @@ from hwsearch.precision import Precision
 from hwsearch.report import figures
 from hwsearch.report.generation import speeds
 from hwsearch.search.result import Result
-from hwsearch.units import format_ms, format_seconds
+from hwsearch.units import format_metric, format_ms, format_seconds
 from hwsearch.workload import Workload
 
 
@@ -25,7 +25,9 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters.update(ms=format_ms, percent=lambda share: "" if share is None else f"{share:.1%}")
+    environment.filters.update(
+        ms=format_ms, metric=format_metric, percent=lambda share: "" if share is None else f"{share:.1%}"
+    )
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     chosen, baselines = document["chosen"], document["baselines"]
     sensitivity, distilled = document.get("sensitivity"), document.get("distilled")

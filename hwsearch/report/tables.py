@@ -10,7 +10,7 @@ from hwsearch.files import whole
 from hwsearch.report.generation import speeds
 from hwsearch.search.engine import Outcome
 from hwsearch.search.result import Result, each
-from hwsearch.units import format_ms, format_seconds
+from hwsearch.units import format_metric, format_ms, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,10 +110,9 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
                 f"keeps {kept} of the teacher's {teacher['metric']}, on data that neither training nor choice has seen"
             )
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for column in ("", "architecture", "latency", "accuracy", "of teacher's", "steps"):
-        table.add_column(
-            column, justify="right" if column in ("latency", "accuracy", "of teacher's", "steps") else "left"
-        )
+    metrics = teacher.get("metrics", {})
+    for column in ("", "architecture", "latency", "accuracy", "of teacher's", *metrics, "steps"):
+        table.add_column(column, justify="left" if column in ("", "architecture") else "right")
     quality = teacher["quality"]
     table.add_row(
         "teacher",
@@ -121,6 +120,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
         format_ms(teacher["latency"]["median_ms"]),
         _percent(quality),
         "100.0%",
+        *(format_metric(name, value) for name, value in metrics.items()),
         "",
     )
     rows = [("chosen", chosen)] if chosen and document["baselines"] else []
@@ -131,6 +131,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
             format_ms(result["latency"]["median_ms"]),
             _percent(result["quality"]),
             _percent(result["retention"]),
+            *(format_metric(name, result.get("metrics", {}).get(name)) for name in metrics),
             str(result["steps"]),
         )
     out.print(table)

@@ -43,6 +43,7 @@ class Outcome(msgspec.Struct):
     Attributes:
         chosen: the answer, judged on *report*; None where nothing meets the wishes.
         teacher_quality: on *report*; on *select* where nothing was chosen.
+        teacher_metrics: of the task's own field, by name, on *report*.
         front: the trials that are beaten by none, judged on *select* after a short run; the fastest first.
         finalists: judged on *select* after the long run.
         overshot: were to be finalists, and did not hold the budget when they were measured.
@@ -69,6 +70,7 @@ class Outcome(msgspec.Struct):
     failed: int = 0
     asked: int = 0
     overshot: list[Result] = []
+    teacher_metrics: dict[str, float] = {}
     stages: list[dict[str, Any]] = []
     rates: dict[float, float] = {}
 
@@ -134,6 +136,7 @@ class Engine:
         finalists = self._finalists(picked)
         chosen = self._choose(finalists)
         baselines, missing, quality = dict[str, Result](), dict[str, str](), self.facts.quality
+        metrics: dict[str, float] = {}
         if chosen is not None:
             latency_ms = chosen.latency.median_ms
             by_hand, missing = (
@@ -141,11 +144,13 @@ class Engine:
                 if self.measured
                 else hand_made(self.plan.space, self.plan.price, latency_ms)
             )
-            chosen, quality = self._judge(chosen)
+            chosen, score = self._judge(chosen)
+            quality, metrics = score.teacher_quality, score.teacher_metrics
             baselines = self._judge_by_hand(by_hand, missing)
         return Outcome(
             chosen=chosen,
             teacher_quality=quality,
+            teacher_metrics=metrics,
             front=front(complete),
             finalists=finalists,
             baselines=baselines,
@@ -290,8 +295,8 @@ class Engine:
             (r for r in inside if (r.retention or 0.0) >= least), key=lambda r: r.latency.median_ms, default=None
         )
 
-    def _judge(self, chosen: Result) -> tuple[Result, float]:
-        """The chosen student on *report*, and the teacher's quality there."""
+    def _judge(self, chosen: Result) -> tuple[Result, ProxyScore]:
+        """The chosen student on *report*, and its score, which knows the teacher's there."""
         job = Job(
             path=self._long(chosen),
             architecture=chosen.architecture,
@@ -303,7 +308,7 @@ class Engine:
         (score,) = self._train("the chosen student", [job], job.steps)
         if isinstance(score, TrainingError):
             raise score
-        return scored(chosen, score), score.teacher_quality
+        return scored(chosen, score), score
 
     def _judge_by_hand(self, students: Sequence[HandMade], missing: dict[str, str]) -> dict[str, Result]:
         """The hand-made students on *report*, trained as the chosen one was; `missing` is told of those that cannot

@@ -1,5 +1,5 @@
 """Students that are run on the target: what was estimated is put right by what they take, and finalists that overshoot
-are replaced."""
+are told apart."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ class Result(msgspec.Struct, frozen=True):
         retention, retention_low, retention_high: of the teacher's accuracy.
         steps, seconds: of training.
         curve: (step, held-out KL).
+        metrics: of the task's own field, by name, on *report*.
         predicted: the latency that was estimated before it was measured; None where `latency` is an estimate.
     """
 
@@ -48,6 +49,7 @@ class Result(msgspec.Struct, frozen=True):
     steps: int = 0
     seconds: float = 0.0
     curve: tuple[tuple[int, float], ...] = ()
+    metrics: dict[str, float] = {}
     predicted: Latency | None = None
 
     @property
@@ -70,7 +72,7 @@ class Result(msgspec.Struct, frozen=True):
 def scored(result: Result, score: ProxyScore) -> Result:
     """A priced architecture with its score."""
     names = ("loss", "quality", "quality_low", "quality_high", "retention", "retention_low", "retention_high")
-    found = {name: getattr(score, name) for name in (*names, "steps", "seconds", "curve")}
+    found = {name: getattr(score, name) for name in (*names, "steps", "seconds", "curve", "metrics")}
     return msgspec.structs.replace(result, expected_loss=None, **found)
 
 

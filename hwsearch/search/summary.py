@@ -46,6 +46,7 @@ def summarise(
         "task": task,
         "metric": TASKS[task].metric,
         "quality": outcome.teacher_quality if outcome else None,
+        "metrics": outcome.teacher_metrics if outcome else {},
         "precision": str(plan.teacher_precision),
         "latency": msgspec.to_builtins(plan.teacher_latency),
         "latency_fp32": msgspec.to_builtins(plan.teacher_latency_fp32),

@@ -1,0 +1,62 @@
+"""What a task's own field measures, beside the accuracy that students are chosen by."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from hwsearch.distill.families import task_of
+from hwsearch.distill.families.tasks import TASKS
+from hwsearch.distill.rows import NO_ANSWER
+from hwsearch.distill.teacher import rows_at_once
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+    from hwsearch.distill.task import HeldOut
+    from hwsearch.distill.teacher import Teacher
+
+
+def metrics_of(
+    teacher: Teacher, model: PreTrainedModel, held_out: HeldOut, best: NDArray[np.int64]
+) -> dict[str, float]:
+    """Of a student, or of the teacher itself, by name.
+
+    "agreement" is the share of answers that are the teacher's. Classes have "macro F1", the mean F1 over classes, so
+    that rare ones count as common ones do; a language model "perplexity", of the text's own tokens.
+
+    Args:
+        teacher: of the task.
+        model: that is judged.
+        held_out: by what.
+        best: its answers, [chunks, answers].
+    """
+    labels, said = held_out.labels, held_out.outputs.best()
+    asked = labels != NO_ANSWER
+    found = {"agreement": float((best == said)[asked].mean())}
+    head = TASKS[task_of(teacher.model.config)].head
+    if head in ("classify", "span"):
+        from sklearn.metrics import f1_score
+
+        found["macro F1"] = float(f1_score(labels[asked], best[asked], average="macro", zero_division=0))
+    if head == "lm":
+        found["perplexity"] = math.exp(min(_surprise(teacher, model, held_out), 700.0))
+    return found
+
+
+def _surprise(teacher: Teacher, model: PreTrainedModel, held_out: HeldOut) -> float:
+    """Mean negative logarithm of the probability that a model gives the right answers, nats."""
+    total, rows = 0.0, rows_at_once(teacher, held_out.chunks.shape[1])
+    model.eval()
+    with torch.inference_mode():
+        for some, labels in zip(
+            torch.from_numpy(held_out.chunks).split(rows), torch.from_numpy(held_out.labels).split(rows), strict=True
+        ):
+            logits = held_out.objective.logits(model, some.to(model.device)).flatten(0, 1).float()
+            right = labels.flatten().to(model.device)
+            total += float(torch.nn.functional.cross_entropy(logits, right, ignore_index=NO_ANSWER, reduction="sum"))
+    return total / float(held_out.answers.sum())
