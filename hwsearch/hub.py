@@ -1,7 +1,7 @@
 """Checkpoints and files of the Hugging Face Hub, by name where a path could stand.
 
-Fetched once into the Hub's own cache, weights as safetensors alone and no code; without a network, what lies there is
-taken.
+Fetched once into the Hub's own cache, weights as safetensors alone, and code only if it is trusted; without a network, what
+lies there is taken.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ CHECKPOINT = ["*.safetensors", "*.json", "*.txt", "*.model"]  # neither pickles 
 FILE = re.compile(r"hf://datasets/([^/]+/[^/@]+)/(.+)")
 
 
-def checkpoint(name: str) -> Path:
+def checkpoint(name: str, code: bool = False) -> Path:
     """The folder of a checkpoint: a folder on disk, or what the Hub has under `owner/name`.
+
+    Args:
+        name: of either.
+        code: fetch its code as well.
 
     Raises:
         TeacherError: neither is there.
@@ -27,7 +31,7 @@ def checkpoint(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(str(snapshot_download(name, allow_patterns=CHECKPOINT)))
+        return Path(str(snapshot_download(name, allow_patterns=CHECKPOINT + ["*.py"] * code)))
     except Exception as error:  # of the network, of the Hub, of the disk: a dozen kinds
         raise TeacherError(
             f"there is no folder {name}, and the Hub gave no checkpoint of that name: {_reason(error)}"

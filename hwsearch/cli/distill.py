@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hwsearch.cli.files import moved_files
 from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.progress import Progress
+from hwsearch.distill.job import Moved
 from hwsearch.distill.recipe import names, read_recipe
 
 if TYPE_CHECKING:
@@ -26,11 +28,7 @@ if TYPE_CHECKING:
     "--recipe", "recipe_name", help=f"A TOML file, or one that comes with hwsearch: {', '.join(names())}.", default=None
 )
 @click.option("--to", type=click.Path(path_type=Path), required=True, help="Folder to write the student to.")
-@click.option("--teacher", help="Folder of the teacher, if it has moved since the run.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Text, likewise; more of it may be used than was searched on."
-)
-@click.option("--eval", "held_out", type=click.Path(path_type=Path), help="Held-out text, likewise.")
+@moved_files
 @json_option
 def distill(
     folder: Path,
@@ -38,9 +36,7 @@ def distill(
     steps: int | None,
     recipe_name: str | None,
     to: Path,
-    teacher: str | None,
-    data: Path | None,
-    held_out: Path | None,
+    moved: Moved,
     as_json: bool,
 ) -> None:
     """Train the chosen student of a finished run fully, export and measure it.
@@ -62,7 +58,7 @@ def distill(
     from hwsearch.search.trainer import complete, result_of
     from hwsearch.units import format_ms
 
-    run = finished(folder, trial, teacher, data, held_out)
+    run = finished(folder, trial, moved)
     refuse(to)
     recipe = run.spec.recipe
     if recipe_name is not None:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hwsearch.cli.files import moved_files
 from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.progress import Progress
+from hwsearch.distill.job import Moved
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,18 +27,14 @@ if TYPE_CHECKING:
 )
 @click.option("--full-steps", type=click.IntRange(40), help="Of full training; a finalist's by default.")
 @click.option("--ceiling", is_flag=True, help="Train each once more: how well full training agrees with itself.")
-@click.option("--teacher", help="Folder of the teacher, if it has moved since the run.")
-@click.option("--data", type=click.Path(path_type=Path), help="Text, likewise.")
-@click.option("--eval", "held_out", type=click.Path(path_type=Path), help="Held-out text, likewise.")
+@moved_files
 @json_option
 def fidelity(
     folder: Path,
     candidates: int,
     full_steps: int | None,
     ceiling: bool,
-    teacher: str | None,
-    data: Path | None,
-    held_out: Path | None,
+    moved: Moved,
     as_json: bool,
 ) -> None:
     """Does a short run rank students as full training does? Trains some of a run's space to the end."""
@@ -50,7 +48,7 @@ def fidelity(
     study = open_study(folder)
     description = Description(study)
     study.close()
-    spec = description.spec_with(teacher, data, held_out)
+    spec = moved.of(description.spec)
     workers = Workers(spec)
     try:
         with Progress() as progress:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from hwsearch.cli.files import moved_files
 from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.progress import Progress
+from hwsearch.distill.job import Moved
 
 if TYPE_CHECKING:
     from hwsearch.export.forms import GraphForm
@@ -57,9 +59,7 @@ def report(folder: Path, device: str | None, runtime: str | None, as_json: bool)
     "trtexec line and a script that builds an engine.",
 )
 @click.option("--static", is_flag=True, help="Graphs of the run's batch and sequence alone.")
-@click.option("--teacher", help="Folder of the teacher, if it has moved since the run.")
-@click.option("--data", type=click.Path(path_type=Path), help="Text, likewise.")
-@click.option("--eval", "held_out", type=click.Path(path_type=Path), help="Held-out text, likewise.")
+@moved_files
 @json_option
 def export(
     folder: Path,
@@ -67,16 +67,14 @@ def export(
     to: Path,
     form: Literal["huggingface"] | GraphForm,
     static: bool,
-    teacher: str | None,
-    data: Path | None,
-    held_out: Path | None,
+    moved: Moved,
     as_json: bool,
 ) -> None:
     """Write a student of a finished run in a form that other programs load."""
     from hwsearch.export.student import refuse
     from hwsearch.search.finished import finished
 
-    run = finished(folder, trial, teacher, data, held_out)
+    run = finished(folder, trial, moved)
     refuse(to)
     with Progress() as progress:
         progress.say(f"trial {run.trial}: {run.architecture.id}")
@@ -98,7 +96,7 @@ def _write(
 ) -> dict[str, Parity]:
     """Write an export; how near its graphs come, by file."""
     from hwsearch.distill.task import Workshop
-    from hwsearch.distill.teacher import load_teacher
+    from hwsearch.distill.teacher import teacher_of
     from hwsearch.export.forms import write_graph
     from hwsearch.export.huggingface import write_huggingface
     from hwsearch.export.student import TrainedStudent
@@ -107,7 +105,7 @@ def _write(
     if form == "huggingface":
         if static:
             raise click.UsageError("--static is of graphs: --format onnx or tensorrt")
-        teacher = load_teacher(run.spec.teacher or None, run.spec.task, run.spec.teacher_dtype)
+        teacher = teacher_of(run.spec)
         run.check_teacher(teacher.digest)
         write_huggingface(TrainedStudent.load(teacher, *given), to)
         return {}

@@ -53,7 +53,11 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
     type=click.Choice(get_args(DType)),
     default="float32",
     show_default=True,
-    help="Of the teacher's weights; half precision takes half the memory.",
+    help="Of the teacher's weights: half precision takes half the memory, and what a checkpoint is stored in is shared "
+    "by all processes. int8 is of its answers, on a GPU with little memory ('.[large]').",
+)
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run code that lies in the teacher's checkpoint; it may do anything."
 )
 @click.option(
     "--data",
@@ -138,7 +142,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     from hwsearch.search.plan import with_room
     from hwsearch.search.trainer import result_of
 
-    teacher = checkpoint(options["teacher"]) if options["teacher"] else None
+    teacher = checkpoint(options["teacher"], options["trust_remote_code"]) if options["teacher"] else None
     if teacher and options["sequence"] is None and (image := image_at(teacher)):
         options["sequence"] = image.tokens
     wishes = _wishes(budget, options)
@@ -157,6 +161,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         label_column=options["label_column"],
         task=options["task"] or "",
         teacher_dtype=options["teacher_dtype"],
+        trust_remote_code=options["trust_remote_code"],
     )
     workers = Workers(spec)
     try:

@@ -6,25 +6,23 @@ from pathlib import Path
 
 import click
 
+from hwsearch.cli.files import moved_files
 from hwsearch.cli.output import console, json_option, print_json
 from hwsearch.cli.progress import Progress
+from hwsearch.distill.job import Moved
 
 
 @click.command()
 @click.option("--study", required=True, help="Its name, as the summary of its run has it.")
 @click.option("--storage", required=True, help="As sqlite:///FILE, postgresql://USER@HOST/NAME, or a journal file.")
-@click.option("--teacher", help="Folder of the teacher on this machine, if it lies elsewhere here.")
-@click.option("--data", type=click.Path(path_type=Path), help="Text on this machine, likewise.")
-@click.option("--eval", "held_out", type=click.Path(path_type=Path), help="Held-out text on this machine, likewise.")
+@moved_files
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of students in training; the run's by default.")
 @click.option("--processes", type=click.IntRange(1), help="Students at once; one a core, or a GPU, by default.")
 @json_option
 def worker(
     study: str,
     storage: str,
-    teacher: str | None,
-    data: Path | None,
-    held_out: Path | None,
+    moved: Moved,
     out: Path | None,
     processes: int | None,
     as_json: bool,
@@ -44,7 +42,7 @@ def worker(
     joined = Study(storage, study, make=False)
     try:
         with Progress() as progress:
-            found = join(joined, make_trainer, progress, teacher, data, held_out, out)
+            found = join(joined, make_trainer, progress, moved, out)
     finally:
         for pool in pools:
             pool.close()

@@ -11,7 +11,7 @@ Collected in one pass over a few hundred chunks:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -77,15 +77,14 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
     def add(name: str, value: Tensor) -> None:
         sums[name] = sums[name] + value if name in sums else value
 
-    handles = [module.register_forward_pre_hook(watch(name)) for name, module in watched.items()]  # type: ignore[arg-type]
-    model.requires_grad_(True)
+    handles: list[Any] = [module.register_forward_pre_hook(watch(name)) for name, module in watched.items()]  # type: ignore[arg-type]
+    handles.append(model.get_input_embeddings().register_forward_hook(_differentiable))
     try:
         for start in range(0, len(chunks), batch):
             part = chunks[start : start + batch]
             logits, labels = objective.logits(model, part), objective.labels(part)
             labels = torch.where(labels == UNLABELLED, logits.argmax(-1), labels)
             nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum").backward()
-            model.zero_grad(set_to_none=True)
             for name, value in inputs.items():
                 assert value.grad is not None
                 x, slope = (part.flatten(0, -2).float() for part in (value.detach(), value.grad))  # [tokens, channels]
@@ -103,7 +102,6 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
                 add(name, x.T @ x)
             inputs.clear()
     finally:
-        model.requires_grad_(False)
         for handle in handles:
             handle.remove()
     tokens = chunks[:, :-1].numel()
@@ -116,6 +114,11 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
         feed_forward=tuple(sums[f"feed_forward.{i}"] / tokens for i in every),
         channels={axis: sums[f"taylor.{axis}"] for axis in set(axes.values()) if not family.rotates},
     )
+
+
+def _differentiable(module: nn.Module, arguments: Any, embedded: Tensor) -> None:  # noqa: ARG001
+    """Have gradients reach back to here, and none of the weights: those of a large teacher take as much room as it."""
+    embedded.requires_grad_(True)
 
 
 def ffn_dimensions(model: PreTrainedModel, objective: Objective, chunks: Tensor) -> int:

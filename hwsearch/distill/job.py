@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -11,7 +12,7 @@ from hwsearch.distill.families.tasks import TaskName
 from hwsearch.distill.recipe import Recipe
 from hwsearch.precision import Precision, Scheme
 
-DType = Literal["float32", "bfloat16", "float16"]
+DType = Literal["float32", "bfloat16", "float16", "int8"]
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -21,7 +22,9 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         teacher: folder of a checkpoint; empty for the embedded one.
         data, held_out: text files; empty for the standard library and for a split of `data`.
         text_column, label_column: of texts in rows.
-        teacher_dtype: of the teacher's weights: half precision takes half the memory.
+        teacher_dtype: of the teacher's weights: half precision takes half the memory. "int8" is of its outputs alone,
+            and cuts students out of the weights as they are stored.
+        trust_remote_code: whether code that lies in the checkpoint may be run.
         task: what the teacher is for, as `families.tasks` names it; empty for what its checkpoint says.
         sequence: tokens of an input.
         chunks: to train on, at most; four texts of a row each count as one.
@@ -44,6 +47,31 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label_column: str = "label"
     task: str = ""
     teacher_dtype: DType = "float32"
+    trust_remote_code: bool = False
+
+
+class Moved(NamedTuple):
+    """What a person says anew of a run's files: where they lie now or here, if elsewhere than when it was begun.
+
+    Attributes:
+        teacher, data, held_out: as of `TaskSpec`.
+        trusted: whether code in the teacher's checkpoint may be run. It is never taken over from a run, which may come
+            from somebody else.
+    """
+
+    teacher: str | None = None
+    data: Path | None = None
+    held_out: Path | None = None
+    trusted: bool = False
+
+    def of(self, spec: TaskSpec) -> TaskSpec:
+        """The task with these files."""
+        own = {"teacher": self.teacher, "data": self.data, "held_out": self.held_out}
+        files = {name: str(Path(path).resolve()) for name, path in own.items() if path}
+        return msgspec.structs.replace(spec, **files, trust_remote_code=self.trusted)
+
+
+UNMOVED = Moved()
 
 
 class Facts(msgspec.Struct, frozen=True):

@@ -34,7 +34,7 @@ from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.rows import NO_ANSWER, UNLABELLED
 from hwsearch.distill.sensitivity import measured_losses
 from hwsearch.distill.student import choose_layers, with_layers
-from hwsearch.distill.teacher import Teacher, continued, load_further, load_teacher, teacher_outputs
+from hwsearch.distill.teacher import Teacher, continued, load_further, teacher_of, teacher_outputs
 from hwsearch.files import read_as, read_or_drop, whole, write_text
 from hwsearch.precision import Precision, Scheme
 
@@ -127,8 +127,8 @@ class Workshop:
 
     def __init__(self, spec: TaskSpec, device: str = "cpu") -> None:
         self.spec, self.device = spec, device
-        self.teacher = load_teacher(spec.teacher or None, spec.task, spec.teacher_dtype)
-        self._further = [load_further(folder, self.teacher, spec.teacher_dtype) for folder in spec.recipe.teachers]
+        self.teacher = teacher_of(spec)
+        self._further = [load_further(folder, self.teacher) for folder in spec.recipe.teachers]
         check_teachers(spec, self.teacher, self._further)
         corpus = self.teacher.objective.read(spec)
         check_labels(spec, corpus)
@@ -250,6 +250,8 @@ class Workshop:
                 scheme=self.spec.scheme,
                 further=tuple(further),
             )
+            for teacher in (self.teacher, *self._further):
+                teacher.let_go()
         return self._task
 
     @property

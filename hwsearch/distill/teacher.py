@@ -7,9 +7,8 @@ so that a changed teacher or text never meets old outputs.
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from hwsearch.distill.families import architecture_of, attention_of, image_of, task_of, tasks_of
+from hwsearch.distill.checkpoint import Checkpoint
+from hwsearch.distill.families import architecture_of, task_of
 from hwsearch.distill.families.tasks import TASKS
-from hwsearch.distill.job import DType
+from hwsearch.distill.job import DType, TaskSpec
 from hwsearch.distill.objectives import objective_of
 from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.objectives.outputs import TEMPERATURE, TOP_K, Outputs
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
 BATCH = 32  # rows at once, fewer where these are long or there is much to choose from
 VALUES = 2**26  # of the widest tensor of a pass: 256 MiB in float32
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
-IMAGES = "preprocessor_config.json"
-LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # left open, it is asked on the terminal
+COMPUTING = 2**31  # bytes of a GPU that a pass takes beside the weights
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class Teacher:
         processor: beside it: a tokenizer, or what cuts images to the size that it sees.
         objective: what it was made for.
         digest: hash of the weights, the configuration and the processor, 16 hex digits.
+        checkpoint: that it was read from.
     """
 
     name: str
@@ -55,6 +54,40 @@ class Teacher:
     processor: Any
     objective: Objective
     digest: str
+    checkpoint: Checkpoint
+    _elsewhere: dict[str, PreTrainedModel] = field(default_factory=dict, repr=False)
+
+    def at(self, device: str) -> PreTrainedModel:
+        """The model where its outputs are computed, kept there until `let_go`.
+
+        On the CPU it is the one that students are cut out of, on a GPU another: as much of it there as there is room
+        for, the rest on the CPU, where accelerate is installed. `int8` has its matrices in eight bits: LLM.int8
+        (Dettmers et al. 2022, arXiv:2208.07339) by bitsandbytes.
+
+        Raises:
+            TeacherError: int8 was asked for and cannot be had.
+        """
+        int8 = self.checkpoint.dtype == "int8"
+        if device == "cpu" and not int8:
+            return self.model
+        if device not in self._elsewhere:
+            accelerated = find_spec("accelerate") is not None
+            if int8 and not (accelerated and find_spec("bitsandbytes")):
+                raise TeacherError("eight-bit teachers take accelerate and bitsandbytes: pip install 'hwsearch[large]'")
+            placing: dict[str, Any] = {"device_map": "auto", "max_memory": _room(device)} if accelerated else {}
+            if int8:
+                from transformers import BitsAndBytesConfig
+
+                placing["quantization_config"] = BitsAndBytesConfig(
+                    load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=True
+                )
+            model: Any = self.checkpoint.model(**placing)
+            self._elsewhere[device] = model if accelerated else model.to(device)
+        return self._elsewhere[device]
+
+    def let_go(self) -> None:
+        """Give the room back that `at` has taken."""
+        self._elsewhere.clear()
 
 
 def embedded_teacher() -> Path:
@@ -62,113 +95,54 @@ def embedded_teacher() -> Path:
     return Path(__file__).parent.parent / "embedded_teacher"
 
 
-def load_teacher(source: str | None, task: str = "", dtype: DType = "float32") -> Teacher:
+def load_teacher(source: str | None, task: str = "", dtype: DType = "float32", trusted: bool = False) -> Teacher:
     """Load a checkpoint from a folder, or the embedded one.
 
     Args:
         source: the folder.
-        task: what it is for; by default what it says itself.
-        dtype: of its weights.
+        task, dtype, trusted: as of `Checkpoint`.
 
     Raises:
         TeacherError: no checkpoint there, a broken one, or one of a family or for a task that is not supported.
     """
-    _quiet()
-    folder = Path(source) if source else embedded_teacher()
-    name = folder.resolve().name if source else "embedded-teacher"
-    if not (folder / "config.json").is_file():
-        raise TeacherError(
-            f"a teacher is a folder with config.json, safetensors and a tokenizer; {folder} has no config.json"
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise TeacherError(
-            f"no safetensors in {folder}; pickled weights are not loaded. Save the model with save_pretrained"
-        )
-    try:
-        model, processor = _load(folder, task, dtype)
-        config = model.config
-    except TeacherError:
-        raise
-    except Exception as error:  # Transformers, safetensors and JSON raise a dozen kinds for a broken folder
-        reason = next(iter(str(error).splitlines()), "")
-        raise TeacherError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {reason}") from error
-    if broken := [name for name, weight in model.state_dict().items() if not bool(torch.isfinite(weight).all())]:
-        raise TeacherError(f"the checkpoint {folder} has weights that are not finite: {_some(broken)}")
-    if hasattr(processor, "get_vocab") and (ids := len(processor)) > config.vocab_size:
-        raise TeacherError(
-            f"the checkpoint {folder} has {config.vocab_size} embeddings for a tokenizer of {ids} tokens; "
-            "save the two together"
-        )
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise TeacherError(f"attention in {folder} is scaled by the layer's number; a student's layers have others")
-    objective = objective_of(config, processor, folder)
-    return Teacher(name, model.eval().requires_grad_(False), processor, objective, _digest(model, processor))
+    checkpoint = Checkpoint(Path(source) if source else embedded_teacher(), task, dtype, trusted)
+    model, processor = checkpoint.read()
+    name = checkpoint.folder.resolve().name if source else "embedded-teacher"
+    objective = objective_of(model.config, processor, checkpoint.folder)
+    digest = _digest(model, processor, checkpoint.code) + ("-int8" if dtype == "int8" else "")
+    return Teacher(name, model, processor, objective, digest, checkpoint)
 
 
-def _load(folder: Path, task: str, dtype: DType) -> tuple[Any, Any]:
-    """The model, in a class of its task, and its processor."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
-    if task and task not in tasks_of(config):
-        raise TeacherError(
-            f"a {config.model_type} is a teacher for {', '.join(tasks_of(config))}; --task asks for {task}"
-        )
-    kind = next(kind for name, kind in TASKS.items() if name == (task or task_of(config)))
-    model, info = getattr(transformers, kind.auto_class).from_pretrained(
-        folder,
-        config=config,
-        **LOCAL,
-        use_safetensors=True,
-        dtype=getattr(torch, dtype),
-        attn_implementation=attention_of(config),
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # refused below, by name
-    )
-    if unlike := sorted(info["mismatched_keys"]):
-        name, found, wanted = unlike[0]
-        raise TeacherError(
-            f"the checkpoint {folder} has a {name} of {tuple(found)}; its config.json says {tuple(wanted)}"
-        )
-    model.config.architectures = [type(model).__name__]
-    if getattr(model, "pooler", None) is not None and kind.head == "none":
-        model.pooler = None  # embeddings are pooled of the last hidden states; many checkpoints have none
-    if missing := sorted(set(info["missing_keys"]) & set(model.state_dict())):
-        raise TeacherError(
-            f"the checkpoint {folder} has no weights for {_some(missing)}, which a "
-            f"{type(model).__name__} has: it is damaged, or was made for something else (--task)"
-        )
-    return model, _processor(folder, image_of(config.to_dict()) is not None)
+def teacher_of(spec: TaskSpec) -> Teacher:
+    """The teacher of a task, as of `load_teacher`."""
+    return load_teacher(spec.teacher or None, spec.task, spec.teacher_dtype, spec.trust_remote_code)
 
 
-def _processor(folder: Path, sees: bool) -> Any:
-    """The tokenizer of a checkpoint, or the image processor of one that sees images."""
-    import transformers
+def _room(device: str) -> dict[int | str, int]:
+    """Bytes that a model may take, by device: of a GPU what is free, less what computing takes."""
+    import psutil
 
-    kind, files = ("image processor", (IMAGES,)) if sees else ("tokenizer", TOKENIZERS)
-    if not any((folder / file).is_file() for file in files):  # Transformers makes an empty tokenizer up
-        raise TeacherError(f"no {kind} in {folder} ({', '.join(files)}); save the model's own beside it")
-    auto = transformers.AutoImageProcessor if sees else transformers.AutoTokenizer
-    return auto.from_pretrained(folder, **LOCAL)
-
-
-def _some(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    room: dict[int | str, int] = {"cpu": psutil.virtual_memory().available}
+    if device != "cpu":
+        free, _ = torch.cuda.mem_get_info(device)
+        room[torch.device(device).index or 0] = max(0, free - COMPUTING)
+    return room
 
 
-def load_further(source: str, teacher: Teacher, dtype: DType = "float32") -> Teacher:
+def load_further(source: str, teacher: Teacher) -> Teacher:
     """Load another checkpoint whose answers students of `teacher` learn from as well.
 
     Raises:
         TeacherError: as of `load_teacher`, or its answers are of other tokens or classes.
     """
-    further = load_teacher(source, task_of(teacher.model.config), dtype)
+    own = teacher.checkpoint
+    further = load_teacher(source, task_of(teacher.model.config), own.dtype, own.trusted)
     if _vocabulary(further.processor) != _vocabulary(teacher.processor):
         raise TeacherError(
             f"{source} reads its inputs otherwise than {teacher.name}; a further teacher has the same tokenizer"
         )
-    own, other = (dict(t.model.config.label2id or {}) for t in (teacher, further))
-    if own != other:
+    known, others = (dict(t.model.config.label2id or {}) for t in (teacher, further))
+    if known != others:
         raise TeacherError(f"{source} knows other classes than {teacher.name}; a further teacher has the same")
     if (found := answers_of(further)) != (wanted := answers_of(teacher)):
         raise TeacherError(f"{source} chooses from {found} answers, {teacher.name} from {wanted}; they are to be alike")
@@ -187,9 +161,8 @@ def continued(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, device: 
 
     length, given = chunks.shape[1], max(1, chunks.shape[1] // 4)
     plain = GenerationConfig(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=length - given)
-    model: Any = teacher.model
+    model: Any = teacher.at(device)
     own, model.generation_config = model.generation_config, GenerationConfig()  # whose entries fill up missing ones
-    model.to(device)
     try:
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(int(key.hexdigest()[:8], 16))
@@ -197,7 +170,6 @@ def continued(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, device: 
             written = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=plain).cpu()
     finally:
         model.generation_config = own
-        model.to("cpu")
     with whole(path) as temporary:
         temporary.write_bytes(save({"chunks": written.contiguous()}))
     found: NDArray[np.int64] = written.numpy()
@@ -211,7 +183,7 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, de
         teacher: whose.
         chunks: as its objective draws them.
         cache: folder that keeps them.
-        device: to compute on; the teacher is back on the CPU afterwards, where students are cut out of it.
+        device: to compute on.
     """
     objective = teacher.objective
     settings = f"{teacher.digest} {type(objective).__name__} {TOP_K} {TEMPERATURE} {chunks.shape} "
@@ -219,14 +191,10 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, de
     path = cache / f"{key}.npz"
     if (stored := read_or_drop(path, objective.outputs.read)) is not None:
         return stored
-    model: Any = teacher.model
-    model.to(device)
-    try:
-        with torch.inference_mode():
-            parts = torch.from_numpy(chunks).split(rows_at_once(teacher, chunks.shape[1]))
-            found = objective.outputs.join((objective.said(model, part.to(device)) for part in parts), len(chunks))
-    finally:
-        model.to("cpu")
+    model = teacher.at(device)
+    with torch.inference_mode():
+        parts = torch.from_numpy(chunks).split(rows_at_once(teacher, chunks.shape[1]))
+        found = objective.outputs.join((objective.said(model, part.to(device)) for part in parts), len(chunks))
     with whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **found.arrays())
     return found
@@ -253,8 +221,8 @@ def _vocabulary(processor: Any) -> Any:
     return processor.get_vocab() if hasattr(processor, "get_vocab") else processor.to_json_string()
 
 
-def _digest(model: PreTrainedModel, processor: Any) -> str:
-    digest = hashlib.sha256(model.config.to_json_string().encode())
+def _digest(model: PreTrainedModel, processor: Any, code: bytes) -> str:
+    digest = hashlib.sha256(model.config.to_json_string().encode() + code)
     fast = getattr(processor, "backend_tokenizer", None)
     known = _vocabulary(processor)
     if isinstance(known, dict):
@@ -264,14 +232,3 @@ def _digest(model: PreTrainedModel, processor: Any) -> str:
         digest.update(name.encode())
         digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _quiet() -> None:
-    """Transformers prints progress bars and advice to stderr; ours are elsewhere. Nothing is fetched unasked."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers.utils import logging as chatter
-
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -77,11 +77,6 @@ class Description:
         self.weights, self.text = self._known["weights"], self._known["text"]
         self.ready, self.rate = "at_once" in self._known, best(rates_of(self._known))
 
-    def spec_with(self, teacher: Path | str | None, data: Path | None, held_out: Path | None) -> TaskSpec:
-        """The task, of files that may lie elsewhere here than where the study was begun."""
-        own = {"teacher": teacher, "data": data, "held_out": held_out}
-        return msgspec.structs.replace(self.spec, **{k: str(Path(path).resolve()) for k, path in own.items() if path})
-
     def open(self, trainer: Trainer, progress: Progress) -> tuple[Facts, Plan]:
         """The task on this machine, complete, and what the price decides, as the main job has it.
 

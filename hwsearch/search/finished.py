@@ -9,7 +9,7 @@ import msgspec
 
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
-from hwsearch.distill.job import TaskSpec
+from hwsearch.distill.job import UNMOVED, Moved, TaskSpec
 from hwsearch.errors import HwsearchError, RunError
 from hwsearch.files import read_json
 from hwsearch.latency.estimator import Latency
@@ -133,16 +133,14 @@ class Finished(msgspec.Struct, frozen=True):
 def finished(
     folder: Path,
     trial: int | None = None,
-    teacher: str | None = None,
-    data: Path | None = None,
-    held_out: Path | None = None,
+    moved: Moved = UNMOVED,
 ) -> Finished:
     """A student of a finished run, the chosen one by default.
 
     Args:
         folder: of the run.
         trial: a trial's number.
-        teacher, data, held_out: files that may lie elsewhere than where the run was begun.
+        moved: where files lie now.
 
     Raises:
         RunError: the run has no such student.
@@ -166,7 +164,7 @@ def finished(
         architecture=architecture,
         latency=msgspec.convert(chosen["latency"], Latency) if is_chosen else found[trial].latency,
         state=state,
-        spec=description.spec_with(teacher, data, held_out),
+        spec=moved.of(description.spec),
         profile=description.profile,
         target=description.target,
         workload=msgspec.convert(document["workload"], Workload),

@@ -15,7 +15,7 @@ from typing import Any
 
 import platformdirs
 
-from hwsearch.distill.job import TaskSpec
+from hwsearch.distill.job import UNMOVED, Moved, TaskSpec
 from hwsearch.errors import RunError
 from hwsearch.search.description import Description
 from hwsearch.search.owner import alive
@@ -29,9 +29,7 @@ def join(
     study: Study,
     make_trainer: Callable[[TaskSpec], Trainer],
     progress: Progress,
-    teacher: str | None = None,
-    data: Path | None = None,
-    held_out: Path | None = None,
+    moved: Moved = UNMOVED,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Work on a study until nothing is left to train.
@@ -40,7 +38,7 @@ def join(
         study: that the main job has begun.
         make_trainer: of the task.
         progress: who is told.
-        teacher, data, held_out: where they lie on this machine, if elsewhere than on the main job's.
+        moved: where files lie on this machine.
         out: folder of the students in training; the run's own by default, where this machine has it.
 
     Returns:
@@ -55,7 +53,7 @@ def join(
             raise RunError(f"the main job of study {study.name!r} ended before its first trial; start it again")
         progress.stage("waiting for the main job to begin its trials", 1.0)
         time.sleep(1)
-    trainer = make_trainer(description.spec_with(teacher, data, held_out))
+    trainer = make_trainer(moved.of(description.spec))
     facts, plan = description.open(trainer, progress)
     folder = out or description.folder
     if not folder.is_dir():

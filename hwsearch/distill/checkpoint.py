@@ -1,0 +1,164 @@
+"""A checkpoint on disk, read by Transformers: safetensors alone, and code that lies beside them only if it is trusted.
+
+Weights in the checkpoint's own floats are mapped, not copied: processes share them, and the system takes their room
+back when it needs it. In other floats every process has a copy of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from hwsearch.distill.families import attention_of, image_of, task_of, tasks_of
+from hwsearch.distill.families.tasks import TASKS
+from hwsearch.distill.job import DType
+from hwsearch.errors import TeacherError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
+IMAGES = "preprocessor_config.json"
+
+
+class Checkpoint(NamedTuple):
+    """Which checkpoint, and how it is read.
+
+    Attributes:
+        folder: with config.json, safetensors and a tokenizer or image processor.
+        task: what it is for; empty for what it says itself.
+        dtype: of its weights; `int8` leaves them in their own floats here (`Teacher.at`).
+        trusted: whether code that lies in it may be run.
+    """
+
+    folder: Path
+    task: str = ""
+    dtype: DType = "float32"
+    trusted: bool = False
+
+    def read(self) -> tuple[PreTrainedModel, Any]:
+        """The model, in evaluation mode, and its processor.
+
+        Raises:
+            TeacherError: no checkpoint there, a broken one, or one of a family or for a task that is not supported.
+        """
+        _quiet()
+        folder = self.folder
+        if not (folder / "config.json").is_file():
+            raise TeacherError(
+                f"a teacher is a folder with config.json, safetensors and a tokenizer; {folder} has no config.json"
+            )
+        if not any(folder.glob("*.safetensors")):
+            raise TeacherError(
+                f"no safetensors in {folder}; pickled weights are not loaded. Save the model with save_pretrained"
+            )
+        try:
+            model = self.model()
+            processor = self._processor(image_of(model.config.to_dict()) is not None)
+            config = model.config
+        except TeacherError:
+            raise
+        except Exception as error:  # Transformers, safetensors and JSON raise a dozen kinds for a broken folder
+            reason = next(iter(str(error).splitlines()), "")
+            raise TeacherError(
+                f"cannot load the checkpoint {folder}: {type(error).__name__}: {reason}{self._about_code()}"
+            ) from error
+        if broken := [name for name, weight in model.state_dict().items() if not bool(torch.isfinite(weight).all())]:
+            raise TeacherError(f"the checkpoint {folder} has weights that are not finite: {_some(broken)}")
+        if hasattr(processor, "get_vocab") and (ids := len(processor)) > config.vocab_size:
+            raise TeacherError(
+                f"the checkpoint {folder} has {config.vocab_size} embeddings for a tokenizer of {ids} tokens; "
+                "save the two together"
+            )
+        if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+            raise TeacherError(f"attention in {folder} is scaled by the layer's number; a student's layers have others")
+        return model, processor
+
+    def model(self, **placing: Any) -> PreTrainedModel:
+        """The model alone, in a class of its task.
+
+        Args:
+            placing: where its weights go, and in eight bits, as `from_pretrained` has it.
+        """
+        import transformers
+
+        folder = self.folder
+        config = transformers.AutoConfig.from_pretrained(folder, **self._local)
+        if self.task and self.task not in tasks_of(config):
+            raise TeacherError(
+                f"a {config.model_type} is a teacher for {', '.join(tasks_of(config))}; --task asks for {self.task}"
+            )
+        kind = next(kind for name, kind in TASKS.items() if name == (self.task or task_of(config)))
+        model, info = getattr(transformers, kind.auto_class).from_pretrained(
+            folder,
+            config=config,
+            **self._local,
+            use_safetensors=True,
+            dtype="auto" if self.dtype == "int8" else getattr(torch, self.dtype),
+            attn_implementation=attention_of(config),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **placing,
+        )
+        if unlike := sorted(info["mismatched_keys"]):
+            name, found, wanted = unlike[0]
+            raise TeacherError(
+                f"the checkpoint {folder} has a {name} of {tuple(found)}; its config.json says {tuple(wanted)}"
+            )
+        model.config.architectures = [type(model).__name__]
+        if getattr(model, "pooler", None) is not None and kind.head == "none":
+            model.pooler = None  # embeddings are pooled of the last hidden states; many checkpoints have none
+        if missing := sorted(set(info["missing_keys"]) & set(model.state_dict())):
+            raise TeacherError(
+                f"the checkpoint {folder} has no weights for {_some(missing)}, which a "
+                f"{type(model).__name__} has: it is damaged, or was made for something else (--task)"
+            )
+        whole: PreTrainedModel = model.eval().requires_grad_(False)
+        return whole
+
+    def _processor(self, sees: bool) -> Any:
+        """The tokenizer of a checkpoint, or the image processor of one that sees images."""
+        import transformers
+
+        folder = self.folder
+        kind, files = ("image processor", (IMAGES,)) if sees else ("tokenizer", TOKENIZERS)
+        if not any((folder / file).is_file() for file in files):  # Transformers makes an empty tokenizer up
+            raise TeacherError(f"no {kind} in {folder} ({', '.join(files)}); save the model's own beside it")
+        auto = transformers.AutoImageProcessor if sees else transformers.AutoTokenizer
+        return auto.from_pretrained(folder, **self._local)
+
+    def _about_code(self) -> str:
+        """The way out, where a checkpoint brings code of its own."""
+        brings = not self.trusted and "auto_map" in (self.folder / "config.json").read_text(errors="replace")
+        return ". It brings code of its own; --trust-remote-code runs it" if brings else ""
+
+    @property
+    def code(self) -> bytes:
+        """What is trusted to be run."""
+        files = sorted(self.folder.glob("*.py")) if self.trusted else []
+        return b"".join(file.read_bytes() for file in files)
+
+    @property
+    def _local(self) -> dict[str, Any]:
+        """Left open, whether code is trusted is asked on the terminal."""
+        return {"local_files_only": True, "trust_remote_code": self.trusted}
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _quiet() -> None:
+    """Transformers prints progress bars and advice to stderr; ours are elsewhere. Nothing is fetched unasked."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging as chatter
+
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    for name in ("transformers", "accelerate", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)

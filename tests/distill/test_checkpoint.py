@@ -1,0 +1,175 @@
+"""Checkpoints as they lie on disk: in which floats, broken ones, and code beside the weights."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from msgspec.structs import replace
+from safetensors.torch import load_file, save_file
+
+from hwsearch.distill.job import Moved, TaskSpec
+from hwsearch.distill.proxy import Student
+from hwsearch.distill.task import Workshop
+from hwsearch.distill.teacher import load_teacher
+from hwsearch.errors import TeacherError
+from hwsearch.export.huggingface import write_huggingface
+from hwsearch.export.student import TrainedStudent
+
+
+def changed(folder: Path, change: Callable[[bytes], bytes]) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(change(path.read_bytes()))
+
+
+def weights(folder: Path, change: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
+    """Another last norm, or none."""
+    path, name = folder / "model.safetensors", "model.norm.weight"
+    found = load_file(path)
+    last = found.pop(name)
+    save_file({**found, **({name: change(last).contiguous()} if change else {})}, path, metadata={"format": "pt"})
+
+
+def code_beside(folder: Path) -> None:
+    """Code that a checkpoint brings with it is not run."""
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    (folder / "own.py").write_text("raise AssertionError('it was run')\n")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 100), "cannot load"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot load"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "'t5'"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer in"),
+        (lambda folder: changed(folder, lambda data: data[:-1000]), "not fully covered"),
+        (lambda folder: weights(folder, lambda weight: weight * float("nan")), r"not finite: model\.norm\.weight$"),
+        (lambda folder: weights(folder, lambda weight: weight[:-1]), r"norm\.weight of \(95,\); .* says \(96,\)"),
+        (lambda folder: weights(folder, None), r"no weights for model\.norm\.weight, which"),
+        (lambda folder: code_beside(folder), "brings code of its own; --trust-remote-code runs it"),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_one_clear_line(
+    tiny_teacher: Path, tmp_path: Path, break_it: object, says: str
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_teacher, folder)
+    break_it(folder)  # type: ignore[operator]
+    with pytest.raises(TeacherError, match=says) as error:
+        load_teacher(str(folder))
+    assert str(folder) in str(error.value) or "t5" in says
+    assert "it was run" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+OWN = """
+import torch
+from transformers import LlamaForCausalLM
+
+RUN = True
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    def forward(self, *inputs, **named):
+        found = super().forward(*inputs, **named)
+        found.logits = 2 * found.logits
+        return found
+"""
+
+
+@pytest.fixture
+def own_code(tiny_teacher: Path, tmp_path: Path) -> Path:
+    """A Llama whose checkpoint brings a class of its own: logits twice as far apart."""
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_teacher, folder)
+    config = json.loads((folder / "config.json").read_text())
+    entries = {"auto_map": {"AutoModelForCausalLM": "own.OwnForCausalLM"}, "architectures": ["OwnForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps({**config, **entries}))
+    (folder / "own.py").write_text(OWN)
+    return folder
+
+
+def test_code_of_a_checkpoint_runs_only_where_it_is_trusted(
+    own_code: Path, tiny_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    stock = load_teacher(str(own_code))
+    assert type(stock.model).__name__ == "LlamaForCausalLM"
+    spec = TaskSpec(str(own_code), str(text_file), sequence=16, chunks=32, held_out_chunks=16, trust_remote_code=True)
+    workshop = Workshop(spec)
+    teacher = workshop.teacher
+    tokens = torch.arange(16)[None]
+    with torch.inference_mode():
+        assert torch.equal(teacher.model(tokens).logits, 2 * stock.model(tokens).logits)
+    assert teacher.digest != stock.digest
+    (own_code / "own.py").write_text(OWN + "# changed\n")
+    assert load_teacher(str(own_code), trusted=True).digest != teacher.digest  # other code, other answers perhaps
+
+    # Students are of the teacher's own class, and their folder has its code.
+    whole = workshop.facts().architecture
+    student = Student(workshop.task, whole)
+    assert type(student.model) is type(teacher.model)
+    student.keep(tmp_path / "state.pt")
+    write_huggingface(TrainedStudent.load(teacher, spec.scheme, whole, tmp_path / "state.pt"), tmp_path / "out")
+    again = load_teacher(str(tmp_path / "out"), trusted=True)
+    with torch.inference_mode():
+        assert torch.allclose(again.model(tokens).logits, student.model.eval()(tokens).logits, atol=1e-5)
+
+
+def test_trust_is_not_taken_over_from_a_run() -> None:
+    spec = TaskSpec("there", trust_remote_code=True)
+    assert not Moved().of(spec).trust_remote_code
+    assert Moved(trusted=True).of(spec) == spec
+    assert Moved(teacher="here").of(spec).teacher == str(Path("here").resolve())
+
+
+def mapped(folder: Path) -> bool:
+    """Whether a checkpoint's file is part of this process' memory."""
+    return any(Path(part.path) == folder / "model.safetensors" for part in psutil.Process().memory_maps())
+
+
+def test_weights_in_their_own_floats_are_mapped(tiny_teacher: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mapped"
+    shutil.copytree(tiny_teacher, folder)
+    other = load_teacher(str(folder), dtype="bfloat16")
+    assert not mapped(folder)
+    own = load_teacher(str(folder))
+    assert mapped(folder)
+    assert other.digest != own.digest
+
+
+def test_a_teacher_may_answer_in_eight_bits(tiny_teacher: Path, text_file: Path) -> None:
+    spec = TaskSpec(str(tiny_teacher), str(text_file), sequence=32, chunks=32, held_out_chunks=16)
+    exact, eight = Workshop(spec), Workshop(replace(spec, teacher_dtype="int8"))
+    assert exact.digest != eight.digest
+    model = eight.teacher.at("cpu")
+    assert model is not eight.teacher.model
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    assert {weight.dtype for weight in eight.teacher.model.parameters()} == {torch.float32}
+    near, own = eight.task.select.outputs, exact.task.select.outputs
+    assert not np.array_equal(near.probabilities, own.probabilities)
+    assert float(np.mean(near.best() == own.best())) > 0.9
+    # Its room is given back once it has answered.
+    assert eight.teacher.at("cpu") is not model
+    # Students are cut out of the weights as they are stored.
+    shape = exact.facts().architecture
+    ours, theirs = (Student(shop.task, shape).model.state_dict() for shop in (eight, exact))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_eight_bits_without_their_libraries_are_one_clear_line(
+    tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = load_teacher(str(tiny_teacher), dtype="int8")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(TeacherError, match=r"pip install 'hwsearch\[large\]'"):
+        teacher.at("cpu")
