@@ -1,7 +1,7 @@
 """Checkpoints and files of the Hugging Face Hub, by name where a path could stand.
 
-Fetched once into the Hub's own cache, weights as safetensors alone, and code only if it is trusted; without a network, what
-lies there is taken.
+Fetched once into the Hub's own cache, weights as safetensors alone, and code only if it is trusted; without a network,
+what is there already is taken.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import numpy as np
 
 from hwsearch.distill.data import Corpus
 from hwsearch.distill.families import image_of, longest_of, task_of
+from hwsearch.distill.families.tasks import TASKS, TaskName
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.rows import NO_ANSWER, UNLABELLED
 from hwsearch.distill.teacher import Teacher
@@ -40,15 +41,15 @@ def check_teachers(spec: TaskSpec, teacher: Teacher, further: list[Teacher]) -> 
         )
 
 
-def check_labels(spec: TaskSpec, corpus: Corpus) -> None:
-    """Refuse a stage that asks for nothing but labels where there are none.
+def check_labels(spec: TaskSpec, corpus: Corpus, task: TaskName) -> None:
+    """Refuse a stage that asks for nothing but labels where there are none; those of sentences are no answers.
 
     Raises:
         DataError: with the number of the stage.
     """
     if corpus.labels is None:
         return  # running text is its own
-    given = corpus.labels["train"]
+    given = corpus.labels["train"] if TASKS[task].head != "none" else ()
     if any(bool(np.any((np.asarray(label) != UNLABELLED) & (np.asarray(label) != NO_ANSWER))) for label in given):
         return
     for number, stage in enumerate(spec.recipe.stages, start=1):

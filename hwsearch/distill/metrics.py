@@ -9,6 +9,8 @@ import torch
 
 from hwsearch.distill.families import task_of
 from hwsearch.distill.families.tasks import TASKS
+from hwsearch.distill.objectives.neighbours import Neighbours
+from hwsearch.distill.objectives.tags import Tags
 from hwsearch.distill.rows import NO_ANSWER
 from hwsearch.distill.teacher import rows_at_once
 
@@ -27,7 +29,9 @@ def metrics_of(
     """Of a student, or of the teacher itself, by name.
 
     "agreement" is the share of answers that are the teacher's. Classes have "macro F1", the mean F1 over classes, so
-    that rare ones count as common ones do; a language model "perplexity", of the text's own tokens.
+    that rare ones count as common ones do; tags that say where entities begin and go on "entity F1"; pairs of texts
+    "Spearman", the rank correlation of their cosines with what is said of them; a language model "perplexity", of the
+    text's own tokens.
 
     Args:
         teacher: of the task.
@@ -43,6 +47,15 @@ def metrics_of(
         from sklearn.metrics import f1_score
 
         found["macro F1"] = float(f1_score(labels[asked], best[asked], average="macro", zero_division=0))
+    objective = held_out.objective
+    if isinstance(objective, Tags) and objective.has_entities:
+        found["entity F1"] = objective.entity_f1(labels, best)
+    if isinstance(objective, Neighbours) and (scores := objective.scores(held_out.chunks)) is not None:
+        from scipy.stats import spearmanr
+
+        model.eval()
+        nearness = objective.nearness_of_pairs(model, held_out.chunks)
+        found["Spearman"] = float(spearmanr(nearness, scores, nan_policy="omit").statistic)
     if head == "lm":
         found["perplexity"] = math.exp(min(_surprise(teacher, model, held_out), 700.0))
     return found

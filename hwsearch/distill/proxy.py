@@ -173,8 +173,8 @@ class Student:
     def score(self, held_out: HeldOut) -> ProxyScore:
         """Judge the student as it stands."""
         losses, best = self.evaluate(held_out)
-        hits = (best == held_out.labels).sum(1)
-        quality, retention = bootstrap(hits, held_out.teacher_hits, held_out.answers)
+        hits, judged = held_out.hits(best)
+        quality, retention = bootstrap(hits, held_out.teacher_hits, judged)
         return ProxyScore(
             loss=float(losses.sum() / held_out.answers.sum()),
             quality=quality[0],
@@ -279,13 +279,13 @@ def divergence(model: PreTrainedModel, held_out: HeldOut) -> float:
 
 
 def bootstrap(
-    hits: NDArray[np.int64], teacher_hits: NDArray[np.int64], answers: NDArray[np.int64]
+    hits: NDArray[np.int64], teacher_hits: NDArray[np.int64], judged: NDArray[np.int64]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """(value, low, high) of accuracy and of retention, resampling chunks, student and teacher together; 90 %
     intervals."""
     rows = np.random.default_rng(0).integers(0, len(hits), (RESAMPLES, len(hits)))
     resampled, teacher = hits[rows].sum(1), teacher_hits[rows].sum(1)
-    accuracy = resampled / np.maximum(answers[rows].sum(1), 1)
+    accuracy = resampled / np.maximum(judged[rows].sum(1), 1)
     retention = resampled / np.maximum(teacher, 1)
 
     def interval(value: float, samples: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -293,6 +293,6 @@ def bootstrap(
         return value, float(low), float(high)
 
     return (
-        interval(float(hits.sum() / answers.sum()), accuracy),
+        interval(float(hits.sum() / judged.sum()), accuracy),
         interval(float(hits.sum() / max(1, teacher_hits.sum())), retention),
     )

@@ -26,6 +26,10 @@ FEWEST = 20  # rows of a split
 LABEL_COLUMN = "label"  # that is looked for unasked
 UNLABELLED = -1  # answer that nobody has given: the teacher's own counts
 NO_ANSWER = -100  # where nothing is asked; losses of PyTorch leave it out
+GAPS = ("", "nan", "None")  # what a label that nobody has given reads as
+BESIDE = "\x1f"  # between the two texts of a pair; Unicode's unit separator
+SCORE = 10**6  # what 1 of a pair's score is kept as
+NO_SCORE = -(2**63)  # of a pair that nobody has judged, and of a text that is none of one
 FORMS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 AT_ONCE = 2048  # texts that go to a tokenizer together: what it gives back takes a hundred times their room
 
@@ -75,15 +79,36 @@ def tagged_texts(
     return split_rows(data, held_out, rows)
 
 
-def lone_texts(data: Path, held_out: Path | None, text_column: str) -> Corpus:
-    """Texts without answers; arguments and errors as of `labelled_texts`."""
+def sentences(data: Path, held_out: Path | None, text_column: str, label_column: str) -> Corpus:
+    """Texts that are near each other or not: those of one label are, where there are labels. Two columns, as
+    "first,second", are pairs of texts, joined by `BESIDE`, whose label says how near, in `SCORE`ths; arguments and
+    errors as of `labelled_texts`."""
+    numbers: dict[str, int] = {}
 
     def rows(path: Path) -> Iterable[tuple[str, int]]:
-        for text, _ in table(path, text_column, None):
-            if isinstance(text, str) and text.strip():
-                yield text, UNLABELLED
+        for row, (text, label) in enumerate(table(path, text_column, label_column, pairs=True), start=1):
+            texts = text if isinstance(text, tuple) else (text,)
+            if not all(isinstance(one, str) and one.strip() for one in texts):
+                continue
+            if str(label) in GAPS:
+                number = UNLABELLED if len(texts) == 1 else NO_SCORE
+            elif len(texts) == 1:
+                number = numbers.setdefault(str(label), len(numbers))
+            else:
+                number = _score(label, path, row)
+            yield BESIDE.join(one.replace(BESIDE, " ") for one in texts), number
 
     return split_rows(data, held_out, rows)
+
+
+def _score(label: Any, path: Path, row: int) -> int:
+    try:
+        return round(SCORE * float(label))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path}, row {row}: the label of a pair is a number, which says how near its texts are; got "
+            f"{str(label)[:40]!r}"
+        ) from error
 
 
 def draw_texts(
@@ -204,7 +229,7 @@ def class_of(label: Any, names: Mapping[str, int], path: Path, row: int) -> int:
     given = str(label) if str(label) in names else str(label).removesuffix(".0")  # as a column with gaps has 1
     if given in names:
         return names[given]
-    if label is None or given in ("", "nan", "None"):
+    if given in GAPS:
         return UNLABELLED
     numbers = {str(number): number for number in names.values()}
     if given in numbers and not any(name in numbers for name in names):
@@ -223,19 +248,24 @@ def _as_list(cell: Any) -> list[Any]:
     return list(cell) if isinstance(cell, (list, tuple, np.ndarray)) else []
 
 
-def table(path: Path, text_column: str, label_column: str | None) -> Iterable[tuple[Any, Any]]:
-    """(text, label) of each row; None for a label where there is no column, or none of the usual name."""
+def table(path: Path, text_column: str, label_column: str | None, pairs: bool = False) -> Iterable[tuple[Any, Any]]:
+    """(text, label) of each row; None for a label where there is no column, or none of the usual name. Of two columns,
+    where `pairs` may be, a text is a tuple."""
     table = _read(path)
-    asked = {"--text-column": text_column}
+    columns = text_column.split(",") if pairs and text_column not in table else [text_column]
+    if len(columns) > 2:
+        raise DataError(f"--text-column names one column, or the two of a pair; got {text_column!r}")
+    asked = [("--text-column", column) for column in columns]
     if label_column not in (None, LABEL_COLUMN):
-        asked["--label-column"] = label_column
-    for option, column in asked.items():
+        asked.append(("--label-column", label_column))
+    for option, column in asked:
         if column not in table:
             raise DataError(
                 f"{path} has no column {column!r} (have: {', '.join(map(str, table))}); name it with {option}"
             )
     given = table[label_column] if label_column in table else [None] * len(table)
-    return zip(table[text_column], given, strict=True)
+    texts = zip(*(table[column] for column in columns), strict=True) if len(columns) > 1 else table[text_column]
+    return zip(texts, given, strict=True)
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
 TOKENS = 2**23  # whose likeliest continuations are kept at most: 1 GiB, 1.6 of a vocabulary over 65,536
 STATISTICS_CHUNKS = 192
-FORMAT = f"{__version__}, 5"  # of what is kept and of how scores come about; what an earlier one has left is not read
+FORMAT = f"{__version__}, 6"  # of what is kept and of how scores come about; what an earlier one has left is not read
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
 
 
@@ -75,16 +75,22 @@ class HeldOut:
         asked: NDArray[np.int64] = (self.labels != NO_ANSWER).sum(1)
         return asked
 
+    def hits(self, best: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How many of the answers `best`, [chunks, answers], are right, and of how many that are judged, [chunks]
+        each."""
+        right, judged = self.objective.hits(self.chunks, self.labels, best)
+        return (right & judged).sum(1), judged.sum(1)
+
     @cached_property
     def teacher_hits(self) -> NDArray[np.int64]:
         """Answers that the teacher gets right, [chunks]."""
-        hits: NDArray[np.int64] = (self.outputs.best() == self.labels).sum(1)
-        return hits
+        return self.hits(self.outputs.best())[0]
 
     @property
     def teacher_quality(self) -> float:
         """The share of them."""
-        return float(self.teacher_hits.sum() / self.answers.sum())
+        hits, judged = self.hits(self.outputs.best())
+        return float(hits.sum() / judged.sum())
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class Workshop:
         self._further = [load_further(folder, self.teacher) for folder in spec.recipe.teachers]
         check_teachers(spec, self.teacher, self._further)
         corpus = self.teacher.objective.read(spec)
-        check_labels(spec, corpus)
+        check_labels(spec, corpus, task_of(self.teacher.model.config))
         self.corpus, self.text = corpus.name, corpus.digest
         settings = msgspec.json.encode(
             (

@@ -1,18 +1,22 @@
 """Metrics of a task's own field, against what they are by definition."""
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from hwsearch.distill.job import Job, TaskSpec
 from hwsearch.distill.metrics import metrics_of
+from hwsearch.distill.objectives.tags import entities
 from hwsearch.distill.recipe import Recipe
-from hwsearch.distill.rows import NO_ANSWER
+from hwsearch.distill.rows import NO_ANSWER, sentences
 from hwsearch.distill.task import Workshop
 from hwsearch.distill.workers import Workers
+from hwsearch.errors import DataError
 from hwsearch.search.trainer import result_of
 from tests.checkpoints import save_checkpoint
 
@@ -72,3 +76,88 @@ def test_metrics_come_with_what_is_judged_on_report(tmp_path: Path, tiny_teacher
     assert score.metrics == score.teacher_metrics
     assert score.metrics["agreement"] == 1.0
     assert score.metrics["perplexity"] > 1
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ("O B-A I-A O", {(1, 3, "A")}),
+        ("B-A B-A I-A", {(0, 1, "A"), (1, 3, "A")}),
+        ("I-A I-B I-B", {(0, 1, "A"), (1, 3, "B")}),  # as older files have it
+        ("B-A I-B", {(0, 1, "A"), (1, 2, "B")}),
+        ("S-A B-A E-A U-B L-B", {(0, 1, "A"), (1, 3, "A"), (3, 4, "B"), (4, 5, "B")}),
+        ("B-A-B I-A-B", {(0, 2, "A-B")}),
+        ("O A ", set()),
+    ],
+)
+def test_entities_are_read_from_tags(tags: str, found: set[tuple[int, int, str]]) -> None:
+    assert entities(tags.split(" ")) == found
+
+
+def test_entities_count_whole(tmp_path: Path, text_file: Path) -> None:
+    names = ("O", "B-thing", "I-thing")
+    teacher = save_checkpoint(tmp_path / "tags", "bert tags", text_file)
+    config = json.loads((teacher / "config.json").read_text())
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    (teacher / "config.json").write_text(json.dumps({**config, **labels}))
+    path = tmp_path / "tagged.jsonl"
+    rows = [{"tokens": ["the", f"x{i}", "y", "is"], "tags": ["O", "B-thing", "I-thing", "O"]} for i in range(400)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    workshop = Workshop(spec_of(teacher, path, text_column="tokens", label_column="tags"))
+    report = workshop.task.report
+
+    def f1(best: np.ndarray) -> float:
+        return metrics_of(workshop.teacher, workshop.teacher.model, report, best)["entity F1"]
+
+    assert f1(report.labels) == 1.0
+    half = report.labels.copy()
+    half[: len(half) // 2] = np.where(half[: len(half) // 2] == 2, 0, half[: len(half) // 2])  # cut short
+    assert f1(half) == pytest.approx(0.5)
+    assert f1(np.where(report.labels == 1, 2, report.labels)) == 1.0  # one begins where none was
+    assert f1(np.zeros_like(report.labels)) == 0.0
+
+
+def test_a_text_of_the_same_label_is_right(tmp_path: Path, text_file: Path) -> None:
+    teacher = save_checkpoint(tmp_path / "teacher", "bert embeds", text_file)
+    path = tmp_path / "texts.csv"
+    words = ("def", "class", "return")
+    rows = [f"{words[i % 3]} number {i},{words[i % 3]}" for i in range(600)]
+    path.write_text("\n".join(["text,label", *rows, "alone,other"]))
+    report = Workshop(spec_of(teacher, path)).task.report
+    said = report.outputs.best()
+    hits, judged = report.hits(said)
+    classes = report.chunks[:, -2]
+    group = classes[:128] if len(classes) > 128 else classes
+    assert judged.tolist() == [int((group == one).sum() > 1) for one in classes]
+    assert hits.tolist() == [int(classes[best] == own) for best, own in zip(said[:, 0], classes, strict=True)]
+    assert 0 < report.teacher_quality < 1
+    # Without labels the teacher is right.
+    path.write_text("\n".join(["text", *(row.split(",")[0] for row in rows)]))
+    assert Workshop(spec_of(teacher, path)).task.report.teacher_quality == 1.0
+
+
+def test_pairs_are_judged_by_rank(tmp_path: Path, text_file: Path) -> None:
+    teacher = save_checkpoint(tmp_path / "teacher", "bert embeds", text_file)
+    path = tmp_path / "pairs.csv"
+    rows = [f"def {i} return,def {i * i % 97} class,{i % 7 / 2}" for i in range(400)]
+    path.write_text("\n".join(["one,other,score", *rows, "def,class,"]))
+    workshop = Workshop(spec_of(teacher, path, text_column="one,other", label_column="score"))
+    report, model = workshop.task.report, workshop.teacher.model
+    vectors = report.outputs.arrays()["vectors"].astype(float)
+    first, second = np.split(vectors, 2)
+    given = report.chunks[: len(first), -1] / 1e6
+    expected = spearmanr((first * second).sum(1), given).statistic
+    assert metrics_of(workshop.teacher, model, report, report.outputs.best())["Spearman"] == pytest.approx(
+        expected, abs=1e-2
+    )
+    # Each row stands beside its own partner, with their own score.
+    scores = {(one, other): float(score) for one, other, score in (row.split(",") for row in rows)}
+    read, ids = workshop.teacher.processor, workshop.teacher.objective.ids(report.chunks)
+    texts = [read.decode(row[row != 0]) for row in ids]
+    for one, other, score in zip(*np.split(np.array(texts), 2), given, strict=True):
+        assert scores[str(one), str(other)] == score
+    path.write_text("\n".join(["one,other,score", *rows, "def,class,near"]))
+    with pytest.raises(DataError, match=r"row 401: the label of a pair is a number, .*; got 'near'"):
+        sentences(path, None, "one,other", "score")
+    with pytest.raises(DataError, match="no column 'another'"):
+        sentences(path, None, "one,another", "score")

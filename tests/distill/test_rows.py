@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from hwsearch.distill.data import SPLITS
-from hwsearch.distill.rows import UNLABELLED, class_of, labelled_texts, lone_texts, tagged_texts
+from hwsearch.distill.rows import UNLABELLED, class_of, labelled_texts, sentences, tagged_texts
 from hwsearch.errors import DataError
 
 NAMES = {"red": 0, "green": 1, "blue": 2}
@@ -112,7 +112,7 @@ def test_a_table_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
 def test_texts_may_stand_a_line_each(tmp_path: Path) -> None:
     path = tmp_path / "texts.txt"
     path.write_text("".join(f"a text of number {i}\n\n" for i in range(400)))
-    for corpus in (lone_texts(path, None, "text"), labelled_texts(path, None, "text", "label", NAMES)):
+    for corpus in (sentences(path, None, "text", "label"), labelled_texts(path, None, "text", "label", NAMES)):
         assert corpus.labels is not None
         assert sum(len(corpus.texts[split]) for split in SPLITS) == 400
         assert {label for split in SPLITS for label in corpus.labels[split]} == {UNLABELLED}

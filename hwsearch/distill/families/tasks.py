@@ -38,7 +38,7 @@ TASKS: Mapping[TaskName, Kind] = {
     "fill-mask": Kind("lm", "AutoModelForMaskedLM", "masked-token accuracy"),
     "text-classification": Kind("classify", "AutoModelForSequenceClassification", "accuracy"),
     "token-classification": Kind("span", "AutoModelForTokenClassification", "accuracy of a word's tag"),
-    "sentence-similarity": Kind("none", "AutoModel", "agreement on the nearest of up to 128 texts"),
+    "sentence-similarity": Kind("none", "AutoModel", "accuracy of the nearest of up to 128 texts"),
     "image-classification": Kind("classify", "AutoModelForImageClassification", "accuracy"),
 }
 assert set(TASKS) == set(get_args(TaskName))

@@ -1,4 +1,5 @@
-"""A sentence encoder says which texts are near each other. Rows are token ids and a column that nothing stands in.
+"""A sentence encoder says which texts are near each other. Rows are token ids, and in the last two columns the text's
+label and, of one of a pair, how near its other text is.
 
 What a student is asked of a text is the teacher's distribution over the other texts of the batch, a softmax of their
 cosines: relations between samples (Park et al. 2019, arXiv:1904.05068), which need no layer between embeddings of
@@ -11,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
 from hwsearch.distill.data import Corpus
 from hwsearch.distill.objectives.classes import Padded, files_of
 from hwsearch.distill.objectives.objective import Inputs, products
-from hwsearch.distill.objectives.outputs import TEMPERATURE, Outputs, Vectors, nearness
-from hwsearch.distill.rows import draw_texts, lone_texts
+from hwsearch.distill.objectives.outputs import TEMPERATURE, Outputs, Vectors, judged_together, nearness
+from hwsearch.distill.rows import BESIDE, NO_SCORE, SCORE, UNLABELLED, draw_texts, places, sentences
 from hwsearch.errors import TeacherError
 from hwsearch.files import pretty, read_as, read_json, write_text
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -61,16 +62,59 @@ class Neighbours(Padded):
         self.pooling = pooling
 
     def read(self, spec: TaskSpec) -> Corpus:
-        """Texts alone."""
-        return lone_texts(*files_of(spec, "a sentence encoder"), spec.text_column)
+        """Texts, or pairs of them."""
+        return sentences(*files_of(spec, "a sentence encoder"), spec.text_column, spec.label_column)
 
     def draw(self, texts: Any, labels: Any, count: int, sequence: int, seed: int | None) -> NDArray[np.int64]:
-        """Each text a row."""
-        return draw_texts(texts, labels, self.tokenizer, count, sequence, seed)
+        """Each text a row; of pairs first the one half, then the other, so that few are judged beside their own."""
+        if not any(BESIDE in text for text in texts):
+            rows = draw_texts(texts, labels, self.tokenizer, count, sequence, seed)
+            return np.pad(rows, ((0, 0), (0, 1)), constant_values=NO_SCORE)
+        drawn = places(len(texts), max(1, count // 2), seed)
+        halves = zip(*(texts[place].split(BESIDE) for place in drawn), strict=True)
+        every = [text for half in halves for text in half]
+        rows = draw_texts(every, [UNLABELLED] * len(every), self.tokenizer, len(every), sequence, None)
+        return np.column_stack([rows, np.tile(np.asarray(labels, np.int64)[drawn], 2)])
+
+    def ids(self, chunks: Any) -> Any:
+        """All but the last two."""
+        return chunks[:, :-2]
 
     def labels(self, chunks: Any) -> Any:
-        """What nobody knows but the teacher."""
-        return chunks[:, -1:]
+        """Which text is the nearest, nobody knows but the teacher."""
+        return 0 * chunks[:, -1:] + UNLABELLED
+
+    def hits(
+        self, chunks: NDArray[np.int64], labels: NDArray[np.int64], best: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """A text of the same label is right, of those that stand beside any; without labels the teacher's nearest."""
+        classes = chunks[:, -2]
+        right, judged = np.zeros_like(labels, bool), np.zeros_like(labels, bool)
+        for rows in judged_together(len(chunks)):
+            own = classes[rows]
+            others = (own[:, None] == own).sum(1) > 1
+            judged[rows, 0] = others & (own != UNLABELLED)
+            right[rows, 0] = own[best[rows, 0]] == own
+        return (right, judged) if judged.any() else super().hits(chunks, labels, best)
+
+    def scores(self, chunks: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """How near the texts of each pair are said to be, [pairs]; NaN where nobody has said. None where there are no
+        pairs."""
+        given = chunks[: len(chunks) // 2, -1]
+        if (given == NO_SCORE).all():
+            return None
+        return np.where(given == NO_SCORE, np.nan, given / SCORE)
+
+    def nearness_of_pairs(self, model: PreTrainedModel, chunks: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Cosines of the texts of each pair by a model, [pairs]."""
+        with torch.inference_mode():
+            parts = [
+                self.answer(model, self.inputs(torch.from_numpy(chunks[rows]).to(model.device))).cpu()
+                for rows in judged_together(len(chunks))
+            ]
+        first, second = torch.cat(parts).double().chunk(2)
+        found: NDArray[np.float64] = (first * second).sum(1).numpy()
+        return found
 
     def answer(self, model: PreTrainedModel, inputs: Inputs) -> Tensor:
         """Vectors of unit length, [rows, width]."""

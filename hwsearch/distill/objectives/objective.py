@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hwsearch.distill.losses import kl
 from hwsearch.distill.objectives.outputs import Outputs, TopK
+from hwsearch.distill.rows import NO_ANSWER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +68,18 @@ class Objective(Protocol):
         nothing is asked."""
         ...
 
+    def hits(
+        self, chunks: NDArray[np.int64], labels: NDArray[np.int64], best: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which answers of a held-out set are right, and which are judged, [rows, answers] each.
+
+        Args:
+            chunks: of the whole set.
+            labels: what is to be said.
+            best: what was said.
+        """
+        ...
+
     def inputs(self, chunks: Tensor) -> Inputs:
         """What a model is given of some rows."""
         ...
@@ -120,6 +133,15 @@ class Plain:
     def lengths(self, chunks: NDArray[np.int64]) -> NDArray[np.int64] | None:  # noqa: ARG002
         """Every row is full."""
         return None
+
+    def hits(
+        self,
+        chunks: NDArray[np.int64],  # noqa: ARG002
+        labels: NDArray[np.int64],
+        best: NDArray[np.int64],
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """What is the same, wherever something is asked."""
+        return best == labels, labels != NO_ANSWER
 
     def blank(self, batch: int, sequence: int) -> Inputs:
         """The first token again and again."""
