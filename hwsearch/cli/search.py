@@ -174,6 +174,11 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
                         f"{lone.workload.sequence} tokens: launching its kernels takes more. {wishes.workload.batch} "
                         "sequences at once are searched for; --batch says how many"
                     )
+            if workers.few:
+                progress.say(
+                    f"{workers.count} students are trained at once: memory holds no more copies of the teacher in "
+                    f"{spec.teacher_dtype}. All share one in the floats that it is stored in: --teacher-dtype"
+                )
             progress.say(f"workload: {wishes.workload}, {wishes.workload.tokens:,} tokens")
             if options["steps"] == "auto":
                 wishes = measured_steps(wishes, result_of(workers.open()).subject, progress)

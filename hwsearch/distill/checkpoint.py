@@ -7,11 +7,10 @@ back when it needs it. In other floats every process has a copy of its own.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import torch
 
 from hwsearch.distill.families import attention_of, image_of, task_of, tasks_of
 from hwsearch.distill.families.tasks import TASKS
@@ -46,6 +45,8 @@ class Checkpoint(NamedTuple):
         Raises:
             TeacherError: no checkpoint there, a broken one, or one of a family or for a task that is not supported.
         """
+        import torch
+
         _quiet()
         folder = self.folder
         if not (folder / "config.json").is_file():
@@ -84,6 +85,7 @@ class Checkpoint(NamedTuple):
         Args:
             placing: where its weights go, and in eight bits, as `from_pretrained` has it.
         """
+        import torch
         import transformers
 
         folder = self.folder
@@ -119,6 +121,22 @@ class Checkpoint(NamedTuple):
             )
         whole: PreTrainedModel = model.eval().requires_grad_(False)
         return whole
+
+    def own_bytes(self) -> int:
+        """What every process has of the weights for itself: all that are not stored in the floats that are asked for;
+        0 where that cannot be told."""
+        from safetensors import SafetensorError, safe_open
+
+        size, kind = (2, {"bfloat16": "BF16", "float16": "F16"}.get(self.dtype)) if "16" in self.dtype else (4, "F32")
+        found = 0
+        try:
+            for path in self.folder.glob("*.safetensors") if self.dtype != "int8" else ():
+                with safe_open(path, framework="np") as file:
+                    parts = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 - no mapping
+                    found += sum(size * math.prod(part.get_shape()) for part in parts if part.get_dtype() != kind)
+        except (OSError, SafetensorError):  # told once it is read
+            return 0
+        return found
 
     def _processor(self, sees: bool) -> Any:
         """The tokenizer of a checkpoint, or the image processor of one that sees images."""

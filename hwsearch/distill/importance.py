@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TINY = 1e-12
+MOMENTS = 4 * 2**30  # bytes; where units do not take over for others, a student begins a few percent further off
 EXPLAINED = 0.99  # of the variance of feed-forward activations
 
 
@@ -37,7 +38,7 @@ class Importance:
         stream: second moments of what reads the residual stream (`Family.reads`), by the module's name, [width, width];
             divided by its root mean square where a norm does so, trace = width.
         attention, feed_forward: second moments of the inputs of the output projections, a layer each, [channels,
-            channels].
+            channels]; [0, 0] of feed-forward parts that would take more than `MOMENTS` together.
         channels: importance of the channels of the residual stream and of what is pooled of it, by axis, [width]; empty
             for families that rotate.
     """
@@ -99,19 +100,20 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
                     if name.startswith("attention"):
                         products = products.unflatten(-1, (heads, -1)).sum(-1)
                     add(f"taylor.{name}", products.abs().sum(0))
-                add(name, x.T @ x)
+                if not name.startswith("feed_forward") or 4 * len(layers) * x.shape[1] ** 2 <= MOMENTS:
+                    add(name, x.T @ x)
             inputs.clear()
     finally:
         for handle in handles:
             handle.remove()
-    tokens = chunks[:, :-1].numel()
+    tokens, nothing = chunks[:, :-1].numel(), torch.zeros((0, 0))
     every = range(len(layers))
     return Importance(
         heads=torch.stack([sums[f"taylor.attention.{i}"] for i in every]),
         ffn=torch.stack([sums[f"taylor.feed_forward.{i}"] for i in every]),
         stream={name: sums[name] / tokens for name in streams},
         attention=tuple(sums[f"attention.{i}"] / tokens for i in every),
-        feed_forward=tuple(sums[f"feed_forward.{i}"] / tokens for i in every),
+        feed_forward=tuple(sums.get(f"feed_forward.{i}", nothing) / tokens for i in every),
         channels={axis: sums[f"taylor.{axis}"] for axis in set(axes.values()) if not family.rotates},
     )
 

@@ -211,7 +211,8 @@ def _moments(axis: str, position: int, origin: str, importance: Importance, fami
     if axis in ("head", "ffn"):
         layer, _ = family.place(origin)
         assert layer is not None
-        return (importance.attention if axis == "head" else importance.feed_forward)[layer]
+        moments = (importance.attention if axis == "head" else importance.feed_forward)[layer]
+        return moments if moments.numel() else None
     read = family.read_by(origin)
     return None if read is None else importance.stream[read]
 

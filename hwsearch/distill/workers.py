@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import psutil
 
 from hwsearch.architecture import Architecture
+from hwsearch.distill.checkpoint import Checkpoint
 from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec, work_of
 from hwsearch.errors import RunError, TrainingError
 
@@ -30,6 +32,7 @@ T = TypeVar("T")
 SAMPLE = 32  # chunks that a student as it is cut out is looked at on
 PATIENCE = 2.0  # seconds for processes to end by themselves
 MOST = 8  # processes; each holds a teacher and its outputs
+ROOM = 0.5  # of the memory that is there, for copies of the teacher
 
 
 class Workers:
@@ -37,12 +40,18 @@ class Workers:
 
     Args:
         spec: of the task.
-        count: processes; by default one a GPU, and where there is none one a core.
+        count: processes; by default one a GPU, and where there is none one a core, as far as memory holds a teacher for
+            each.
+
+    Attributes:
+        few: processes are fewer than that for lack of memory.
     """
 
     def __init__(self, spec: TaskSpec, count: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        self.count = min(count or gpus() or cores, MOST)
+        wanted = min(count or gpus() or cores, MOST)
+        self.count = min(wanted, _held(spec))
+        self.few = self.count < wanted
         context = multiprocessing.get_context("spawn")
         self._done, numbers = context.Value("d", 0.0), context.Value("i", 0)
         arguments = (spec, max(1, cores // self.count), self._done, numbers)
@@ -88,6 +97,14 @@ class Workers:
 _workshop: Any = None
 _counter: Any = None
 _device = "cpu"
+
+
+def _held(spec: TaskSpec) -> int:
+    """How many processes memory holds the teacher's weights for."""
+    if not spec.teacher:
+        return MOST
+    own = Checkpoint(Path(spec.teacher), dtype=spec.teacher_dtype).own_bytes()
+    return max(1, int(ROOM * psutil.virtual_memory().available / own)) if own else MOST
 
 
 def gpus() -> int:

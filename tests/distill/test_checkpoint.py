@@ -13,10 +13,12 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
+from hwsearch.distill import workers
 from hwsearch.distill.job import Moved, TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.task import Workshop
 from hwsearch.distill.teacher import load_teacher
+from hwsearch.distill.workers import Workers
 from hwsearch.errors import TeacherError
 from hwsearch.export.huggingface import write_huggingface
 from hwsearch.export.student import TrainedStudent
@@ -137,14 +139,25 @@ def mapped(folder: Path) -> bool:
     return any(Path(part.path) == folder / "model.safetensors" for part in psutil.Process().memory_maps())
 
 
-def test_weights_in_their_own_floats_are_mapped(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_weights_in_their_own_floats_are_mapped(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "mapped"
     shutil.copytree(tiny_teacher, folder)
     other = load_teacher(str(folder), dtype="bfloat16")
     assert not mapped(folder)
+    assert other.checkpoint.own_bytes() == 2 * other.model.num_parameters()
     own = load_teacher(str(folder))
     assert mapped(folder)
+    assert own.checkpoint.own_bytes() == 0
     assert other.digest != own.digest
+    # Without room for a copy each, processes are fewer; one there is always.
+    spec = TaskSpec(str(folder), teacher_dtype="bfloat16")
+    monkeypatch.setattr(workers, "ROOM", 3 * other.checkpoint.own_bytes() / psutil.virtual_memory().total)
+    few = Workers(spec, 8)
+    assert few.count in (1, 2)
+    assert few.few
+    assert Workers(replace(spec, teacher_dtype="float32"), 8).count == 8
 
 
 def test_a_teacher_may_answer_in_eight_bits(tiny_teacher: Path, text_file: Path) -> None:

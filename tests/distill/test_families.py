@@ -13,6 +13,7 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
+from hwsearch.distill import importance as importance_module
 from hwsearch.distill.families import FAMILIES, architecture_of, family_of
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import TaskSpec
@@ -22,7 +23,7 @@ from hwsearch.distill.objectives.masked_token import MaskedToken
 from hwsearch.distill.objectives.neighbours import Neighbours, pooling_of
 from hwsearch.distill.objectives.next_token import NextToken
 from hwsearch.distill.objectives.tags import Tags
-from hwsearch.distill.rows import NO_ANSWER, UNLABELLED
+from hwsearch.distill.rows import NO_ANSWER, NO_SCORE, UNLABELLED
 from hwsearch.distill.student import StudentPlan, build_student, random_student, with_layers
 from hwsearch.distill.teacher import Teacher, load_teacher
 from hwsearch.errors import ArchitectureError, TeacherError
@@ -61,6 +62,7 @@ def random_chunks(objective: type) -> torch.Tensor:
     found[:, -1] %= 3
     if objective is Neighbours:
         found[:, -1] = UNLABELLED
+        return torch.nn.functional.pad(found, (0, 1), value=NO_SCORE)
     return found
 
 
@@ -163,6 +165,20 @@ def test_an_encoder_shares_its_width_among_its_heads(tiny_classifier: Path) -> N
     importance = measure_importance(teacher.model, teacher.objective, chunks)
     with pytest.raises(ArchitectureError, match="shares its width among the heads: 4 of 16 channels are not 80"):
         build_student(teacher.model, StudentPlan(shape(teacher, width=80, heads=4), (0, 1, 2)), importance)
+
+
+def test_large_feed_forward_parts_do_not_take_over(tiny_classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their moments would take more memory than the teacher."""
+    teacher, chunks = load_teacher(str(tiny_classifier)), random_chunks(Classes)
+    plan = StudentPlan(shape(teacher, ffn=64), (0, 1, 2))
+    with_moments = measure_importance(teacher.model, teacher.objective, chunks)
+    monkeypatch.setattr(importance_module, "MOMENTS", 4 * 3 * 128**2 - 1)
+    without = measure_importance(teacher.model, teacher.objective, chunks)
+    assert [part.numel() for part in without.feed_forward] == [0, 0, 0]
+    assert torch.equal(without.ffn, with_moments.ffn)
+    one, other = (build_student(teacher.model, plan, found).state_dict() for found in (with_moments, without))
+    unlike = {name.partition("layer.")[2][2:] for name in one if not torch.equal(one[name], other[name])}
+    assert unlike == {"output.dense.weight"}
 
 
 def test_padding_changes_nothing(tiny_classifier: Path) -> None:
