@@ -10,6 +10,7 @@ import click
 from hwsearch.cli.files import moved_files
 from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.progress import Progress
+from hwsearch.cli.types import Positive
 from hwsearch.distill.job import Moved
 from hwsearch.distill.recipe import names, read_recipe
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--steps", type=click.IntRange(30), help="In all, the rate falling in the last third; by default as many as pay."
 )
+@click.option("--minutes", type=Positive(), help="That training may take; ends sooner where longer no longer pays.")
 @click.option(
     "--recipe", "recipe_name", help=f"A TOML file, or one that comes with hwsearch: {', '.join(names())}.", default=None
 )
@@ -34,6 +36,7 @@ def distill(
     folder: Path,
     trial: int | None,
     steps: int | None,
+    minutes: float | None,
     recipe_name: str | None,
     to: Path,
     moved: Moved,
@@ -58,6 +61,8 @@ def distill(
     from hwsearch.search.trainer import complete, result_of
     from hwsearch.units import format_ms
 
+    if steps is not None and minutes is not None:
+        raise click.UsageError("--steps and --minutes exclude each other")
     run = finished(folder, trial, moved)
     refuse(to)
     recipe = run.spec.recipe
@@ -78,7 +83,7 @@ def distill(
             facts = complete(workers, facts, progress)
             stages, states = spec.recipe.before_last, kept / facts.digest
             work = Distillation(run.architecture, workers, states, progress, stages=stages, rate=run.rate)
-            score, state = work.run(steps)
+            score, state = work.run(steps, minutes)
             progress.say("exporting, and measuring where the runtime is at hand")
             shape = (run.workload.batch, run.workload.sequence)
             where = (to, run.target.runtime, shape, run.target.threads, True)
@@ -100,6 +105,7 @@ def distill(
         "parity": parity,
         "recipe": {"name": recipe_name or "answers", "source": recipe.source or read_recipe("answers").source},
         "assistants": assistants,
+        "state": str(state.relative_to(folder)),
         "folder": str(to) if failure is None else None,
     }
     write_text(folder / "distilled.json", pretty(document))

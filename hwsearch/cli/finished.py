@@ -77,7 +77,7 @@ def export(
     run = finished(folder, trial, moved)
     refuse(to)
     with Progress() as progress:
-        progress.say(f"trial {run.trial}: {run.architecture.id}")
+        progress.say(f"trial {run.trial}: {run.architecture.id}, as {_trained(run)}")
         parity = _write(run, to, form, static, progress)
     document = {"trial": run.trial, "architecture": run.architecture.to_json(), "format": form, "folder": str(to)}
     if as_json:
@@ -89,6 +89,12 @@ def export(
         console().print(
             f"{name} computes what was trained: {found.kl:.1e} nats away on {found.answers} held-out answers{rounding}"
         )
+
+
+def _trained(run: Finished) -> str:
+    if run.distilled:
+        return f"distilled fully, {run.distilled} steps"
+    return "trained in the search; hwsearch distill trains it fully"
 
 
 def _write(

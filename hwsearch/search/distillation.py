@@ -56,11 +56,12 @@ class Distillation:
         self._states, self._begun, self._stages = folder / architecture.digest, 0.0, stages
         self._rate = rate
 
-    def run(self, steps: int | None = None) -> tuple[ProxyScore, Path]:
+    def run(self, steps: int | None = None, minutes: float | None = None) -> tuple[ProxyScore, Path]:
         """Train; the score on *report* with the curve on *select*, and the student's state.
 
         Args:
             steps: in all, a third of them with the rate falling; by default as many as pay.
+            minutes: that training may take, the trial of rates apart, as its first steps tell.
 
         Raises:
             RunError: the recipe's last stage would not begin before the rate falls.
@@ -69,16 +70,17 @@ class Distillation:
             self._suit()
         self._begun = self.trainer.work_done
         self.progress.stage("distillation", 1.0)
-        name, constant = (
-            ("constant", self._pays()) if steps is None else (f"constant-{steps}", round(steps / (1 + FALL)))
-        )
+        if steps is None:
+            name, begun, constant = "constant", "pace", self._pays(MOST if minutes is None else self._within(minutes))
+        else:
+            name, begun, constant = f"constant-{steps}", None, round(steps / (1 + FALL))
         if constant <= self._stages:
             raise RunError(
                 f"the recipe's last stage begins after {self._stages} steps, and the rate falls from {constant} on; "
                 f"give more than {round((self._stages + 1) * (1 + FALL))} --steps"
             )
         steps = steps or round(constant * (1 + FALL))
-        self._train(name, constant, steps)
+        self._train(name, constant, steps, begun)
         self._train(f"{constant}-{steps}", steps, steps, name, constant)
         score = self._train(f"{constant}-{steps}", steps, steps, name, constant, "report")
         return score, self._state(f"{constant}-{steps}")
@@ -99,17 +101,27 @@ class Distillation:
         self._rate = best(losses)
         self.progress.say(told(losses, TRIED))
 
-    def _pays(self) -> int:
-        """Steps at a constant rate after which doubling them has come to pay little."""
+    def _within(self, minutes: float) -> int:
+        """Steps at a constant rate that leave time for those that follow, at the pace of the first."""
+        first = self._train("pace", MARK, MARK)
+        steps = round(60 * minutes / (first.seconds / first.steps) / (1 + FALL))
+        self.progress.say(f"{minutes:g} minutes are about {round(steps * (1 + FALL))} steps")
+        return min(MOST, max(MARK, steps))
+
+    def _pays(self, most: int) -> int:
+        """Steps at a constant rate, `most` of them, after which doubling them has come to pay little."""
         half, gain = FIRST, 1.0
         while half < 2 * self._stages:
             half *= 2
-        while gain >= GAIN and half < MOST:
-            curve = dict(self._train("constant", 2 * half, round(2 * half * (1 + FALL))).curve)
-            gain = 1 - curve[2 * half] / curve[half]
-            half *= 2
-            self.progress.say(f"{half} steps: KL {curve[half]:.4f} on select, {gain:.1%} lower than after half of them")
-        return half
+        while gain >= GAIN and half < most:
+            until = min(2 * half, most)
+            curve = dict(self._train("constant", until, round(until * (1 + FALL)), "pace").curve)
+            gain = 1 - curve[until] / curve[half]
+            self.progress.say(
+                f"{until} steps: KL {curve[until]:.4f} on select, {gain:.1%} lower than after {half} of them"
+            )
+            half = until
+        return min(half, most)
 
     def _train(
         self,

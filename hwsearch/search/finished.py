@@ -22,7 +22,7 @@ from hwsearch.workload import Workload
 
 FIDELITY_KEYS = {"candidates", "band", "full_steps", "lengths", "baselines", "ceiling"}
 
-DISTILLED_KEYS = {"trial", "architecture", "before", "after", "latency"}
+DISTILLED_KEYS = {"trial", "architecture", "before", "after", "latency", "state"}
 
 
 def stored_summary(folder: Path) -> dict[str, Any]:
@@ -95,13 +95,14 @@ class Finished(msgspec.Struct, frozen=True):
         trial: its number.
         architecture: its own.
         latency: of the workload.
-        state: of its longest training.
+        state: of its full distillation, else of its longest training in the search.
         spec: of the task that it was trained on.
         profile, target: of the device that it was searched for.
         workload: what the latency is the time of.
         rate: at which it has learned, over the recipe's.
         weights, text: hashes of the teacher and of the text that the run was begun with.
         judged: on *report*, as it was when it was chosen; None for other trials.
+        distilled: steps of its full distillation, where there was one.
     """
 
     trial: int
@@ -116,6 +117,7 @@ class Finished(msgspec.Struct, frozen=True):
     weights: str
     text: str
     judged: dict[str, Any] | None
+    distilled: int | None
 
     def check_teacher(self, weights: str) -> None:
         """Refuse a teacher, known by its hash, that the student was not cut out of.
@@ -157,7 +159,8 @@ def finished(
         raise RunError(f"{folder} has no finished trial {trial} (have: {', '.join(map(str, sorted(found)))})")
     architecture = found[trial].architecture
     states = [state_of(folder, trial, architecture, "long"), state_of(folder, trial, architecture)]
-    state = next((path for path in states if path.is_file()), states[-1])
+    fully = _fully_trained(folder, document, trial)
+    state = fully or next((path for path in states if path.is_file()), states[-1])
     is_chosen = chosen is not None and chosen["trial"] == trial
     return Finished(
         trial=trial,
@@ -172,4 +175,14 @@ def finished(
         weights=description.weights,
         text=description.text,
         judged=chosen if is_chosen else None,
+        distilled=int(document["distilled"]["after"]["steps"]) if fully else None,
     )
+
+
+def _fully_trained(folder: Path, document: dict[str, Any], trial: int) -> Path | None:
+    """The state that `hwsearch distill` has left of a trial's student."""
+    known = document.get("distilled")
+    if known is None or known["trial"] != trial:
+        return None
+    path = (folder / known["state"]).resolve()
+    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None

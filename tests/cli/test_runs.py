@@ -260,6 +260,14 @@ def test_a_killed_distillation_ends_with_the_same_weights(
     assert "After full distillation" in (folder / "report.html").read_text()
     assert json.loads((folder / "distilled.json").read_text())["after"]["loss"] == said["after"]["loss"]
     assert (tmp_path / "first" / "tensorrt" / "build.py").is_file()
+    # Exported from then on is what was distilled, while it is there.
+    _, _, err = run("export", str(folder), "--to", str(tmp_path / "third"))
+    assert f"distilled fully, {steps} steps" in err
+    assert (tmp_path / "third" / "model.safetensors").read_bytes() == weights[0]
+    shutil.rmtree(folder / "distilled")
+    _, _, err = run("export", str(folder), "--to", str(tmp_path / "third"))
+    assert "trained in the search" in err
+    assert (tmp_path / "third" / "model.safetensors").read_bytes() != weights[0]
 
 
 def test_distilling_refuses_what_it_would_overwrite_before_it_trains(

@@ -11,7 +11,7 @@ from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.job import Job, ProxyScore
 from hwsearch.errors import TrainingError
 from hwsearch.precision import Precision
-from hwsearch.search.distillation import FALL, FIRST, GAIN, MOST, TRIED, Distillation
+from hwsearch.search.distillation import FALL, FIRST, GAIN, MARK, MOST, TRIED, Distillation
 from hwsearch.search.null import TEACHER, NullProgress, NullTrainer
 
 
@@ -51,6 +51,22 @@ def test_it_goes_on_while_doubling_pays(tmp_path: Path, power: float, constant: 
     held = [job for job in trainer.jobs if job.cool_from is None]
     assert {job.path for job in held} == {last.start}
     assert max(job.steps for job in held) == constant
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.1, 1800), (0.01, round(2 * FIRST * (1 + FALL))), (100.0, 192)])
+def test_it_takes_the_minutes_that_it_is_given(tmp_path: Path, seconds: float, steps: int) -> None:
+    class Paced(Noted):
+        def train(self, job: Job) -> Future[ProxyScore]:
+            done: Future[ProxyScore] = Future()
+            done.set_result(replace(super().train(job).result(), seconds=seconds * job.steps, steps=job.steps))
+            return done
+
+    trainer = Paced(0.02)
+    score, _ = Distillation(student(), trainer, tmp_path, NullProgress()).run(minutes=3)
+    assert score.steps == steps  # fewer where longer no longer pays, never fewer than what tells the pace
+    (pace,) = {job.path for job in trainer.jobs if job.steps == MARK and not job.start}
+    (held,) = {job.start for job in trainer.jobs if job.path.endswith("-constant.pt")}
+    assert held == pace
 
 
 def test_the_rate_falls_in_the_last_third_of_steps_that_are_named(tmp_path: Path) -> None:
