@@ -275,7 +275,7 @@ class Engine:
             )
             for r in picked
         ]
-        scores = self._train("finalists", jobs, self.plan.wishes.rungs[-1])
+        scores = self._train("finalists", jobs, [r.steps for r in picked])
         finalists = [
             scored(result, score)
             for result, score in zip(picked, scores, strict=True)
@@ -286,11 +286,17 @@ class Engine:
         return finalists
 
     def _choose(self, finalists: Sequence[Result]) -> Result | None:
-        """On *select*: the best inside the budget, or the fastest finalist that keeps what was asked for."""
+        """On *select*: the best inside the budget, or the fastest finalist that keeps what was asked for.
+
+        Some hundreds of answers do not tell near equals apart. Of finalists whose retention lies inside the best one's
+        interval, the one that is nearest to the teacher is taken: its loss is known far better.
+        """
         inside = [r for r in finalists if self.plan.holds(r.latency)]
         least = self.plan.wishes.min_quality
         if least is None:
-            return max(inside, key=lambda r: r.quality or 0.0, default=None)
+            best = max(inside, key=lambda r: r.quality or 0.0, default=None)
+            equals = [r for r in inside if best and (r.retention or 0.0) >= (best.retention_low or 0.0)]
+            return min(equals, key=lambda r: r.loss or math.inf, default=None)
         return min(
             (r for r in inside if (r.retention or 0.0) >= least), key=lambda r: r.latency.median_ms, default=None
         )
@@ -305,7 +311,7 @@ class Engine:
             rate=self.plan.rate,
             split="report",
         )
-        (score,) = self._train("the chosen student", [job], job.steps)
+        (score,) = self._train("the chosen student", [job], [job.steps])
         if isinstance(score, TrainingError):
             raise score
         return scored(chosen, score), score
@@ -341,10 +347,12 @@ class Engine:
         assert result.trial is not None
         return str(self.run.student(result.trial, result.architecture, "long"))
 
-    def _train(self, stage: str, jobs: Sequence[Job], begun: int = 0) -> list[ProxyScore | TrainingError]:
-        """Train all of them side by side, from the step `begun` on."""
+    def _train(self, stage: str, jobs: Sequence[Job], begun: Sequence[int] = ()) -> list[ProxyScore | TrainingError]:
+        """Train all of them side by side, each from the step on that it has `begun` from."""
         self.progress.stage(stage, 1.0)
-        before, work = self.trainer.work_done, sum(work_of(job.architecture, job.steps - begun) for job in jobs)
+        todo = zip(jobs, begun or [0] * len(jobs), strict=True)
+        before = self.trainer.work_done
+        work = sum(work_of(job.architecture, job.steps - start) for job, start in todo)
         futures = [self.trainer.train(job) for job in jobs]
         waiting: set[Future[ProxyScore]] = set(futures)
         while waiting:

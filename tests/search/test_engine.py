@@ -162,6 +162,44 @@ def test_the_chosen_one_lies_inside_the_budget_and_is_the_best_finalist(
     assert outcome.infeasible > 0
 
 
+def test_near_equals_are_told_apart_by_their_loss(tmp_path: Path) -> None:
+    """A few hundred answers do not."""
+
+    class Noisy(NullTrainer):
+        """Quality on *select* is that of `luck` where a student is wide."""
+
+        def __init__(self, luck: float) -> None:
+            super().__init__()
+            self.luck = luck
+
+        def train(self, job: Job) -> Future[ProxyScore]:
+            score = super().train(job).result()
+            lucky = self.luck * (job.architecture.width > 64)
+            done: Future[ProxyScore] = Future()
+            retention = 0.9 + lucky
+            done.set_result(
+                replace(
+                    score,
+                    quality=0.6 * retention,
+                    retention=retention,
+                    retention_low=retention - 0.02,
+                    retention_high=retention + 0.02,
+                )
+            )
+            return done
+
+    for luck in (0.01, -0.01):
+        _, outcome = search(tmp_path / str(luck), Noisy(luck))
+        assert outcome is not None
+        assert outcome.chosen is not None
+        assert outcome.chosen.trial == min(outcome.finalists, key=lambda r: r.loss or 1).trial
+    _, outcome = search(tmp_path / "apart", Noisy(0.05))
+    assert outcome is not None
+    assert outcome.chosen is not None
+    wide = [r for r in outcome.finalists if r.architecture.width > 64]
+    assert outcome.chosen.trial == min(wide or outcome.finalists, key=lambda r: r.loss or 1).trial
+
+
 def test_hand_made_students_are_at_the_same_latency_and_trained_alike(
     finished: tuple[Path, dict[str, Any], Outcome],
 ) -> None:
