@@ -10,12 +10,14 @@ import logging
 import math
 import os
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hwsearch.distill.families import attention_of, image_of, task_of, tasks_of
+from hwsearch.distill.families import attention_of, check_type, image_of, task_of, tasks_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import DType
 from hwsearch.errors import TeacherError
+from hwsearch.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,13 +60,14 @@ class Checkpoint(NamedTuple):
                 f"no safetensors in {folder}; pickled weights are not loaded. Save the model with save_pretrained"
             )
         try:
+            check_type(read_json(folder / "config.json").get("model_type"))
             model = self.model()
             processor = self._processor(image_of(model.config.to_dict()) is not None)
             config = model.config
         except TeacherError:
             raise
         except Exception as error:  # Transformers, safetensors and JSON raise a dozen kinds for a broken folder
-            reason = next(iter(str(error).splitlines()), "")
+            reason = shorten(str(error), 200)
             raise TeacherError(
                 f"cannot load the checkpoint {folder}: {type(error).__name__}: {reason}{self._about_code()}"
             ) from error
@@ -151,7 +154,7 @@ class Checkpoint(NamedTuple):
 
     def _about_code(self) -> str:
         """The way out, where a checkpoint brings code of its own."""
-        brings = not self.trusted and "auto_map" in (self.folder / "config.json").read_text(errors="replace")
+        brings = not self.trusted and any("auto_map" in path.read_text() for path in self.folder.glob("*config.json"))
         return ". It brings code of its own; --trust-remote-code runs it" if brings else ""
 
     @property

@@ -69,12 +69,21 @@ def tasks_of(config: PretrainedConfig) -> tuple[TaskName, ...]:
     return tuple(top.task for top in _family(config).tops.values())
 
 
-def _family(config: PretrainedConfig) -> Family:
+def check_type(model_type: object) -> Family:
+    """The family of a configuration's `model_type`.
+
+    Raises:
+        TeacherError: none that is supported.
+    """
     for family in FAMILIES:
-        if config.model_type in family.model_types:
+        if model_type in family.model_types:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise TeacherError(f"teachers are checkpoints of the types {known}; this one is a {config.model_type!r}")
+    raise TeacherError(f"teachers are checkpoints of the types {known}; this one is a {model_type!r}")
+
+
+def _family(config: PretrainedConfig) -> Family:
+    return check_type(config.model_type)
 
 
 def _top(config: PretrainedConfig) -> Top:
