@@ -90,10 +90,13 @@ class Distillation:
         self._begun = self.trainer.work_done
         self.progress.stage("learning rates", 1.0)
 
+        count = 0
+
         def loss(rate: float) -> float:
-            self._rate = rate
+            nonlocal count
+            self._rate, count = rate, count + 1
             try:
-                return self._train("tried", TRIED, 3 * TRIED, falls_from=round(TRIED / (1 + FALL))).loss
+                return self._train("tried", TRIED, max(3, count) * TRIED, falls_from=round(TRIED / (1 + FALL))).loss
             except TrainingError:  # it diverged
                 return math.inf
 
