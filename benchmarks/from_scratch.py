@@ -19,7 +19,7 @@ import torch
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
-from hwsearch.distill.task import Workshop
+from hwsearch.distill.workshop import Workshop
 from hwsearch.search.plan import RUNGS
 
 

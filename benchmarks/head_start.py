@@ -20,7 +20,8 @@ import torch
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
-from hwsearch.distill.task import Task, Workshop
+from hwsearch.distill.task import Task
+from hwsearch.distill.workshop import Workshop
 from hwsearch.precision import Precision
 from hwsearch.space import heads_share_width
 

@@ -27,7 +27,7 @@ from hwsearch.architecture import uniform_layers
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.quantise import restore
-from hwsearch.distill.task import Workshop
+from hwsearch.distill.workshop import Workshop
 from hwsearch.export.graph import onnx_model
 from hwsearch.export.onnx import texts_of, write_onnx
 from hwsearch.export.parity import compare, student_whole, whole

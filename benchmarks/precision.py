@@ -25,7 +25,7 @@ from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.quantise import quantise_parts, restore
 from hwsearch.distill.sensitivity import BATCH, estimated_losses, measured_losses
-from hwsearch.distill.task import Workshop
+from hwsearch.distill.workshop import Workshop
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision, Scheme
 from hwsearch.profiles import find_profile

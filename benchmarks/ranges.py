@@ -27,7 +27,8 @@ from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.quantise import QuantisedLinear, quantise_parts, restore
-from hwsearch.distill.task import Task, Workshop
+from hwsearch.distill.task import Task
+from hwsearch.distill.workshop import Workshop
 from hwsearch.precision import Precision, Scheme
 
 SCHEME = Scheme("static", "int8", "channel")

@@ -28,7 +28,8 @@ from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.losses import head_kl
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.quantise import on_grid
-from hwsearch.distill.task import Task, Workshop
+from hwsearch.distill.task import Task
+from hwsearch.distill.workshop import Workshop
 from hwsearch.precision import Precision
 
 SHAPES = ((2, 64, (2, 1), 160), (3, 96, (3, 3), 256), (4, 128, (4, 2), 352))

@@ -68,7 +68,7 @@ def draw(facts: Any) -> list[Candidate]:
 def workshop(seed: int) -> Any:
     import torch
 
-    from hwsearch.distill.task import Workshop
+    from hwsearch.distill.workshop import Workshop
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

@@ -101,8 +101,8 @@ def _write(
     run: Finished, to: Path, form: Literal["huggingface"] | GraphForm, static: bool, progress: Progress
 ) -> dict[str, Parity]:
     """Write an export; how near its graphs come, by file."""
-    from hwsearch.distill.task import Workshop
     from hwsearch.distill.teacher import teacher_of
+    from hwsearch.distill.workshop import Workshop
     from hwsearch.export.forms import write_graph
     from hwsearch.export.huggingface import write_huggingface
     from hwsearch.export.student import TrainedStudent

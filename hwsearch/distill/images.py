@@ -19,7 +19,8 @@ import numpy as np
 import platformdirs
 
 from hwsearch.distill.data import Corpus
-from hwsearch.distill.rows import class_of, split_rows, table
+from hwsearch.distill.rows import class_of, split_rows
+from hwsearch.distill.table import table
 from hwsearch.errors import DataError
 from hwsearch.files import read_as, read_or_drop, whole, write_text
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from hwsearch.architecture import Architecture
     from hwsearch.distill.objectives.objective import Objective
-    from hwsearch.distill.task import Workshop
+    from hwsearch.distill.workshop import Workshop
 
     Floats = NDArray[np.float64]
 

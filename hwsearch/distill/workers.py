@@ -138,7 +138,7 @@ def _start(spec: TaskSpec, threads: int, counter: Any, numbers: Any) -> None:
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    from hwsearch.distill.task import Workshop
+    from hwsearch.distill.workshop import Workshop
 
     _counter = counter
     _workshop = _Lazy(lambda: Workshop(spec, _device))

@@ -15,7 +15,7 @@ from hwsearch.export.tensorrt import write_tensorrt
 from hwsearch.precision import Precision
 
 if TYPE_CHECKING:
-    from hwsearch.distill.task import Workshop
+    from hwsearch.distill.workshop import Workshop
 
 GraphForm = Literal["onnx", "tensorrt"]
 

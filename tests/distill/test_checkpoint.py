@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from hwsearch.distill import workers
 from hwsearch.distill.job import Moved, TaskSpec
 from hwsearch.distill.proxy import Student
-from hwsearch.distill.task import Workshop
 from hwsearch.distill.teacher import load_teacher
 from hwsearch.distill.workers import Workers
+from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import TeacherError
 from hwsearch.export.huggingface import write_huggingface
 from hwsearch.export.student import TrainedStudent

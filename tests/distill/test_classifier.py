@@ -12,7 +12,7 @@ from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.recipe import Recipe, Stage
-from hwsearch.distill.task import Workshop
+from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError
 
 

@@ -18,8 +18,8 @@ from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.objectives.image_classes import ImageClasses
 from hwsearch.distill.recipe import Recipe, Stage
 from hwsearch.distill.rows import UNLABELLED
-from hwsearch.distill.task import Workshop
 from hwsearch.distill.teacher import Teacher, load_teacher
+from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError, TeacherError
 from tests.checkpoints import NAMES, save_checkpoint
 

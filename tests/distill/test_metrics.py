@@ -14,8 +14,8 @@ from hwsearch.distill.metrics import metrics_of
 from hwsearch.distill.objectives.tags import entities
 from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.rows import NO_ANSWER, sentences
-from hwsearch.distill.task import Workshop
 from hwsearch.distill.workers import Workers
+from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError
 from hwsearch.search.trainer import result_of
 from tests.checkpoints import save_checkpoint

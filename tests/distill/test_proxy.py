@@ -14,7 +14,7 @@ from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.distill.job import DType, TaskSpec
 from hwsearch.distill.proxy import Student, bootstrap, divergence, load_state
 from hwsearch.distill.recipe import Recipe
-from hwsearch.distill.task import Workshop
+from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError, RunError
 from hwsearch.precision import Precision, Scheme
 

@@ -20,8 +20,8 @@ from hwsearch.distill.losses import kl
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.recipe import Recipe, Stage, names, read_recipe
 from hwsearch.distill.student import random_student
-from hwsearch.distill.task import Workshop
 from hwsearch.distill.teacher import continued, load_teacher
+from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError, TeacherError
 from hwsearch.precision import Precision, Scheme
 from hwsearch.search.assistants import between

@@ -13,7 +13,7 @@ from hwsearch.distill.proxy import Student
 from hwsearch.distill.quantise import QuantisedLinear
 from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.sensitivity import estimated_losses, measured_losses, sensitivity_in_worker
-from hwsearch.distill.task import Workshop
+from hwsearch.distill.workshop import Workshop
 from hwsearch.precision import Precision, Scheme
 
 SCHEME = Scheme("dynamic", "uint8", "channel")

@@ -12,7 +12,7 @@ from hwsearch.distill.families import architecture_of
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.recipe import Recipe
-from hwsearch.distill.task import Workshop
+from hwsearch.distill.workshop import Workshop
 from hwsearch.export.student import TrainedStudent
 from hwsearch.precision import Precision, Scheme
 

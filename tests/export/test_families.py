@@ -11,7 +11,7 @@ from hwsearch.distill.families import architecture_of, image_at
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student, divergence
 from hwsearch.distill.recipe import Recipe
-from hwsearch.distill.task import Workshop
+from hwsearch.distill.workshop import Workshop
 from hwsearch.export.onnx import write_graphs
 from hwsearch.export.student import TrainedStudent
 from hwsearch.precision import Precision, Scheme
