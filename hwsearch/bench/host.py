@@ -130,9 +130,9 @@ def _measured(
         raise CasesError(f"{error}. Delete {folder} to measure again") from error
     if known is not None and fresh and not missing:
         return known
-    profile = fitted(facts(machine, name=name), measuring)
-    write_text(kept, msgspec.json.encode(profile).decode())
-    return profile
+    profile = msgspec.json.encode(fitted(facts(machine, name=name), measuring))
+    write_text(kept, profile.decode())
+    return msgspec.json.decode(profile, type=DeviceProfile)  # as it is from then on: a run knows it by its hash
 
 
 def check_here(profile: DeviceProfile, kit: bool = False) -> None:

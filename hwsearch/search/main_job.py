@@ -174,11 +174,13 @@ def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:
     wishes: dict[str, Any] = msgspec.to_builtins(plan.wishes)
     for name in ("trials", "minutes", "budget", "budget_ttft", "budget_tpot"):
         wishes.pop(name)
+    runtime = plan.target.runtime  # others of the device may be measured between two parts of a run
+    profile = msgspec.structs.replace(plan.profile, runtimes={runtime: plan.profile.runtimes[runtime]})
     identity = {
         "task": task,
         "spec": spec,
         "target": plan.target,
-        "profile": hashlib.sha256(msgspec.json.encode(plan.profile)).hexdigest()[:12],
+        "profile": hashlib.sha256(msgspec.json.encode(profile)).hexdigest()[:12],
         "budget_ms": plan.budget_ms,
         "phases_ms": plan.phases_ms,
         **wishes,
