@@ -174,8 +174,8 @@ def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:
     wishes: dict[str, Any] = msgspec.to_builtins(plan.wishes)
     for name in ("trials", "minutes", "budget", "budget_ttft", "budget_tpot"):
         wishes.pop(name)
-    runtime = plan.target.runtime  # others of the device may be measured between two parts of a run
-    profile = msgspec.structs.replace(plan.profile, runtimes={runtime: plan.profile.runtimes[runtime]})
+    own = plan.profile.runtimes[plan.target.runtime]  # others may be measured between two parts of a run
+    profile = {**msgspec.to_builtins(plan.profile), "runtimes": msgspec.to_builtins(own)}
     identity = {
         "task": task,
         "spec": spec,
