@@ -45,7 +45,8 @@ def distill(
     """Train the chosen student of a finished run fully, export and measure it.
 
     Writes a Transformers folder, and in it `onnx` or `tensorrt` where the run's runtime is one of these. What was
-    trained is kept in the run's folder: the same command goes on from there.
+    trained is kept in the run's folder: the same command goes on from there. More of the text may be used than was
+    searched on.
     """
     import msgspec
 

@@ -54,14 +54,18 @@ class HeldOut:
         return (right & judged).sum(1), judged.sum(1)
 
     @cached_property
+    def _of_teacher(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self.hits(self.outputs.best())
+
+    @property
     def teacher_hits(self) -> NDArray[np.int64]:
         """Answers that the teacher gets right, [chunks]."""
-        return self.hits(self.outputs.best())[0]
+        return self._of_teacher[0]
 
     @property
     def teacher_quality(self) -> float:
         """The share of them."""
-        hits, judged = self.hits(self.outputs.best())
+        hits, judged = self._of_teacher
         return float(hits.sum() / judged.sum())
 
 
