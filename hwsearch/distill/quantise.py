@@ -126,7 +126,8 @@ class QuantisedLinear(nn.Linear):
         if static and self.known and (not self.training or _AGAIN.get()):
             return self.low, self.high  # as they were when it was computed first
         low, high = torch.aminmax(x.detach())
-        low, high = low.clamp_max(0.0), high.clamp_min(0.0)  # zero is on the grid
+        # In float32, as they are kept; zero is on the grid.
+        low, high = low.float().clamp_max(0.0), high.float().clamp_min(0.0)
         if not static:
             return low, high
         if self.known:

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -153,6 +154,22 @@ def test_a_teacher_in_half_precision_has_students_in_float32(workshop: Workshop,
     assert 0 <= apart < 0.02
     lost, exact = (shop.task.sensitivities[Precision.INT8] for shop in (half, workshop))
     assert np.corrcoef(lost, exact)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("plan", ["int8", "w8a16", "int4"])
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_students_in_low_precision_learn_with_products_in_bfloat16(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, plan: str, activations: Literal["static", "dynamic"]
+) -> None:
+    """As on a GPU."""
+    halved = "hwsearch.distill.objectives.next_token.products"
+    monkeypatch.setattr(halved, lambda _: torch.autocast("cpu", torch.bfloat16, enabled=torch.is_grad_enabled()))
+    task = replace(workshop.spec, scheme=Scheme(activations, "int8", "channel"))
+    student = Student(Workshop(task).task, student_shape(workshop, plan))
+    before = student.score(student.task.select).loss
+    student.train(20)
+    assert student.finite
+    assert student.score(student.task.select).loss < before
 
 
 def test_all_students_see_the_same_data_in_the_same_order(workshop: Workshop) -> None:
