@@ -19,7 +19,7 @@ import torch
 from main_job import watch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from hwsearch.distill.teacher import embedded_teacher
+from hwsearch.distill.checkpoint import embedded_teacher
 
 LIMIT_MIB = 12 * 1024
 SIZES = {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from hwsearch.distill.checkpoint import embedded_teacher
 from hwsearch.distill.data import standard_library, token_stream
-from hwsearch.distill.teacher import embedded_teacher, load_teacher
+from hwsearch.distill.teacher import load_teacher
 from hwsearch.embedded_teacher import train
 
 CARD = (embedded_teacher() / "README.md").read_text(encoding="utf-8")

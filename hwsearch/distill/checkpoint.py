@@ -26,6 +26,11 @@ TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "s
 IMAGES = "preprocessor_config.json"
 
 
+def embedded_teacher() -> Path:
+    """The folder of the teacher that comes with hwsearch."""
+    return Path(__file__).parent.parent / "embedded_teacher"
+
+
 class Checkpoint(NamedTuple):
     """Which checkpoint, and how it is read.
 
@@ -125,21 +130,28 @@ class Checkpoint(NamedTuple):
         whole: PreTrainedModel = model.eval().requires_grad_(False)
         return whole
 
+    def weights(self) -> list[tuple[str, int]]:
+        """The type of each stored tensor, as safetensors calls it, and how many values it has; none where that cannot
+        be told."""
+        from safetensors import SafetensorError, safe_open
+
+        found = []
+        try:
+            for path in self.folder.glob("*.safetensors"):
+                with safe_open(path, framework="np") as file:
+                    parts = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 - no mapping
+                    found += [(str(part.get_dtype()), math.prod(part.get_shape())) for part in parts]
+        except (OSError, SafetensorError):  # told once it is read
+            return []
+        return found
+
     def own_bytes(self) -> int:
         """What every process has of the weights for itself: all that are not stored in the floats that are asked for;
         0 where that cannot be told."""
-        from safetensors import SafetensorError, safe_open
-
-        size, kind = (2, {"bfloat16": "BF16", "float16": "F16"}.get(self.dtype)) if "16" in self.dtype else (4, "F32")
-        found = 0
-        try:
-            for path in self.folder.glob("*.safetensors") if self.dtype != "int8" else ():
-                with safe_open(path, framework="np") as file:
-                    parts = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 - no mapping
-                    found += sum(size * math.prod(part.get_shape()) for part in parts if part.get_dtype() != kind)
-        except (OSError, SafetensorError):  # told once it is read
+        if self.dtype == "int8":
             return 0
-        return found
+        size, kind = (2, {"bfloat16": "BF16", "float16": "F16"}[self.dtype]) if "16" in self.dtype else (4, "F32")
+        return sum(size * count for stored, count in self.weights() if stored != kind)
 
     def _processor(self, sees: bool) -> Any:
         """The tokenizer of a checkpoint, or the image processor of one that sees images."""

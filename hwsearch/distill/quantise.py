@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 TRAINED = "_trained_range"  # where a layer that is in float again keeps its range
 RANGE_MOMENTUM = 0.95  # of the running range of static activations
 _TINY = 1e-8
-_AGAIN = ContextVar("_AGAIN", default=False)
 
 
 class Rounded:
@@ -51,11 +49,11 @@ def recomputing() -> tuple[AbstractContextManager[None], AbstractContextManager[
 
 @contextmanager
 def _again() -> Iterator[None]:
-    token = _AGAIN.set(True)
+    QuantisedLinear.again = True
     try:
         yield
     finally:
-        _AGAIN.reset(token)
+        QuantisedLinear.again = False
 
 
 class QuantisedLinear(nn.Linear):
@@ -65,6 +63,7 @@ class QuantisedLinear(nn.Linear):
     A float layer becomes one by `quantise` and a float one again by `restore`; its weights stay where they are.
     """
 
+    again: ClassVar[bool] = False  # whether activations are computed again, on the way back
     plain: type[nn.Module]  # what it was: GPT-2's kind has its matrix the other way round
     precision: Precision
     scheme: Scheme
@@ -123,7 +122,7 @@ class QuantisedLinear(nn.Linear):
         static = self.scheme.activations == "static"
         if static and not self.known:
             self.known = bool(self.high > self.low)
-        if static and self.known and (not self.training or _AGAIN.get()):
+        if static and self.known and (not self.training or self.again):
             return self.low, self.high  # as they were when it was computed first
         low, high = torch.aminmax(x.detach())
         # In float32, as they are kept; zero is on the grid.

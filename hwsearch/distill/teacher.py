@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from hwsearch.distill.checkpoint import Checkpoint
+from hwsearch.distill.checkpoint import Checkpoint, embedded_teacher
 from hwsearch.distill.families import architecture_of, task_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import DType, TaskSpec
@@ -88,11 +88,6 @@ class Teacher:
     def let_go(self) -> None:
         """Give the room back that `at` has taken."""
         self._elsewhere.clear()
-
-
-def embedded_teacher() -> Path:
-    """The folder of the teacher that comes with hwsearch."""
-    return Path(__file__).parent.parent / "embedded_teacher"
 
 
 def load_teacher(source: str | None, task: str = "", dtype: DType = "float32", trusted: bool = False) -> Teacher:

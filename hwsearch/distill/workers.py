@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +23,8 @@ import msgspec
 import psutil
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.checkpoint import Checkpoint
+from hwsearch.distill.checkpoint import Checkpoint, embedded_teacher
+from hwsearch.distill.gpus import at_once, free_bytes, gpus
 from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec, work_of
 from hwsearch.errors import RunError, TrainingError
 
@@ -40,8 +40,8 @@ class Workers:
 
     Args:
         spec: of the task.
-        count: processes; by default one a GPU, and where there is none one a core, as far as memory holds a teacher for
-            each.
+        count: processes; by default one a core, as far as memory holds a teacher for each, and GPUs, where there are
+            any, a student for each.
 
     Attributes:
         few: processes are fewer than that for lack of memory.
@@ -49,7 +49,7 @@ class Workers:
 
     def __init__(self, spec: TaskSpec, count: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        wanted = min(count or gpus() or cores, MOST)
+        wanted = min(count or _wanted(spec, cores), MOST)
         self.count = min(wanted, _held(spec))
         self.few = self.count < wanted
         context = multiprocessing.get_context("spawn")
@@ -99,23 +99,21 @@ _counter: Any = None
 _device = "cpu"
 
 
+def _wanted(spec: TaskSpec, cores: int) -> int:
+    """How many processes keep what is here busy."""
+    if not (found := gpus()):
+        return cores
+    return min(found * at_once(_checkpoint(spec), free_bytes()), max(found, cores))
+
+
+def _checkpoint(spec: TaskSpec) -> Checkpoint:
+    return Checkpoint(Path(spec.teacher) if spec.teacher else embedded_teacher(), dtype=spec.teacher_dtype)
+
+
 def _held(spec: TaskSpec) -> int:
     """How many processes memory holds the teacher's weights for."""
-    if not spec.teacher:
-        return MOST
-    own = Checkpoint(Path(spec.teacher), dtype=spec.teacher_dtype).own_bytes()
+    own = _checkpoint(spec).own_bytes()
     return max(1, int(ROOM * psutil.virtual_memory().available / own)) if own else MOST
-
-
-def gpus() -> int:
-    """GPUs that torch can use here: those that NVIDIA's driver shows to this process, unless torch was built without
-    CUDA. It is not asked itself, which takes seconds to import."""
-    if version("torch").endswith("+cpu"):
-        return 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def _start(spec: TaskSpec, threads: int, counter: Any, numbers: Any) -> None:
