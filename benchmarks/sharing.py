@@ -15,17 +15,13 @@ import time
 from multiprocessing import get_context
 from typing import Any
 
-import msgspec
 import torch
+from steps import student
 
-from hwsearch.architecture import uniform_layers
 from hwsearch.distill.job import TaskSpec
-from hwsearch.distill.proxy import Student
 from hwsearch.distill.workshop import Workshop
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
-
-INT8 = (Precision.INT8, Precision.INT8)
 
 
 def workshop(device: str) -> Workshop:
@@ -35,17 +31,14 @@ def workshop(device: str) -> Workshop:
 
 
 def train(device: str, seconds: float, told: Any, begin: Any) -> None:
-    shop = workshop(device)
-    teacher = shop.facts().architecture
-    layers = uniform_layers(4, 4, 2, 256, [INT8] * 4)
-    student = Student(shop.task, msgspec.structs.replace(teacher, width=96, tied=False, layers=layers), device=device)
-    student.train(10)
+    one = student(workshop(device).task, 4, 96, (4, 2), 256, Precision.INT8, device)
+    one.train(10)
     told.put(0)
     begin.wait()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        student.train(student.step + 1)
-    told.put(student.step - 10)
+        one.train(one.step + 1)
+    told.put(one.step - 10)
 
 
 def steps_a_second(processes: int, device: str, seconds: float) -> float:

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.distill import objective, quantise
+from hwsearch.distill import quantise
 from hwsearch.distill.families import architecture_of
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.losses import head_kl
+from hwsearch.distill.objectives import next_token
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.quantise import on_grid
 from hwsearch.distill.task import Task
@@ -59,14 +60,20 @@ def kernels(x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None = Non
 
 
 def student(
-    task: Task, depth: int, width: int, heads: tuple[int, int], ffn: int, precision: Precision = Precision.FP32
+    task: Task,
+    depth: int,
+    width: int,
+    heads: tuple[int, int],
+    ffn: int,
+    precision: Precision = Precision.FP32,
+    device: str = "cpu",
 ) -> Student:
     teacher = architecture_of(task.teacher.model.config, Precision.FP32)
     plan = [(precision, precision)] * depth
     shape: Architecture = msgspec.structs.replace(
         teacher, width=width, tied=False, layers=uniform_layers(depth, *heads, ffn, plan)
     )
-    return Student(task, shape)
+    return Student(task, shape, device=device)
 
 
 def seconds_a_step(one: Student) -> float:
@@ -105,7 +112,7 @@ def main() -> None:
     torch.set_num_threads(1)
     task = Workshop(SPEC).task
     losses = {
-        name(shape): in_turns(student(task, *shape), objective, "head_kl", {"fused": head_kl, "plain": plain_kl})
+        name(shape): in_turns(student(task, *shape), next_token, "head_kl", {"fused": head_kl, "plain": plain_kl})
         for shape in SHAPES
     }
     rounding = {

@@ -17,7 +17,9 @@ from hwsearch.distill.job import Moved
 @click.option("--storage", required=True, help="As sqlite:///FILE, postgresql://USER@HOST/NAME, or a journal file.")
 @moved_files
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of students in training; the run's by default.")
-@click.option("--processes", type=click.IntRange(1), help="Students at once; one a core, or a GPU, by default.")
+@click.option(
+    "--processes", type=click.IntRange(1), help="Students at once; one a core by default, if memory holds them."
+)
 @json_option
 def worker(
     study: str,

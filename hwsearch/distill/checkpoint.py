@@ -46,6 +46,11 @@ class Checkpoint(NamedTuple):
     dtype: DType = "float32"
     trusted: bool = False
 
+    @classmethod
+    def of(cls, source: str | None, task: str = "", dtype: DType = "float32", trusted: bool = False) -> Checkpoint:
+        """The one in a folder, or the embedded teacher."""
+        return cls(Path(source) if source else embedded_teacher(), task, dtype, trusted)
+
     def read(self) -> tuple[PreTrainedModel, Any]:
         """The model, in evaluation mode, and its processor.
 

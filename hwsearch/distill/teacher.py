@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from hwsearch.distill.checkpoint import Checkpoint, embedded_teacher
+from hwsearch.distill.checkpoint import Checkpoint
 from hwsearch.distill.families import architecture_of, task_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import DType, TaskSpec
@@ -100,7 +100,7 @@ def load_teacher(source: str | None, task: str = "", dtype: DType = "float32", t
     Raises:
         TeacherError: no checkpoint there, a broken one, or one of a family or for a task that is not supported.
     """
-    checkpoint = Checkpoint(Path(source) if source else embedded_teacher(), task, dtype, trusted)
+    checkpoint = Checkpoint.of(source, task, dtype, trusted)
     model, processor = checkpoint.read()
     name = checkpoint.folder.resolve().name if source else "embedded-teacher"
     objective = objective_of(model.config, processor, checkpoint.folder)

@@ -23,7 +23,7 @@ import msgspec
 import psutil
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.checkpoint import Checkpoint, embedded_teacher
+from hwsearch.distill.checkpoint import Checkpoint
 from hwsearch.distill.gpus import at_once, free_bytes, gpus
 from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec, work_of
 from hwsearch.errors import RunError, TrainingError
@@ -103,16 +103,12 @@ def _wanted(spec: TaskSpec, cores: int) -> int:
     """How many processes keep what is here busy."""
     if not (found := gpus()):
         return cores
-    return min(found * at_once(_checkpoint(spec), free_bytes()), max(found, cores))
-
-
-def _checkpoint(spec: TaskSpec) -> Checkpoint:
-    return Checkpoint(Path(spec.teacher) if spec.teacher else embedded_teacher(), dtype=spec.teacher_dtype)
+    return min(found * at_once(Checkpoint.of(spec.teacher), free_bytes()), max(found, cores))
 
 
 def _held(spec: TaskSpec) -> int:
     """How many processes memory holds the teacher's weights for."""
-    own = _checkpoint(spec).own_bytes()
+    own = Checkpoint.of(spec.teacher, dtype=spec.teacher_dtype).own_bytes()
     return max(1, int(ROOM * psutil.virtual_memory().available / own)) if own else MOST
 
 

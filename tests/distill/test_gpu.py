@@ -8,7 +8,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
+from hwsearch.architecture import uniform_layers
 from hwsearch.distill import gpus as gpus_module
 from hwsearch.distill import teacher as teacher_module
 from hwsearch.distill import workers as workers_module
@@ -16,10 +16,10 @@ from hwsearch.distill.checkpoint import Checkpoint, embedded_teacher
 from hwsearch.distill.gpus import CONTEXT, PER_WEIGHT, at_once, free_bytes
 from hwsearch.distill.job import Job, TaskSpec
 from hwsearch.distill.proxy import Student
-from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.workers import MOST, Workers
 from hwsearch.distill.workshop import Workshop
 from hwsearch.precision import Precision, Scheme
+from tests.distill.test_proxy import small_task, student_shape
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CUDA = "cuda:0"
@@ -27,20 +27,7 @@ CUDA = "cuda:0"
 
 @pytest.fixture
 def spec(tiny_teacher: Path, text_file: Path) -> TaskSpec:
-    return TaskSpec(
-        teacher=str(tiny_teacher),
-        data=str(text_file),
-        sequence=24,
-        chunks=300,
-        held_out_chunks=40,
-        recipe=Recipe(batch=4),
-        scheme=Scheme("static", "int8", "channel"),
-    )
-
-
-def shape(workshop: Workshop, plan: str) -> Architecture:
-    own = workshop.facts().architecture
-    return replace(own, width=64, tied=False, layers=uniform_layers(2, 4, 2, 64, parse_precisions(plan, 2)))
+    return replace(small_task(tiny_teacher, text_file), scheme=Scheme("static", "int8", "channel"))
 
 
 def test_a_gpu_is_shared_as_far_as_its_memory_goes() -> None:
@@ -85,14 +72,14 @@ def test_the_driver_tells_what_is_free() -> None:
 @pytest.mark.parametrize("plan", ["fp32", "int8", "w8a16", "int4"])
 def test_a_student_learns_there_what_it_learns_here(spec: TaskSpec, plan: str, tmp_path: Path) -> None:
     here, there = Workshop(spec), Workshop(spec, CUDA)
-    student = Student(here.task, shape(here, plan))
+    student = Student(here.task, student_shape(here, plan))
     before = student.score(here.task.select).loss
     student.train(60)
-    other = Student(there.task, shape(there, plan), device=CUDA)
+    other = Student(there.task, student_shape(there, plan), device=CUDA)
     assert other.score(there.task.select).loss == pytest.approx(before, rel=1e-3)
     other.train(40)
     other.keep(tmp_path / "state.pt")
-    again = Student(there.task, shape(there, plan), device=CUDA)
+    again = Student(there.task, student_shape(there, plan), device=CUDA)
     again.resume(tmp_path / "state.pt")
     again.train(60)
     after = again.score(there.task.select).loss

@@ -23,15 +23,18 @@ from hwsearch.precision import Precision, Scheme
 @pytest.fixture(scope="module")
 def workshop(tiny_teacher: Path, text_file: Path) -> Workshop:
     torch.set_num_threads(1)
-    spec = TaskSpec(
-        teacher=str(tiny_teacher),
-        data=str(text_file),
+    return Workshop(small_task(tiny_teacher, text_file))
+
+
+def small_task(teacher: Path, text: Path) -> TaskSpec:
+    return TaskSpec(
+        teacher=str(teacher),
+        data=str(text),
         sequence=24,
         chunks=300,
         held_out_chunks=40,
         recipe=Recipe(batch=4),
     )
-    return Workshop(spec)
 
 
 def student_shape(workshop: Workshop, plan: str = "fp32", depth: int = 2) -> Architecture:
