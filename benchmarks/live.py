@@ -78,8 +78,7 @@ def full_run(seed: int, architecture: Architecture, layers: tuple[int, ...] | No
     from hwsearch.distill.proxy import Student
 
     task = workshop(seed).task
-    student = Student(task, architecture, layers=layers)
-    student.resume(path)
+    student = Student(task, architecture, layers=layers, kept=path)
     cool = int(RUNGS[-1] * steps)
     for stop in range(256, steps + 1, 256):
         if student.step < stop:

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,10 +88,10 @@ def train(architecture: Architecture, run: Run, until: int) -> dict[str, Any]:
     from hwsearch.distill.proxy import Student
 
     task = workshop(run.seed).task
-    student = Student(task, architecture, fresh=0 if run.fresh else None)
-    dimensions = ffn_dimensions(student.model, task.teacher.objective, torch.from_numpy(task.chunks[:32]))
+    begin = partial(Student, task, architecture, fresh=0 if run.fresh else None)
+    dimensions = ffn_dimensions(begin().model, task.teacher.objective, torch.from_numpy(task.chunks[:32]))
     path = WORK / f"{run.student}-{run.key}.pt"
-    student.resume(path)
+    student = begin(kept=path)
     halves = (round(2 ** (i / 2)) for i in range(21, 64))
     for stop in (*MARKS, *halves):
         if stop > until:

@@ -5,7 +5,8 @@ Collected in one pass over a few hundred chunks:
   changes by about the sum of activation times gradient when an activation is set to zero;
 - second moments of the normalised residual stream, whose principal directions a narrower student keeps;
 - second moments of what the output projections read, with which the kept heads and units take over for the dropped
-  ones.
+  ones;
+- where norms stand behind the parts, the stream itself, to which these are fitted (`refit`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 TINY = 1e-12
 MOMENTS = 4 * 2**30  # bytes; where units do not take over for others, a student begins a few percent further off
 EXPLAINED = 0.99  # of the variance of feed-forward activations
+FITTED = 2**14  # positions that norms and projections are fitted on at most
+WHOLE = 0.95  # of the texts for that stay as they are; what is longer is cut off, or most positions would be padding
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,11 @@ class Importance:
             divided by its root mean square where a norm does so, trace = width.
         attention, feed_forward: second moments of the inputs of the output projections, a layer each, [channels,
             channels]; [0, 0] of feed-forward parts that would take more than `MOMENTS` together.
-        channels: importance of the channels of the residual stream and of what is pooled of it, by axis, [width]; empty
-            for families that rotate.
+        channels: importance of the channels of what is pooled of the residual stream, and of itself in families that do
+            not rotate, by axis, [width].
+        inputs: of the model, the text that `behind` is of.
+        behind: the residual stream behind the embeddings and behind every part, [positions that are not padding,
+            width]; where norms stand there (`Family.behind`).
     """
 
     heads: Tensor
@@ -49,6 +55,8 @@ class Importance:
     attention: tuple[Tensor, ...]
     feed_forward: tuple[Tensor, ...]
     channels: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    behind: tuple[Tensor, ...]
 
 
 def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Tensor, batch: int = 16) -> Importance:
@@ -91,7 +99,7 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
                 x, slope = (part.flatten(0, -2).float() for part in (value.detach(), value.grad))  # [tokens, channels]
                 x = x * (slope != 0).any(-1, keepdim=True)  # padding, and what nothing is read of, counts for nothing
                 if name in streams:
-                    if family.rotates:
+                    if family.rotates and axes[name] == "width":
                         x = x * x.square().mean(-1, keepdim=True).clamp_min(TINY).rsqrt()
                     else:
                         add(f"taylor.{axes[name]}", (x * slope).abs().sum(0))
@@ -107,6 +115,7 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
         for handle in handles:
             handle.remove()
     tokens, nothing = chunks[:, :-1].numel(), torch.zeros((0, 0))
+    fitted, behind = _behind(model, objective, chunks, batch) if family.behind else ({}, ())
     every = range(len(layers))
     return Importance(
         heads=torch.stack([sums[f"taylor.attention.{i}"] for i in every]),
@@ -114,8 +123,38 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
         stream={name: sums[name] / tokens for name in streams},
         attention=tuple(sums[f"attention.{i}"] / tokens for i in every),
         feed_forward=tuple(sums.get(f"feed_forward.{i}", nothing) / tokens for i in every),
-        channels={axis: sums[f"taylor.{axis}"] for axis in set(axes.values()) if not family.rotates},
+        channels={axis: sums[f"taylor.{axis}"] for axis in axes.values() if f"taylor.{axis}" in sums},
+        inputs=fitted,
+        behind=behind,
     )
+
+
+def _behind(
+    model: PreTrainedModel, objective: Objective, chunks: Tensor, batch: int
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """Inputs of a model, `FITTED` positions of them, and the stream that its norms behind the parts leave of these."""
+    family = family_of(model.config)
+    norms = family.norms_behind(len(family.layers_of(model)))
+    inputs = objective.inputs(chunks)
+    length = int(inputs["attention_mask"].sum(1).float().quantile(WHOLE).ceil())
+    inputs = {name: value[: max(1, FITTED // length), :length].contiguous() for name, value in inputs.items()}
+    found: list[list[Tensor]] = [[] for _ in norms]
+    mask = inputs["attention_mask"].bool()
+
+    def keep(place: int) -> Any:
+        return lambda module, arguments, stream: found[place].append(stream[mask])  # noqa: ARG005
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(place)) for place, name in enumerate(norms)]
+    try:
+        with torch.no_grad():
+            for start in range(0, len(inputs["attention_mask"]), batch):
+                part = {name: value[start : start + batch] for name, value in inputs.items()}
+                mask = part["attention_mask"].bool()
+                model.base_model(**part)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs, tuple(torch.cat(parts).float() for parts in found)
 
 
 def _differentiable(module: nn.Module, arguments: Any, embedded: Tensor) -> None:  # noqa: ARG001

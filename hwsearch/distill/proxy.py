@@ -22,7 +22,7 @@ from hwsearch.distill.lesson import Lesson
 from hwsearch.distill.objectives.outputs import judged_together
 from hwsearch.distill.quantise import quantise_parts, recomputing
 from hwsearch.distill.rows import NO_ANSWER
-from hwsearch.distill.student import StudentPlan, build_student, random_student
+from hwsearch.distill.student import StudentPlan, build_student, empty_student, random_student
 from hwsearch.distill.task import HeldOut, Task
 from hwsearch.errors import RunError
 from hwsearch.files import whole
@@ -48,6 +48,10 @@ class Student:
         order: of the text, one for each number.
         device: to train on; products are in bfloat16 on a GPU, the loss in float32 everywhere.
         rate: learning rate over the recipe's.
+        kept: what `keep` wrote, to go on from; from the beginning where it is not there.
+
+    Raises:
+        RunError: what was kept cannot be read.
     """
 
     def __init__(
@@ -59,17 +63,20 @@ class Student:
         order: int = 0,
         device: str = "cpu",
         rate: float = 1.0,
+        kept: Path | None = None,
     ) -> None:
+        state = load_state(kept) if kept and kept.is_file() else None
         self.order, self.device, self.fresh = order, torch.device(device), fresh is not None
         teacher = task.teacher.model
         self.layers = layers or task.layers[architecture.depth]
-        plan = StudentPlan(architecture, self.layers)
         self.task, self.architecture = task, architecture
-        self.model: PreTrainedModel = (
-            build_student(teacher, plan, task.importance)
-            if fresh is None
-            else random_student(teacher, architecture, fresh)
-        )
+        self.model: PreTrainedModel
+        if state:
+            self.model = empty_student(teacher, architecture, self.layers)
+        elif fresh is not None:
+            self.model = random_student(teacher, architecture, fresh)
+        else:
+            self.model = build_student(teacher, StudentPlan(architecture, self.layers), task.importance)
         self.model.to(self.device)  # type: ignore[arg-type]
         _no_dropout(self.model)
         quantise_parts(self.model, architecture, task.scheme)
@@ -86,6 +93,8 @@ class Student:
         self.curve: list[tuple[int, float]] = []
         self._orders: dict[int, NDArray[np.int64]] = {}
         self._judged: tuple[int, HeldOut, tuple[NDArray[np.float64], NDArray[np.int64]]] | None = None
+        if state:
+            self._go_on(state)
 
     def train(
         self,
@@ -203,15 +212,12 @@ class Student:
         with whole(path) as temporary:
             torch.save(state, temporary)
 
-    def resume(self, path: Path) -> None:
-        """Go on from what `keep` wrote, if it did."""
-        if not path.is_file():
-            return
-        state = load_state(path)  # on the CPU; loading puts it where the model is
+    def _go_on(self, state: dict[str, Any]) -> None:
+        # It is on the CPU; loading puts it where the model is.
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.maps.load_state_dict(state.get("maps", {}))
-        self.step, self.seconds, self._judged = state["step"], state["seconds"], None
+        self.step, self.seconds = state["step"], state["seconds"]
         self.curve = [(int(step), float(loss)) for step, loss in state["curve"]]
 
 

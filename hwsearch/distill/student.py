@@ -4,11 +4,12 @@ class.
 - Layers are chosen together, by the loss of the teacher with the others left out.
 - Width: the residual stream is rotated to its principal directions and the first are kept (Ashkboos et al. 2024,
   SliceGPT, arXiv:2401.15024). A root-mean-square norm does not see a rotation once its weights are folded into the
-  matrices behind it; the last one's are folded into the output head, which therefore parts from the embedding.
-  Where the norms are of another kind, or stand behind the parts, the most important channels are kept, and what reads
-  the stream takes over as below.
+  matrices behind it; the last one's are folded into the output head, which therefore parts from the embedding. Norms
+  behind the parts are fitted anew. Where norms of another kind stand before the parts, the most important channels are
+  kept, and what reads the stream takes over as below.
 - Heads and units: the most important are kept, and their output projections solve a ridge regression for the
   contribution of all.
+- Where norms stand behind the parts, output projections and norms make up for what is left out (`refit`).
 
 Slicing to the teacher's own shape gives the teacher's own outputs, exactly: an axis that keeps everything is not
 touched.
@@ -30,6 +31,7 @@ from hwsearch.architecture import Architecture
 from hwsearch.distill.families import architecture_of, attention_of, config_of, family_of
 from hwsearch.distill.families.family import Family
 from hwsearch.distill.importance import Importance
+from hwsearch.distill.refit import refit
 from hwsearch.errors import ArchitectureError
 from hwsearch.precision import Precision
 
@@ -94,9 +96,14 @@ def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Impor
             else:
                 weight = _take_over(weight.T, moments, indices).T
         weights[name] = weight
+    basis = None
     if family.rotates and plan.architecture.width < architecture_of(teacher.config, Precision.FP32).width:
-        weights = _rotate(weights, plan, importance, family)
+        basis = _basis(weights, plan, importance, family)
+        weights = _rotate(weights, plan, importance, family, basis)
     student.load_state_dict(weights)
+    whole = len(weights) == len(source) and all(weight.shape == source[name].shape for name, weight in weights.items())
+    if family.behind and not whole:
+        refit(student, plan.layers, importance, basis)
     return student
 
 
@@ -183,8 +190,8 @@ def _kept(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -
         )
 
     kept: dict[str, Tensor] = {}
-    if not family.rotates:
-        kept = {axis: _largest(values, width) for axis, values in importance.channels.items()}
+    for axis, values in importance.channels.items():
+        kept[axis] = _largest(values, width)
     for i, (origin, shape) in enumerate(zip(plan.layers, layers, strict=True)):
         by_group = importance.heads[origin].view(kv_heads, group)
         groups = _largest(by_group.sum(1), shape.kv_heads)
@@ -227,19 +234,28 @@ def _take_over(weight: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
     return solved.T.to(weight.dtype)
 
 
-def _rotate(weights: dict[str, Tensor], plan: StudentPlan, importance: Importance, family: Family) -> dict[str, Tensor]:
-    """Fold the norms' weights away and keep the first principal directions of the residual stream."""
+def _basis(weights: dict[str, Tensor], plan: StudentPlan, importance: Importance, family: Family) -> Tensor:
+    """The first principal directions of what reads the residual stream, [teacher width, width]."""
+    readers = {
+        family.read_by(_origin(name, plan, family))
+        for name in weights
+        if (axes := family.axes(name)[1])[1:] and axes[family.input_axis(name)] == "width"
+    }
+    stream = torch.stack([importance.stream[name] for name in sorted(filter(None, readers))]).mean(0)
+    directions: Tensor = torch.linalg.eigh(stream.double()).eigenvectors.flip(1)
+    return directions[:, : plan.architecture.width].to(stream.dtype)
+
+
+def _rotate(
+    weights: dict[str, Tensor], plan: StudentPlan, importance: Importance, family: Family, basis: Tensor
+) -> dict[str, Tensor]:
+    """Fold the weights of norms before the parts away and keep the directions of `basis`."""
     width = plan.architecture.width
     norms = {
         name: importance.stream[_origin(name, plan, family).removesuffix(".weight")]
         for name in weights
-        if family.axes(name)[1] == ("width",) and "norm" in name
+        if family.axes(name)[1] == ("width",) and "norm" in name and not family.behind
     }
-    stream = torch.stack(list(norms.values())).mean(0)
-    basis = (
-        torch.linalg.eigh(stream.double()).eigenvectors.flip(1)[:, :width].to(stream.dtype)
-    )  # [teacher width, width]
-
     rotated: dict[str, Tensor] = {}
     for name, weight in weights.items():
         axes = family.axes(name)[1]
@@ -248,13 +264,13 @@ def _rotate(weights: dict[str, Tensor], plan: StudentPlan, importance: Importanc
             # instead.
             energy = torch.trace(basis.T @ norms[name] @ basis) / width
             rotated[name] = torch.full((width,), float(energy.sqrt()))
-        elif axes == ("width",):  # a bias that is added to the stream
+        elif axes == ("width",):  # a bias that is added to the stream; norms behind the parts are fitted later
             rotated[name] = weight @ basis
         elif axes[0] == "width":  # writes to the stream
             rotated[name] = basis.T @ weight
         elif axes[-1] == "width":  # reads the stream, through a norm but for the embedding
-            norm = family.read_by(name)
-            rotated[name] = (weight if norm is None else weight * weights[f"{norm}.weight"]) @ basis
+            norm = f"{family.read_by(name)}.weight"
+            rotated[name] = (weight * weights[norm] if norm in norms else weight) @ basis
         else:
             rotated[name] = weight
     return rotated

@@ -215,9 +215,9 @@ def _trained(job: Job) -> ProxyScore:
     from hwsearch.distill.proxy import Student
 
     task = _workshop().task
-    student = Student(task, job.architecture, job.fresh, job.layers, job.order, _device, job.rate)
     path = Path(job.path)
-    student.resume(path if path.is_file() or not job.start else Path(job.start))
+    kept = path if path.is_file() or not job.start else Path(job.start)
+    student = Student(task, job.architecture, job.fresh, job.layers, job.order, _device, job.rate, kept)
     work = work_of(job.architecture, 1)
 
     def advance(steps: int) -> None:

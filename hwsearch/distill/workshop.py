@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
 TOKENS = 2**23  # whose likeliest continuations are kept at most: 1 GiB, 1.6 of a vocabulary over 65,536
 STATISTICS_CHUNKS = 192
-FORMAT = f"{__version__}, 6"  # of what is kept and of how scores come about; what an earlier one has left is not read
+FORMAT = f"{__version__}, 8"  # of what is kept and of how scores come about; what an earlier one has left is not read
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
 
 
@@ -121,10 +121,11 @@ class Workshop:
         layers = self._layers()
         tensors = {"heads": importance.heads, "ffn": importance.ffn}
         tensors |= {f"sensitivities.{p}": torch.from_numpy(self._sensitivities(p)) for p in self.spec.precisions}
-        for kind in ("stream", "channels"):
+        for kind in ("stream", "channels", "inputs"):
             tensors |= {f"{kind}.{name}": value for name, value in getattr(importance, kind).items()}
         for i, (attention, feed_forward) in enumerate(zip(importance.attention, importance.feed_forward, strict=True)):
             tensors |= {f"attention.{i}": attention, f"feed_forward.{i}": feed_forward}
+        tensors |= {f"behind.{place}": stream.half() for place, stream in enumerate(importance.behind)}
         tensors |= {f"layers.{depth}": torch.tensor(kept) for depth, kept in layers.items()}
         tensors = {name: value.contiguous() for name, value in tensors.items()}
         _write(path, tensors)
@@ -149,12 +150,14 @@ class Workshop:
         """The whole task; pieces that nobody has computed yet are computed now."""
         if self._task is None:
             stored = self._statistics()
-            depth = len(stored["heads"])
+            depth, behind = len(stored["heads"]), _under("behind.", stored)
             importance = Importance(
                 heads=stored["heads"],
                 ffn=stored["ffn"],
                 stream=_under("stream.", stored),
                 channels=_under("channels.", stored),
+                inputs=_under("inputs.", stored),
+                behind=tuple(behind[str(place)] for place in range(len(behind))),
                 attention=tuple(stored[f"attention.{i}"] for i in range(depth)),
                 feed_forward=tuple(stored[f"feed_forward.{i}"] for i in range(depth)),
             )

@@ -71,8 +71,7 @@ def test_going_on_equals_never_having_stopped(workshop: Workshop, tmp_path: Path
     whole.train(12)
     first.train(5)
     first.keep(tmp_path / "state.pt")
-    second = Student(workshop.task, narrow(workshop))
-    second.resume(tmp_path / "state.pt")
+    second = Student(workshop.task, narrow(workshop), kept=tmp_path / "state.pt")
     second.train(12)
     for mine, other in zip(second.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(mine, other)

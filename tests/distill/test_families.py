@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill import importance as importance_module
+from hwsearch.distill import student as student_module
 from hwsearch.distill.families import FAMILIES, architecture_of, family_of
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import TaskSpec
@@ -48,8 +49,8 @@ def chunks(teacher: Teacher, image_folder: Path) -> torch.Tensor:
     return random_chunks(type(teacher.objective))
 
 
-def random_chunks(objective: type) -> torch.Tensor:
-    found = torch.randint(2, 320, (24, 33), generator=torch.Generator().manual_seed(0))
+def random_chunks(objective: type, count: int = 24) -> torch.Tensor:
+    found = torch.randint(2, 320, (count, 33), generator=torch.Generator().manual_seed(0))
     if objective is NextToken:
         return found
     if objective is MaskedToken:
@@ -99,8 +100,8 @@ def test_the_order_of_what_is_alike_is_free(teacher: Teacher, chunks: torch.Tens
     members = (groups[:, None] * (heads // kv_heads) + shuffled(heads // kv_heads)).flatten()
     head, kv_head = ((order[:, None] * own.head_dim + channels).flatten() for order in (members, groups))
     orders = {
-        "width": {"width": width},
-        "pooled": {"pooled": width},
+        "width": {"width": width, **({"pooled": width} if own.tied else {})},
+        "pooled": {} if own.tied else {"pooled": width},
         "head": {"head": head, "kv_head": kv_head, "qkv": torch.cat([head + i * len(head) for i in range(3)])},
         "ffn": {"ffn": units, "gate_up": torch.cat([units, units + ffn])},
     }[axis]
@@ -171,6 +172,7 @@ def test_large_feed_forward_parts_do_not_take_over(tiny_classifier: Path, monkey
     """Their moments would take more memory than the teacher."""
     teacher, chunks = load_teacher(str(tiny_classifier)), random_chunks(Classes)
     plan = StudentPlan(shape(teacher, ffn=64), (0, 1, 2))
+    monkeypatch.setattr(student_module, "refit", lambda *_: None)
     with_moments = measure_importance(teacher.model, teacher.objective, chunks)
     monkeypatch.setattr(importance_module, "MOMENTS", 4 * 3 * 128**2 - 1)
     without = measure_importance(teacher.model, teacher.objective, chunks)
@@ -274,3 +276,23 @@ def test_an_encoder_is_pooled_as_its_folder_says_or_refused(tmp_path: Path, file
 def test_no_type_is_in_two_families() -> None:
     names = [name for family in FAMILIES for name in family.model_types]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta masks", "distilbert tags"])
+@pytest.mark.parametrize("part", ["depth", "width"])
+def test_norms_behind_the_parts_make_up_for_what_is_left_out(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, name: str, part: str
+) -> None:
+    """On text that they were not fitted on."""
+    teacher = load_teacher(str(save_checkpoint(tmp_path, name, text_file)))
+    seen, unseen = random_chunks(type(teacher.objective), 200).split([160, 40])
+    importance = measure_importance(teacher.model, teacher.objective, seen)
+    smaller, layers = (shape(teacher, depth=2), (0, 2)) if part == "depth" else (shape(teacher, 3, 80, 5), (0, 1, 2))
+
+    def distance() -> float:
+        student = build_student(teacher.model, StudentPlan(smaller, layers), importance)
+        return float((says(teacher, teacher.model, unseen) - says(teacher, student, unseen)).square().mean())
+
+    fitted = distance()
+    monkeypatch.setattr(student_module, "refit", lambda *_: None)
+    assert fitted < 0.7 * distance()

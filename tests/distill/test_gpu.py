@@ -79,8 +79,7 @@ def test_a_student_learns_there_what_it_learns_here(spec: TaskSpec, plan: str, t
     assert other.score(there.task.select).loss == pytest.approx(before, rel=1e-3)
     other.train(40)
     other.keep(tmp_path / "state.pt")
-    again = Student(there.task, student_shape(there, plan), device=CUDA)
-    again.resume(tmp_path / "state.pt")
+    again = Student(there.task, student_shape(there, plan), device=CUDA, kept=tmp_path / "state.pt")
     again.train(60)
     after = again.score(there.task.select).loss
     assert after < 0.9 * before

@@ -129,8 +129,7 @@ def test_training_lowers_the_loss_and_going_on_equals_never_having_stopped(
     first = Student(task, shape)
     first.train(17, cool_from=20, end=30)
     first.keep(tmp_path / "state.pt")
-    second = Student(task, shape)
-    second.resume(tmp_path / "state.pt")
+    second = Student(task, shape, kept=tmp_path / "state.pt")
     second.train(30, cool_from=20, end=30)
     assert second.score(task.select).loss == after.loss
     for name, weight in whole.model.state_dict().items():

@@ -46,7 +46,8 @@ def test_a_rotation_that_drops_nothing_changes_nothing(
     whole = replace(shape(teacher), tied=False)
     built = build_student(teacher.model, StudentPlan(whole, (0, 1, 2)), importance)
     weights = {name: weight.clone() for name, weight in built.state_dict().items()}
-    rotated = module._rotate(weights, StudentPlan(whole, (0, 1, 2)), importance, module.family_of(teacher.model.config))
+    how = (StudentPlan(whole, (0, 1, 2)), importance, module.family_of(teacher.model.config))
+    rotated = module._rotate(weights, *how, module._basis(weights, *how))
     assert not torch.allclose(rotated["model.embed_tokens.weight"], weights["model.embed_tokens.weight"], atol=1e-2)
     built.load_state_dict(rotated)
     with torch.no_grad():

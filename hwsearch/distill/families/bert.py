@@ -31,6 +31,7 @@ EMBEDDINGS: dict[str, tuple[Axis, ...]] = {
 }
 ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 FEED_FORWARD = ("intermediate.dense", "output.dense")
+BEHIND = ("attention.output.LayerNorm", "output.LayerNorm")
 READS = {"attention.self": "attention.self.query", "intermediate": "intermediate.dense"}
 
 TAGGER = Top(
@@ -57,11 +58,11 @@ BERT = Family(
         "ForMaskedLM": Top(
             "fill-mask",
             {
-                "cls.predictions.transform.dense.weight": ("width", "width"),
-                "cls.predictions.transform.dense.bias": ("width",),
-                "cls.predictions.transform.LayerNorm.weight": ("width",),
-                "cls.predictions.transform.LayerNorm.bias": ("width",),
-                "cls.predictions.decoder.weight": ("vocab", "width"),
+                "cls.predictions.transform.dense.weight": ("pooled", "width"),
+                "cls.predictions.transform.dense.bias": ("pooled",),
+                "cls.predictions.transform.LayerNorm.weight": ("pooled",),
+                "cls.predictions.transform.LayerNorm.bias": ("pooled",),
+                "cls.predictions.decoder.weight": ("vocab", "pooled"),
                 "cls.predictions.decoder.bias": ("vocab",),
                 "cls.predictions.bias": ("vocab",),
             },
@@ -75,7 +76,7 @@ BERT = Family(
     block="encoder",
     norm="layernorm",
     gated_ffn=False,
-    rotates=False,
+    rotates=True,
     own_head_dim=False,
     layers="bert.encoder.layer",
     attention=ATTENTION,
@@ -83,4 +84,5 @@ BERT = Family(
     reads=READS,
     shared={f"bert.embeddings.{name}": axes for name, axes in EMBEDDINGS.items()},
     layer=LAYER,
+    behind=("bert.embeddings.LayerNorm", *BEHIND),
 )

@@ -23,11 +23,11 @@ DISTILBERT = Family(
         "ForMaskedLM": Top(
             "fill-mask",
             {
-                "vocab_transform.weight": ("width", "width"),
-                "vocab_transform.bias": ("width",),
-                "vocab_layer_norm.weight": ("width",),
-                "vocab_layer_norm.bias": ("width",),
-                "vocab_projector.weight": ("vocab", "width"),
+                "vocab_transform.weight": ("pooled", "width"),
+                "vocab_transform.bias": ("pooled",),
+                "vocab_layer_norm.weight": ("pooled",),
+                "vocab_layer_norm.bias": ("pooled",),
+                "vocab_projector.weight": ("vocab", "pooled"),
                 "vocab_projector.bias": ("vocab",),
             },
             {"vocab_transform": "vocab_transform", "vocab_projector": "vocab_projector"},
@@ -37,7 +37,7 @@ DISTILBERT = Family(
     block="encoder",
     norm="layernorm",
     gated_ffn=False,
-    rotates=False,
+    rotates=True,
     own_head_dim=False,
     layers="distilbert.transformer.layer",
     attention=("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
@@ -72,5 +72,6 @@ DISTILBERT = Family(
         "output_layer_norm.weight": ("width",),
         "output_layer_norm.bias": ("width",),
     },
+    behind=("distilbert.embeddings.LayerNorm", "sa_layer_norm", "output_layer_norm"),
     entries={"width": "dim", "depth": "n_layers", "heads": "n_heads", "ffn": "hidden_dim"},
 )

@@ -50,8 +50,8 @@ class Family:
         block: what attends to what.
         norm: which normalisation it uses.
         gated_ffn: whether a third matrix gates the feed-forward part.
-        rotates: whether a rotation of the residual stream can be folded into the weights: norms that know no direction,
-            before the parts and not after them. Else a narrower student keeps the most important channels.
+        rotates: whether a narrower student's residual stream is the teacher's, rotated: norms before the parts that
+            know no direction, or norms `behind` them. Else it keeps the most important channels.
         own_head_dim: whether configurations state the size of a head; else the heads share the width among them.
         layers: the module that holds the layers.
         attention, feed_forward: linear layers of a part, by name in a layer; the last of them writes to the stream.
@@ -59,7 +59,10 @@ class Family:
             the module whose input it is that they read: a norm, where they read through one. In a layer, or outside.
         shared: axes of the weights outside the layers, by name.
         layer: axes of the weights of a layer, by name in it. "qkv" and "gate_up" hold the channels of query, key and
-            value, or of gate and value, one after another.
+            value, or of gate and value, one after another; "pooled" channels are what a top makes of the stream, the
+            stream's own where it shares the embedding's weights.
+        behind: norms behind the embeddings (outside the layers), attention and the feed-forward part (in a layer);
+            none where norms stand before the parts.
         transposed: whether the matrices of a layer have the input first.
         entries: names of a configuration's sizes.
         first_position: index of the first position's embedding, for configurations that count from the padding on.
@@ -80,6 +83,7 @@ class Family:
     reads: Mapping[str, str]
     shared: Mapping[str, tuple[Axis, ...]]
     layer: Mapping[str, tuple[Axis, ...]]
+    behind: tuple[str, ...] = ()
     transposed: bool = False
     entries: Mapping[Entry, str] = field(default_factory=lambda: ENTRIES)
     first_position: int = 0
@@ -96,7 +100,8 @@ class Family:
 
         shared = {bare(name): axes for name, axes in family.shared.items()}
         reads = {bare(start): bare(module) for start, module in family.reads.items()}
-        return replace(family, layers=bare(self.layers), shared=shared, reads=reads)
+        behind = tuple(bare(name) for name in self.behind)
+        return replace(family, layers=bare(self.layers), shared=shared, reads=reads, behind=behind)
 
     def axes(self, name: str) -> tuple[int | None, tuple[Axis, ...]]:
         """The layer that a weight belongs to (None outside the layers) and what its axes are.
@@ -128,6 +133,11 @@ class Family:
         layer, rest = self.place(name)
         found = next((module for start, module in self.reads.items() if rest.startswith(start)), None)
         return None if found is None else self.named(layer, found)
+
+    def norms_behind(self, depth: int) -> tuple[str, ...]:
+        """The norms behind the embeddings and behind every part of a model, as they come."""
+        first, *others = self.behind
+        return (first, *(self.named(layer, name) for layer in range(depth) for name in others))
 
     def layers_of(self, model: PreTrainedModel) -> list[nn.Module]:
         """The layers of a model."""

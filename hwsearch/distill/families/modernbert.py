@@ -23,11 +23,11 @@ MODERNBERT = Family(
         "ForMaskedLM": Top(
             "fill-mask",
             {
-                "head.dense.weight": ("width", "width"),
-                "head.dense.bias": ("width",),
-                "head.norm.weight": ("width",),
-                "head.norm.bias": ("width",),
-                "decoder.weight": ("vocab", "width"),
+                "head.dense.weight": ("pooled", "width"),
+                "head.dense.bias": ("pooled",),
+                "head.norm.weight": ("pooled",),
+                "head.norm.bias": ("pooled",),
+                "decoder.weight": ("vocab", "pooled"),
                 "decoder.bias": ("vocab",),
             },
             {"head.dense": "head.dense", "decoder": "decoder"},

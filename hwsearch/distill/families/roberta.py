@@ -3,7 +3,7 @@ on."""
 
 from __future__ import annotations
 
-from hwsearch.distill.families.bert import ATTENTION, EMBEDDINGS, FEED_FORWARD, LAYER, READS, TAGGER
+from hwsearch.distill.families.bert import ATTENTION, BEHIND, EMBEDDINGS, FEED_FORWARD, LAYER, READS, TAGGER
 from hwsearch.distill.families.family import Family, Top
 
 ROBERTA = Family(
@@ -24,11 +24,11 @@ ROBERTA = Family(
         "ForMaskedLM": Top(
             "fill-mask",
             {
-                "lm_head.dense.weight": ("width", "width"),
-                "lm_head.dense.bias": ("width",),
-                "lm_head.layer_norm.weight": ("width",),
-                "lm_head.layer_norm.bias": ("width",),
-                "lm_head.decoder.weight": ("vocab", "width"),
+                "lm_head.dense.weight": ("pooled", "width"),
+                "lm_head.dense.bias": ("pooled",),
+                "lm_head.layer_norm.weight": ("pooled",),
+                "lm_head.layer_norm.bias": ("pooled",),
+                "lm_head.decoder.weight": ("vocab", "pooled"),
                 "lm_head.decoder.bias": ("vocab",),
                 "lm_head.bias": ("vocab",),
             },
@@ -39,7 +39,7 @@ ROBERTA = Family(
     block="encoder",
     norm="layernorm",
     gated_ffn=False,
-    rotates=False,
+    rotates=True,
     own_head_dim=False,
     layers="roberta.encoder.layer",
     attention=ATTENTION,
@@ -47,5 +47,6 @@ ROBERTA = Family(
     reads=READS,
     shared={f"roberta.embeddings.{name}": axes for name, axes in EMBEDDINGS.items()},
     layer=LAYER,
+    behind=("roberta.embeddings.LayerNorm", *BEHIND),
     first_position=2,
 )
