@@ -11,6 +11,7 @@ Collected in one pass over a few hundred chunks:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,37 @@ class Importance:
     channels: dict[str, Tensor]
     inputs: dict[str, Tensor]
     behind: tuple[Tensor, ...]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, streams in half precision."""
+        found = {"heads": self.heads, "ffn": self.ffn}
+        for kind in ("stream", "channels", "inputs"):
+            found |= {f"{kind}.{name}": value for name, value in getattr(self, kind).items()}
+        for kind in ("attention", "feed_forward"):
+            found |= {f"{kind}.{i}": value for i, value in enumerate(getattr(self, kind))}
+        return found | {f"behind.{i}": stream.half() for i, stream in enumerate(self.behind)}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Importance:
+        """What `tensors` gave."""
+
+        def named(kind: str) -> dict[str, Tensor]:
+            return {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
+
+        def numbered(kind: str) -> tuple[Tensor, ...]:
+            found = named(kind)
+            return tuple(found[str(i)] for i in range(len(found)))
+
+        return cls(
+            heads=tensors["heads"],
+            ffn=tensors["ffn"],
+            stream=named("stream."),
+            attention=numbered("attention."),
+            feed_forward=numbered("feed_forward."),
+            channels=named("channels."),
+            inputs=named("inputs."),
+            behind=numbered("behind."),
+        )
 
 
 def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Tensor, batch: int = 16) -> Importance:

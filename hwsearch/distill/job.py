@@ -13,6 +13,7 @@ from hwsearch.distill.recipe import Recipe
 from hwsearch.precision import Precision, Scheme
 
 DType = Literal["float32", "bfloat16", "float16", "int8"]
+STATISTICS = ("layers", "importance", "sensitivities")  # that are taken of a teacher, the longest first
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

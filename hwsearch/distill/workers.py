@@ -25,7 +25,7 @@ import psutil
 from hwsearch.architecture import Architecture
 from hwsearch.distill.checkpoint import Checkpoint
 from hwsearch.distill.gpus import at_once, free_bytes, gpus
-from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec, work_of
+from hwsearch.distill.job import STATISTICS, Facts, Job, ProxyScore, TaskSpec, work_of
 from hwsearch.errors import RunError, TrainingError
 
 T = TypeVar("T")
@@ -59,15 +59,16 @@ class Workers:
 
     def open(self) -> Future[Facts]:
         """Load the teacher and the text: what is known before anything was computed."""
-        return self._pool.submit(_facts)
+        return self._pool.submit(_ask, "facts")
 
     def prepare(self, blocks: int) -> list[Future[None]]:
         """Compute what the task needs, in pieces; those that are on disk already take no time."""
-        return [self._pool.submit(_statistics), *(self._pool.submit(_block, i) for i in range(blocks))]
+        statistics = [self._pool.submit(_ask, "compute_statistics", name) for name in STATISTICS]
+        return statistics + [self._pool.submit(_ask, "compute_block", i) for i in range(blocks)]
 
     def finish(self) -> Future[Facts]:
         """What is known once every piece is there."""
-        return self._pool.submit(_finish)
+        return self._pool.submit(_ask, "finish")
 
     def train(self, job: Job) -> Future[ProxyScore]:
         """Train a student and judge it; a `TrainingError` is the student's own."""
@@ -150,22 +151,8 @@ class _Lazy:
         return self._made
 
 
-def _facts() -> Facts:
-    result: Facts = _workshop().facts()
-    return result
-
-
-def _statistics() -> None:
-    _workshop().compute_statistics()
-
-
-def _block(index: int) -> None:
-    _workshop().compute_block(index)
-
-
-def _finish() -> Facts:
-    result: Facts = _workshop().finish()
-    return result
+def _ask(method: str, *arguments: Any) -> Any:
+    return getattr(_workshop(), method)(*arguments)
 
 
 def _run(function: Callable[..., T], *arguments: Any) -> T:

@@ -25,7 +25,7 @@ from hwsearch.distill.data import SPLITS, Corpus, Split
 from hwsearch.distill.families import architecture_of, family_of, task_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.importance import Importance, measure_importance
-from hwsearch.distill.job import Facts, TaskSpec
+from hwsearch.distill.job import STATISTICS, Facts, TaskSpec
 from hwsearch.distill.objectives.outputs import Outputs
 from hwsearch.distill.sensitivity import measured_losses
 from hwsearch.distill.student import choose_layers, with_layers
@@ -107,27 +107,16 @@ class Workshop:
         for teacher in (self.teacher, *self._further):
             self._outputs(chunks, teacher)
 
-    def compute_statistics(self) -> None:
-        """The teacher's importance, its best layers by depth and its sensitivity to int8, from training chunks."""
-        self._statistics()
+    def compute_statistics(self, name: str) -> None:
+        """One of `STATISTICS` of the teacher, from training chunks."""
+        self._statistics(name)
 
-    def _statistics(self) -> dict[str, torch.Tensor]:
-        path = self.folder / "statistics.safetensors"
+    def _statistics(self, name: str) -> dict[str, torch.Tensor]:
+        path = self.folder / f"{name}.safetensors"
         if (stored := read_or_drop(path, load_file)) is not None:
             return stored
-        few = STATISTICS_CHUNKS * self.teacher.objective.inputs_a_chunk
-        chunks = torch.from_numpy(self.tokens["train"][:few])
-        importance = measure_importance(self.teacher.model, self.teacher.objective, chunks)
-        layers = self._layers()
-        tensors = {"heads": importance.heads, "ffn": importance.ffn}
-        tensors |= {f"sensitivities.{p}": torch.from_numpy(self._sensitivities(p)) for p in self.spec.precisions}
-        for kind in ("stream", "channels", "inputs"):
-            tensors |= {f"{kind}.{name}": value for name, value in getattr(importance, kind).items()}
-        for i, (attention, feed_forward) in enumerate(zip(importance.attention, importance.feed_forward, strict=True)):
-            tensors |= {f"attention.{i}": attention, f"feed_forward.{i}": feed_forward}
-        tensors |= {f"behind.{place}": stream.half() for place, stream in enumerate(importance.behind)}
-        tensors |= {f"layers.{depth}": torch.tensor(kept) for depth, kept in layers.items()}
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        computed = {"layers": self._layers, "importance": self._importance, "sensitivities": self._sensitivities}
+        tensors = {key: value.contiguous() for key, value in computed[name]().items()}
         _write(path, tensors)
         return tensors
 
@@ -149,18 +138,7 @@ class Workshop:
     def task(self) -> Task:
         """The whole task; pieces that nobody has computed yet are computed now."""
         if self._task is None:
-            stored = self._statistics()
-            depth, behind = len(stored["heads"]), _under("behind.", stored)
-            importance = Importance(
-                heads=stored["heads"],
-                ffn=stored["ffn"],
-                stream=_under("stream.", stored),
-                channels=_under("channels.", stored),
-                inputs=_under("inputs.", stored),
-                behind=tuple(behind[str(place)] for place in range(len(behind))),
-                attention=tuple(stored[f"attention.{i}"] for i in range(depth)),
-                feed_forward=tuple(stored[f"feed_forward.{i}"] for i in range(depth)),
-            )
+            layers, importance, sensitivities = (self._statistics(name) for name in STATISTICS)
             blocks = [self._block(i) for i in range(self._blocks)]
             chunks, join = np.concatenate(blocks), self.teacher.objective.outputs.join
             first, *further = (
@@ -169,9 +147,9 @@ class Workshop:
             )
             self._task = Task(
                 teacher=self.teacher,
-                importance=importance,
-                layers={d: tuple(stored[f"layers.{d}"].tolist()) for d in range(1, depth + 1)},
-                sensitivities={p: stored[f"sensitivities.{p}"].numpy() for p in self.spec.precisions},
+                importance=Importance.of(importance),
+                layers={d: tuple(layers[str(d)].tolist()) for d in range(1, len(layers) + 1)},
+                sensitivities={p: sensitivities[p.value].numpy() for p in self.spec.precisions},
                 chunks=chunks,
                 outputs=first,
                 select=self._held_out("select"),
@@ -232,10 +210,17 @@ class Workshop:
     def _held_out(self, split: Split) -> HeldOut:
         return HeldOut(self.teacher.objective, self.tokens[split], self._outputs(self.tokens[split], self.teacher))
 
-    def _layers(self) -> dict[int, tuple[int, ...]]:
+    def _importance(self) -> dict[str, torch.Tensor]:
+        few = STATISTICS_CHUNKS * self.teacher.objective.inputs_a_chunk
+        chunks = torch.from_numpy(self.tokens["train"][:few])
+        return measure_importance(self.teacher.model, self.teacher.objective, chunks).tensors()
+
+    def _layers(self) -> dict[str, torch.Tensor]:
+        """The best layers to keep, by depth."""
         from hwsearch.distill.proxy import divergence
 
-        model, probe = self.teacher.model, self._probe()
+        model, chunks = self.teacher.model, self._few()
+        probe = HeldOut(self.teacher.objective, chunks, self._outputs(chunks, self.teacher))
         count = self.facts().architecture.depth
 
         first, *others = (
@@ -249,17 +234,16 @@ class Workshop:
                 return math.inf
             return with_layers(model, kept, lambda: divergence(model, probe))
 
-        return {depth: choose_layers(count, depth, loss) for depth in range(1, count + 1)}
+        return {str(depth): torch.tensor(choose_layers(count, depth, loss)) for depth in range(1, count + 1)}
 
-    def _sensitivities(self, precision: Precision) -> NDArray[np.float64]:
-        few = torch.from_numpy(self.tokens["train"][: SUBSET_CHUNKS * self.teacher.objective.inputs_a_chunk])
-        return measured_losses(self.teacher.model, self.teacher.objective, self.spec.scheme, precision, few)
+    def _sensitivities(self) -> dict[str, torch.Tensor]:
+        model, objective, few = self.teacher.model, self.teacher.objective, torch.from_numpy(self._few())
+        losses = {p: measured_losses(model, objective, self.spec.scheme, p, few) for p in self.spec.precisions}
+        return {p.value: torch.from_numpy(lost) for p, lost in losses.items()}
 
-    def _probe(self) -> HeldOut:
-        """A few training chunks, to look at the teacher's parts with."""
-        chunks, objective = self._block(0), self.teacher.objective
-        few = slice(SUBSET_CHUNKS * objective.inputs_a_chunk)
-        return HeldOut(objective, chunks[few], self._outputs(chunks, self.teacher).rows(few))
+    def _few(self) -> NDArray[np.int64]:
+        """Training chunks to look at the teacher's parts with."""
+        return self.tokens["train"][: SUBSET_CHUNKS * self.teacher.objective.inputs_a_chunk]
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -269,8 +253,3 @@ def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def _falling(values: torch.Tensor) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in values.sort(1, descending=True).values.tolist())
-
-
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Those whose name begins so, by the rest of it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

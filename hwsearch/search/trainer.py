@@ -37,8 +37,8 @@ class Trainer(Protocol):
 
 def complete(trainer: Trainer, facts: Facts, progress: Progress) -> Facts:
     """Have the task's pieces computed, those that are not there yet; the facts with what they say."""
-    progress.stage("teacher's outputs", facts.blocks + 1)
     pieces = trainer.prepare(facts.blocks)
+    progress.stage("teacher's outputs", len(pieces))
     while not all(piece.done() for piece in pieces):
         progress.at(sum(piece.done() for piece in pieces))
         time.sleep(0.2)
