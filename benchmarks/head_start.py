@@ -1,7 +1,7 @@
 """What slices are worth: a tenth of the steps from the teacher's parts beside ten times as many from fresh weights.
 
-Students of several sizes are begun both ways; fresh ones get the best of three learning rates, as a quarter of their
-steps tells. Held-out KL and accuracy are on *select*.
+Students of several sizes are begun both ways; each gets the best of three learning rates, as a quarter of its steps
+tells. Held-out KL and accuracy are on *select*.
 
 python benchmarks/head_start.py [--teacher DIR --data FILE --sequence 64] [--steps 100] [--fresh-steps 1000]
 """
@@ -45,17 +45,14 @@ def student_of(teacher: Architecture, depth: float, share: float) -> Architectur
     )
 
 
-def trained(student: Student, steps: int) -> dict[str, float]:
-    student.train(steps)
-    score = student.score(student.task.select)
-    return {"kl": round(score.loss, 4), "accuracy": round(score.quality, 4), "steps": steps}
-
-
-def trained_fresh(task: Task, architecture: Architecture, steps: int) -> dict[str, float]:
-    students = {rate: Student(task, architecture, fresh=0, rate=rate) for rate in RATES}
-    early = {rate: trained(student, steps // 4)["kl"] for rate, student in students.items()}
-    best = min(early, key=early.__getitem__)
-    return {**trained(students[best], steps), "rate": best}
+def trained(task: Task, architecture: Architecture, fresh: int | None, steps: int) -> dict[str, float]:
+    students = {rate: Student(task, architecture, fresh, rate=rate) for rate in RATES}
+    for student in students.values():
+        student.train(steps // 4)
+    rate, best = min(students.items(), key=lambda student: student[1].score(task.select).loss)
+    best.train(steps)
+    score = best.score(task.select)
+    return {"kl": round(score.loss, 4), "accuracy": round(score.quality, 4), "steps": steps, "rate": rate}
 
 
 def main() -> None:
@@ -74,8 +71,8 @@ def main() -> None:
     rows = []
     for shares in SHARES:
         architecture = student_of(whole, *shares)
-        sliced = trained(Student(task, architecture), options.steps)
-        fresh = trained_fresh(task, architecture, options.fresh_steps)
+        sliced = trained(task, architecture, None, options.steps)
+        fresh = trained(task, architecture, 0, options.fresh_steps)
         rows.append(
             {"architecture": architecture.id, "slices": sliced, "fresh": fresh, "ahead": sliced["kl"] < fresh["kl"]}
         )
