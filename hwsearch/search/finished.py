@@ -9,7 +9,7 @@ import msgspec
 
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
-from hwsearch.distill.job import UNMOVED, Moved, TaskSpec
+from hwsearch.distill.job import UNMOVED, Moved, ProxyScore, TaskSpec
 from hwsearch.errors import HwsearchError, RunError
 from hwsearch.files import read_json
 from hwsearch.latency.estimator import Latency
@@ -22,7 +22,25 @@ from hwsearch.workload import Workload
 
 FIDELITY_KEYS = {"candidates", "band", "full_steps", "lengths", "baselines", "ceiling"}
 
-DISTILLED_KEYS = {"trial", "architecture", "before", "after", "latency", "state"}
+
+class Distilled(msgspec.Struct, frozen=True):
+    """What `hwsearch distill` leaves in `distilled.json`; the report looks at the rest of it.
+
+    Attributes:
+        trial: of the run.
+        architecture: of the student, as JSON.
+        before: as it was when it was chosen.
+        after: on *report*.
+        latency: of the workload.
+        state: of the student, beneath the run's folder.
+    """
+
+    trial: int
+    architecture: dict[str, Any]
+    before: dict[str, Any] | None
+    after: ProxyScore
+    latency: Latency
+    state: str
 
 
 def stored_summary(folder: Path) -> dict[str, Any]:
@@ -56,10 +74,10 @@ def stored_summary(folder: Path) -> dict[str, Any]:
     distilled = folder / "distilled.json"
     if distilled.is_file():
         document["distilled"] = read_json(distilled)
-        if missing := sorted(DISTILLED_KEYS - set(document["distilled"])):
-            raise RunError(
-                f"{distilled} lacks {', '.join(missing)}; delete it, or distil anew: hwsearch distill {folder}"
-            )
+        try:
+            msgspec.convert(document["distilled"], Distilled)
+        except msgspec.ValidationError as error:
+            raise RunError(f"{distilled}: {error}; delete it, or distil anew: hwsearch distill {folder}") from error
     return document
 
 

@@ -268,6 +268,11 @@ def test_a_killed_distillation_ends_with_the_same_weights(
     _, _, err = run("export", str(folder), "--to", str(tmp_path / "third"))
     assert "trained in the search" in err
     assert (tmp_path / "third" / "model.safetensors").read_bytes() != weights[0]
+    (folder / "distilled.json").write_text(json.dumps({**said, "state": 5}))
+    status, _, err = run("report", str(folder))
+    assert status == 1
+    assert "got `int` - at `$.state`; delete it, or distil anew" in line_of(err)
+    (folder / "distilled.json").unlink()
 
 
 def test_distilling_refuses_what_it_would_overwrite_before_it_trains(
