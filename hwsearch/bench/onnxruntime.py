@@ -54,7 +54,8 @@ def prepare_graph(path: Path, workload: Workload, vocab: int, threads: int) -> C
     if first.name == "pixel_values":
         return _pass(session, {first.name: rng.random((workload.batch, *first.shape[1:]), np.float32)})
     ids = rng.integers(0, vocab, (workload.batch, workload.sequence))
-    return _pass(session, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    return _pass(session, {one.name: given[one.name] for one in session.get_inputs()})
 
 
 def _pass(session: ort.InferenceSession, inputs: dict[str, NDArray[np.generic]]) -> Callable[[], object]:

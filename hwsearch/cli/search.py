@@ -70,7 +70,8 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
     "--text-column",
     default="text",
     show_default=True,
-    help="Of such a file; lists of words for a tagger, paths of images (image by default) for an image classifier.",
+    help="Of such a file; first,second for pairs of texts; lists of words for a tagger, paths of images (image by "
+    "default) for an image classifier.",
 )
 @click.option(
     "--label-column", default="label", show_default=True, help="Of such a file; without it the teacher's answers count."

@@ -32,7 +32,12 @@ AT_ONCE = 2048  # texts that go to a tokenizer together: what it gives back take
 
 
 def labelled_texts(
-    data: Path, held_out: Path | None, text_column: str, label_column: str, names: Mapping[str, int]
+    data: Path,
+    held_out: Path | None,
+    text_column: str,
+    label_column: str,
+    names: Mapping[str, int],
+    pairs: bool = False,
 ) -> Corpus:
     """Texts with a class each; where a row or the whole file has none, it is the teacher's own.
 
@@ -44,6 +49,7 @@ def labelled_texts(
         held_out: another one, for what is held out.
         text_column, label_column: names of the columns; a file without the label's column has no labels.
         names: the teacher's classes, by name; their numbers are known too.
+        pairs: two columns, as "first,second", are pairs of texts, joined by `BESIDE`.
 
     Raises:
         DataError: a file that cannot be read, lacks the column of text, holds a class that the teacher does not know,
@@ -51,8 +57,8 @@ def labelled_texts(
     """
 
     def rows(path: Path) -> Iterable[tuple[str, int]]:
-        for row, (text, label) in enumerate(table(path, text_column, label_column), start=1):
-            if isinstance(text, str) and text.strip():
+        for row, (given, label) in enumerate(table(path, text_column, label_column, pairs), start=1):
+            if text := _joined(given):
                 yield text, class_of(label, names, path, row)
 
     return split_rows(data, held_out, rows)
@@ -84,18 +90,26 @@ def sentences(data: Path, held_out: Path | None, text_column: str, label_column:
 
     def rows(path: Path) -> Iterable[tuple[str, int]]:
         for row, (text, label) in enumerate(table(path, text_column, label_column, pairs=True), start=1):
-            texts = text if isinstance(text, tuple) else (text,)
-            if not all(isinstance(one, str) and one.strip() for one in texts):
+            if not (joined := _joined(text)):
                 continue
+            single = isinstance(text, str)
             if str(label) in GAPS:
-                number = UNLABELLED if len(texts) == 1 else NO_SCORE
-            elif len(texts) == 1:
+                number = UNLABELLED if single else NO_SCORE
+            elif single:
                 number = numbers.setdefault(str(label), len(numbers))
             else:
                 number = _score(label, path, row)
-            yield BESIDE.join(one.replace(BESIDE, " ") for one in texts), number
+            yield joined, number
 
     return split_rows(data, held_out, rows)
+
+
+def _joined(given: Any) -> str:
+    """A text, or the texts of a pair with `BESIDE` between them; nothing where one of them is missing."""
+    texts = given if isinstance(given, tuple) else (given,)
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return ""
+    return BESIDE.join(text.replace(BESIDE, " ") for text in texts)
 
 
 def _score(label: Any, path: Path, row: int) -> int:
@@ -116,8 +130,8 @@ def draw_texts(
     sequence: int,
     seed: int | None,
 ) -> NDArray[np.int64]:
-    """Up to `count` texts as token ids, cut at `sequence` and padded to it, with their class in the last column,
-    [texts, sequence + 1].
+    """Up to `count` texts, or pairs of them, as token ids, cut at `sequence` and padded to it, with their class in the
+    last column, [texts, sequence + 1].
 
     Args:
         texts: to draw from.
@@ -131,8 +145,8 @@ def draw_texts(
     rows = np.empty((len(drawn), sequence + 1), np.int64)
     rows[:, -1] = np.asarray(labels, np.int64)[drawn]
     for first in range(0, len(drawn), AT_ONCE):
-        some = [texts[place] for place in drawn[first : first + AT_ONCE]]
-        rows[first : first + AT_ONCE, :-1] = tokenizer(some, **_filled(sequence))["input_ids"]
+        some = zip(*(texts[place].split(BESIDE) for place in drawn[first : first + AT_ONCE]), strict=True)
+        rows[first : first + AT_ONCE, :-1] = tokenizer(*map(list, some), **_filled(sequence))["input_ids"]
     return rows
 
 

@@ -21,6 +21,7 @@ from hwsearch.distill.families import architecture_of, task_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import DType, TaskSpec
 from hwsearch.distill.objectives import objective_of
+from hwsearch.distill.objectives.classes import Pairs
 from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.objectives.outputs import TEMPERATURE, TOP_K, Outputs
 from hwsearch.errors import TeacherError
@@ -90,12 +91,15 @@ class Teacher:
         self._elsewhere.clear()
 
 
-def load_teacher(source: str | None, task: str = "", dtype: DType = "float32", trusted: bool = False) -> Teacher:
+def load_teacher(
+    source: str | None, task: str = "", dtype: DType = "float32", trusted: bool = False, pairs: bool = False
+) -> Teacher:
     """Load a checkpoint from a folder, or the embedded one.
 
     Args:
         source: the folder.
         task, dtype, trusted: as of `Checkpoint`.
+        pairs: of texts are what a classifier reads.
 
     Raises:
         TeacherError: no checkpoint there, a broken one, or one of a family or for a task that is not supported.
@@ -103,14 +107,15 @@ def load_teacher(source: str | None, task: str = "", dtype: DType = "float32", t
     checkpoint = Checkpoint.of(source, task, dtype, trusted)
     model, processor = checkpoint.read()
     name = checkpoint.folder.resolve().name if source else "embedded-teacher"
-    objective = objective_of(model.config, processor, checkpoint.folder)
+    objective = objective_of(model.config, processor, checkpoint.folder, pairs)
     digest = _digest(model, processor, checkpoint.code) + ("-int8" if dtype == "int8" else "")
     return Teacher(name, model, processor, objective, digest, checkpoint)
 
 
 def teacher_of(spec: TaskSpec) -> Teacher:
     """The teacher of a task, as of `load_teacher`."""
-    return load_teacher(spec.teacher or None, spec.task, spec.teacher_dtype, spec.trust_remote_code)
+    pairs = "," in spec.text_column
+    return load_teacher(spec.teacher or None, spec.task, spec.teacher_dtype, spec.trust_remote_code, pairs)
 
 
 def _room(device: str) -> dict[int | str, int]:
@@ -131,7 +136,8 @@ def load_further(source: str, teacher: Teacher) -> Teacher:
         TeacherError: as of `load_teacher`, or its answers are of other tokens or classes.
     """
     own = teacher.checkpoint
-    further = load_teacher(source, task_of(teacher.model.config), own.dtype, own.trusted)
+    pairs = isinstance(teacher.objective, Pairs)
+    further = load_teacher(source, task_of(teacher.model.config), own.dtype, own.trusted, pairs)
     if _vocabulary(further.processor) != _vocabulary(teacher.processor):
         raise TeacherError(
             f"{source} reads its inputs otherwise than {teacher.name}; a further teacher has the same tokenizer"

@@ -57,7 +57,8 @@ print(f"{batch} x {what}: {{1e3 * times[0]:.2f}} ms at best, {{1e3 * times[10]:.
 
 TOKENS = """\
 ids = np.random.default_rng(0).integers(0, {vocab}, {shape})
-given = dict(input_ids=ids, attention_mask=np.ones_like(ids))"""
+given = dict(input_ids=ids, attention_mask=np.ones_like(ids){types})"""
+TYPES = ", token_type_ids=np.zeros_like(ids)"
 PIXELS = "given = dict(pixel_values=np.random.default_rng(0).random({shape}, np.float32))"
 EXACT_LINE = f'options.add_session_config_entry("{EXACT[0]}", "{EXACT[1]}")  # weights alone are rounded\n'
 
@@ -97,7 +98,8 @@ def _script(student: TrainedStudent, run: Shape, threads: int) -> str:
         (pixels,) = student.teacher.objective.blank(*run).values()
         given, what = PIXELS.format(shape=tuple(pixels.shape)), "image" + "s" * (batch > 1)
     else:
-        given, what = TOKENS.format(vocab=architecture.vocab, shape=run), f"{sequence} tokens"
+        types = TYPES if "token_type_ids" in student.teacher.objective.axes else ""
+        given, what = TOKENS.format(vocab=architecture.vocab, shape=run, types=types), f"{sequence} tokens"
     return SCRIPT.format(threads=threads, exact=exact, given=given, batch=batch, what=what)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from hwsearch.distill.families import image_of, task_of
 from hwsearch.distill.families.tasks import TASKS
-from hwsearch.distill.objectives.classes import Classes, names_of
+from hwsearch.distill.objectives.classes import Classes, Pairs, TypedPairs, names_of
 from hwsearch.distill.objectives.image_classes import ImageClasses
 from hwsearch.distill.objectives.masked_token import MaskedToken
 from hwsearch.distill.objectives.neighbours import Neighbours, pooling_of
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
 
-def objective_of(config: PretrainedConfig, processor: Processor, folder: Path) -> Objective:
+def objective_of(config: PretrainedConfig, processor: Processor, folder: Path, pairs: bool = False) -> Objective:
     """What a checkpoint was made for.
 
     Args:
         config: of the checkpoint.
         processor: the tokenizer of one that reads text, the image processor of one that sees images.
         folder: that it lies in.
+        pairs: of texts are what a classifier reads.
 
     Raises:
         TeacherError: nothing that is supported, or its tokenizer lacks a token that this needs.
@@ -55,4 +56,7 @@ def objective_of(config: PretrainedConfig, processor: Processor, folder: Path) -
         if not tokenizer.is_fast:
             raise TeacherError("the tokenizer does not say which word a token is of; save a fast one beside the model")
         return Tags(tokenizer, names_of(config))
-    return Classes(tokenizer, names_of(config))
+    if not pairs:
+        return Classes(tokenizer, names_of(config))
+    typed = "token_type_ids" in tokenizer.model_input_names and getattr(config, "type_vocab_size", 0) > 1
+    return (TypedPairs if typed and tokenizer.sep_token_id is not None else Pairs)(tokenizer, names_of(config))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from hwsearch.distill.data import Corpus
-from hwsearch.distill.objectives.objective import Inputs, Plain, products, text_inputs
+from hwsearch.distill.objectives.objective import Axes, Inputs, Plain, products, text_inputs
 from hwsearch.distill.rows import draw_texts, labelled_texts
 from hwsearch.errors import DataError, TeacherError
 
@@ -81,6 +82,35 @@ class Classes(Padded):
         """Of each text."""
         with products(chunks):
             return self.answer(model, self.inputs(chunks)).float().unsqueeze(1)
+
+
+class Pairs(Classes):
+    """A class for a pair of texts, which stand one behind the other."""
+
+    def read(self, spec: TaskSpec) -> Corpus:
+        """Rows of two texts with a class each."""
+        files = files_of(spec, "a classifier")
+        return labelled_texts(*files, spec.text_column, spec.label_column, self.names, pairs=True)
+
+
+class TypedPairs(Pairs):
+    """The same, where a model is told which of the two texts a token is of."""
+
+    axes: ClassVar[Mapping[str, Axes]] = {**Plain.axes, "token_type_ids": ("batch", "sequence")}
+
+    def inputs(self, chunks: Tensor) -> Inputs:
+        """What stands behind the first separator is of the second text."""
+        found = super().inputs(chunks)
+        ends = (found["input_ids"] == self.tokenizer.sep_token_id).long()
+        return self._typed(found, (ends.cumsum(1) > ends) & found["attention_mask"].bool())
+
+    def blank(self, batch: int, sequence: int) -> Inputs:
+        """All of it of the first text."""
+        found = super().blank(batch, sequence)
+        return self._typed(found, torch.zeros_like(found["input_ids"]))
+
+    def _typed(self, inputs: Inputs, second: Tensor) -> Inputs:
+        return {**inputs, "token_type_ids": second.long()}
 
 
 def names_of(config: PretrainedConfig) -> dict[str, int]:
