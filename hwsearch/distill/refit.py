@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hwsearch.distill.families import family_of
-from hwsearch.distill.importance import Importance
+from hwsearch.distill.importance import TINY, Importance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,7 +85,7 @@ def refit(student: PreTrainedModel, layers: Sequence[int], importance: Importanc
 def _normalised(stream: Tensor) -> tuple[Tensor, Tensor]:
     """Rows without their mean and over their deviation, and the deviation, [rows, 1]."""
     centred = stream - stream.mean(1, keepdim=True)
-    deviation = centred.square().mean(1, keepdim=True).clamp_min(1e-12).sqrt()
+    deviation = centred.square().mean(1, keepdim=True).clamp_min(TINY).sqrt()
     return centred / deviation, deviation
 
 
@@ -102,14 +102,13 @@ def _missing(norm: nn.LayerNorm, stream: Tensor, wanted: Tensor, inputs: Tensor)
     """Weight and bias over `inputs` of what is to be added to the rows of `stream` for their norm to be `wanted`:
     ridge regression, rows by one over the deviation that the norm divides by."""
     rows, deviation = _normalised(stream)
-    weight = norm.weight
-    short = (
-        (wanted - torch.addcmul(norm.bias, rows, weight)) * weight / (weight.square() + DEAD * weight.square().mean())
-    )
+    weight, power = norm.weight, norm.weight.square()
+    short = wanted - torch.addcmul(norm.bias, rows, weight)
+    short *= weight / (power + DEAD * power.mean()).clamp_min(TINY)
     # Over the deviation, what is short before the norm is what is short behind it.
     read = torch.cat([inputs, torch.ones_like(deviation)], 1) / deviation
     moments = (read.T @ read).double()
-    ridge = torch.full((len(moments),), RIDGE * float(moments.diagonal()[:-1].mean()), dtype=moments.dtype)
+    ridge = (RIDGE * moments.diagonal()[:-1].mean().clamp_min(TINY)).repeat(len(moments))
     ridge[-1] = 0.0
     solved = torch.linalg.solve(moments + ridge.diag(), (read.T @ short).double()).to(weight.dtype)
     return solved[:-1].T, solved[-1]
