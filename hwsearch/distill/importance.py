@@ -132,6 +132,7 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
                 x = x * (slope != 0).any(-1, keepdim=True)  # padding, and what nothing is read of, counts for nothing
                 if name in streams:
                     if family.rotates and axes[name] == "width":
+                        x = x - x.mean(-1, keepdim=True) if family.centres else x
                         x = x * x.square().mean(-1, keepdim=True).clamp_min(TINY).rsqrt()
                     else:
                         add(f"taylor.{axes[name]}", (x * slope).abs().sum(0))

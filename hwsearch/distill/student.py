@@ -2,11 +2,9 @@
 class.
 
 - Layers are chosen together, by the loss of the teacher with the others left out.
-- Width: the residual stream is rotated to its principal directions and the first are kept (Ashkboos et al. 2024,
-  SliceGPT, arXiv:2401.15024). A root-mean-square norm does not see a rotation once its weights are folded into the
-  matrices behind it; the last one's are folded into the output head, which therefore parts from the embedding. Norms
-  behind the parts are fitted anew. Where norms of another kind stand before the parts, the most important channels are
-  kept, and what reads the stream takes over as below.
+- Width: the residual stream is rotated to its principal directions and the first are kept (`rotation`). Where that
+  cannot be folded into the weights, the most important channels are kept, and what reads the stream takes over as
+  below.
 - Heads and units: the most important are kept, and their output projections solve a ridge regression for the
   contribution of all.
 - Where norms stand behind the parts, output projections and norms make up for what is left out (`refit`).
@@ -18,7 +16,7 @@ touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -32,6 +30,7 @@ from hwsearch.distill.families import architecture_of, attention_of, config_of, 
 from hwsearch.distill.families.family import Family
 from hwsearch.distill.importance import Importance
 from hwsearch.distill.refit import refit
+from hwsearch.distill.rotation import basis_of, rotate
 from hwsearch.errors import ArchitectureError
 from hwsearch.precision import Precision
 
@@ -98,13 +97,21 @@ def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Impor
         weights[name] = weight
     basis = None
     if family.rotates and plan.architecture.width < architecture_of(teacher.config, Precision.FP32).width:
-        basis = _basis(weights, plan, importance, family)
-        weights = _rotate(weights, plan, importance, family, basis)
+        streams = streams_of(weights, plan, importance, family)
+        basis = basis_of(streams, plan.architecture.width, family.centres)
+        weights = rotate(weights, streams, basis, family)
     student.load_state_dict(weights)
     whole = len(weights) == len(source) and all(weight.shape == source[name].shape for name, weight in weights.items())
     if family.behind and not whole:
         refit(student, plan.layers, importance, basis)
     return student
+
+
+def streams_of(weights: Iterable[str], plan: StudentPlan, importance: Importance, family: Family) -> dict[str, Tensor]:
+    """Second moments of the teacher's residual stream, by who reads it in a student with these weights."""
+    axes = ((name, family.axes(name)[1]) for name in weights)
+    readers = {family.read_by(name) for name, along in axes if along[1:] and along[family.input_axis(name)] == "width"}
+    return {name: importance.stream[_origin(name, plan, family)] for name in readers if name is not None}
 
 
 def random_student(teacher: PreTrainedModel, architecture: Architecture, seed: int) -> PreTrainedModel:
@@ -232,48 +239,6 @@ def _take_over(weight: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
     among = among + ridge * torch.eye(len(kept), dtype=among.dtype)
     solved: Tensor = torch.linalg.solve(among, (weight @ moments[:, kept]).double().T)
     return solved.T.to(weight.dtype)
-
-
-def _basis(weights: dict[str, Tensor], plan: StudentPlan, importance: Importance, family: Family) -> Tensor:
-    """The first principal directions of what reads the residual stream, [teacher width, width]."""
-    readers = {
-        family.read_by(_origin(name, plan, family))
-        for name in weights
-        if (axes := family.axes(name)[1])[1:] and axes[family.input_axis(name)] == "width"
-    }
-    stream = torch.stack([importance.stream[name] for name in sorted(filter(None, readers))]).mean(0)
-    directions: Tensor = torch.linalg.eigh(stream.double()).eigenvectors.flip(1)
-    return directions[:, : plan.architecture.width].to(stream.dtype)
-
-
-def _rotate(
-    weights: dict[str, Tensor], plan: StudentPlan, importance: Importance, family: Family, basis: Tensor
-) -> dict[str, Tensor]:
-    """Fold the weights of norms before the parts away and keep the directions of `basis`."""
-    width = plan.architecture.width
-    norms = {
-        name: importance.stream[_origin(name, plan, family).removesuffix(".weight")]
-        for name in weights
-        if family.axes(name)[1] == ("width",) and "norm" in name and not family.behind
-    }
-    rotated: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        axes = family.axes(name)[1]
-        if name in norms:
-            # The kept directions' root mean square, where all of them have 1: what the student's norm divides by
-            # instead.
-            energy = torch.trace(basis.T @ norms[name] @ basis) / width
-            rotated[name] = torch.full((width,), float(energy.sqrt()))
-        elif axes == ("width",):  # a bias that is added to the stream; norms behind the parts are fitted later
-            rotated[name] = weight @ basis
-        elif axes[0] == "width":  # writes to the stream
-            rotated[name] = basis.T @ weight
-        elif axes[-1] == "width":  # reads the stream, through a norm but for the embedding
-            norm = f"{family.read_by(name)}.weight"
-            rotated[name] = (weight * weights[norm] if norm in norms else weight) @ basis
-        else:
-            rotated[name] = weight
-    return rotated
 
 
 def _largest(values: Tensor, count: int) -> Tensor:

@@ -24,8 +24,9 @@ from hwsearch.distill.objectives.masked_token import MaskedToken
 from hwsearch.distill.objectives.neighbours import Neighbours, pooling_of
 from hwsearch.distill.objectives.next_token import NextToken
 from hwsearch.distill.objectives.tags import Tags
+from hwsearch.distill.rotation import basis_of, rotate
 from hwsearch.distill.rows import NO_ANSWER, NO_SCORE, UNLABELLED
-from hwsearch.distill.student import StudentPlan, build_student, random_student, with_layers
+from hwsearch.distill.student import StudentPlan, build_student, empty_student, random_student, with_layers
 from hwsearch.distill.teacher import Teacher, load_teacher
 from hwsearch.errors import ArchitectureError, TeacherError
 from hwsearch.precision import Precision
@@ -87,6 +88,24 @@ def says(teacher: Teacher, model: Any, chunks: torch.Tensor) -> torch.Tensor:
 def test_the_teachers_own_shape_is_the_teacher(teacher: Teacher, importance: Importance, chunks: torch.Tensor) -> None:
     student = build_student(teacher.model, StudentPlan(shape(teacher), (0, 1, 2)), importance)
     assert torch.equal(says(teacher, student, chunks), says(teacher, teacher.model, chunks))
+
+
+def test_a_rotation_that_drops_nothing_changes_nothing(
+    teacher: Teacher, importance: Importance, chunks: torch.Tensor
+) -> None:
+    """The full width by the way of a narrow one: every direction is kept, so the function stays, within rounding."""
+    family = family_of(teacher.model.config)
+    if not family.rotates or family.behind:
+        pytest.skip("no rotation can be folded into such weights")
+    whole = replace(shape(teacher), tied=False)
+    student, plan = empty_student(teacher.model, whole), StudentPlan(whole, (0, 1, 2))
+    weights = dict(teacher.model.state_dict())
+    streams = student_module.streams_of(weights, plan, importance, family)
+    rotated = rotate(weights, streams, basis_of(streams, whole.width, family.centres), family)
+    moved = [name for name in weights if not torch.allclose(rotated[name], weights[name], atol=1e-2)]
+    assert len(moved) > len(weights) / 2
+    student.load_state_dict(rotated)
+    assert torch.allclose(says(teacher, student, chunks), says(teacher, teacher.model, chunks), atol=2e-3)
 
 
 @pytest.mark.parametrize("axis", ["width", "head", "ffn", "pooled"])

@@ -37,23 +37,6 @@ def shape(
     return replace(own, width=width, tied=width == own.width, layers=layers)
 
 
-def test_a_rotation_that_drops_nothing_changes_nothing(
-    teacher: Teacher, importance: Importance, chunks: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The full width through the narrow path: every direction is kept, so the function stays, within rounding."""
-    from hwsearch.distill import student as module
-
-    whole = replace(shape(teacher), tied=False)
-    built = build_student(teacher.model, StudentPlan(whole, (0, 1, 2)), importance)
-    weights = {name: weight.clone() for name, weight in built.state_dict().items()}
-    how = (StudentPlan(whole, (0, 1, 2)), importance, module.family_of(teacher.model.config))
-    rotated = module._rotate(weights, *how, module._basis(weights, *how))
-    assert not torch.allclose(rotated["model.embed_tokens.weight"], weights["model.embed_tokens.weight"], atol=1e-2)
-    built.load_state_dict(rotated)
-    with torch.no_grad():
-        assert torch.allclose(built(chunks).logits, teacher.model(chunks).logits, atol=2e-3)
-
-
 def test_slices_are_nearer_to_the_teacher_than_fresh_weights(
     teacher: Teacher, importance: Importance, chunks: torch.Tensor
 ) -> None:

@@ -50,8 +50,8 @@ class Family:
         block: what attends to what.
         norm: which normalisation it uses.
         gated_ffn: whether a third matrix gates the feed-forward part.
-        rotates: whether a narrower student's residual stream is the teacher's, rotated: norms before the parts that
-            know no direction, or norms `behind` them. Else it keeps the most important channels.
+        rotates: whether a narrower student's residual stream is the teacher's, rotated: all norms stand before the
+            parts, or all `behind` them. Else it keeps the most important channels.
         own_head_dim: whether configurations state the size of a head; else the heads share the width among them.
         layers: the module that holds the layers.
         attention, feed_forward: linear layers of a part, by name in a layer; the last of them writes to the stream.
@@ -102,6 +102,11 @@ class Family:
         reads = {bare(start): bare(module) for start, module in family.reads.items()}
         behind = tuple(bare(name) for name in self.behind)
         return replace(family, layers=bare(self.layers), shared=shared, reads=reads, behind=behind)
+
+    @property
+    def centres(self) -> bool:
+        """Whether norms before the parts leave the mean of the stream out."""
+        return self.norm == "layernorm" and not self.behind
 
     def axes(self, name: str) -> tuple[int | None, tuple[Axis, ...]]:
         """The layer that a weight belongs to (None outside the layers) and what its axes are.
