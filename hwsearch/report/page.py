@@ -9,6 +9,7 @@ from typing import Any
 from hwsearch.files import write_text
 from hwsearch.precision import Precision
 from hwsearch.report import figures
+from hwsearch.report.by_hand import rivals
 from hwsearch.report.generation import speeds
 from hwsearch.search.result import Result
 from hwsearch.units import format_metric, format_ms, format_seconds
@@ -39,7 +40,7 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "note": document.get("note", ""),
             "repriced_from": document.get("repriced_from", ""),
             "students": {"chosen": chosen, **baselines} if chosen else {},
-            "better": [name for name, r in baselines.items() if chosen and r["quality"] > chosen["quality"]],
+            "rivals": rivals(document),
             "speeds": speeds(document),
             "measured": measured(document),
             "stages": document.get("stages", []),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwsearch.files import whole
+from hwsearch.report.by_hand import rivals
 from hwsearch.report.generation import speeds
 from hwsearch.search.engine import Outcome
 from hwsearch.search.result import Result, each
@@ -135,9 +136,8 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
             str(result["steps"]),
         )
     out.print(table)
-    better = [name for name, r in document["baselines"].items() if chosen and r["quality"] > chosen["quality"]]
-    if better:
-        out.print(f"made by hand is better here: {', '.join(better)}", style="bold")
+    for rival in rivals(document):
+        out.print(rival, style="bold")
     for speed in speeds(document):
         out.print(
             f"{speed.name}: first token after {format_ms(speed.first_ms)}, each one after it in "

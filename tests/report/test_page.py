@@ -153,6 +153,11 @@ def test_hand_made_winners_are_named(found: tuple[dict[str, Any], Outcome]) -> N
     better = {name: {**result, "quality": 0.99} for name, result in document["baselines"].items()}
     html = page({**document, "baselines": better}, outcome.trials)
     assert html.count("Made by hand is better here") == 2
+    chosen = document["chosen"]
+    little = {**chosen, "quality": (chosen["quality"] + chosen["quality_high"]) / 2, "loss": 2 * chosen["loss"]}
+    html = page({**document, "baselines": {"every other layer": little}}, outcome.trials)
+    assert "by less than these answers can tell: every other layer. Its KL" in html
+    assert "Made by hand is better here" not in html
 
 
 def test_the_margin_is_the_slope_of_the_front() -> None:
