@@ -19,7 +19,7 @@ def rivals(document: dict[str, Any]) -> list[str]:
             found.append(f"Made by hand is better here: {name}.")
         else:
             found.append(
-                f"Made by hand gets more right here, by less than these answers can tell: {name}. Its KL to the teacher "
-                f"is {made['loss']:.3f}, the chosen student's {chosen['loss']:.3f}."
+                f"Made by hand gets more right here, by less than these answers can tell: {name}. Its KL to the "
+                f"teacher is {made['loss']:.3f}, the chosen student's {chosen['loss']:.3f}."
             )
     return found
