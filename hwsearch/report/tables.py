@@ -112,7 +112,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
             )
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     metrics = teacher.get("metrics", {})
-    for column in ("", "architecture", "latency", "accuracy", "of teacher's", *metrics, "steps"):
+    for column in ("", "architecture", "latency", "accuracy", "of teacher's", "KL to it", *metrics, "steps"):
         table.add_column(column, justify="left" if column in ("", "architecture") else "right")
     quality = teacher["quality"]
     table.add_row(
@@ -121,6 +121,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
         format_ms(teacher["latency"]["median_ms"]),
         _percent(quality),
         "100.0%",
+        "0",
         *(format_metric(name, value) for name, value in metrics.items()),
         "",
     )
@@ -132,6 +133,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
             format_ms(result["latency"]["median_ms"]),
             _percent(result["quality"]),
             _percent(result["retention"]),
+            "" if result["loss"] is None else f"{result['loss']:.3f}",
             *(format_metric(name, result.get("metrics", {}).get(name)) for name in metrics),
             str(result["steps"]),
         )
