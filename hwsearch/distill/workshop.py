@@ -112,11 +112,21 @@ class Workshop:
         self._statistics(name)
 
     def _statistics(self, name: str) -> dict[str, torch.Tensor]:
-        path = self.folder / f"{name}.safetensors"
+        """Kept by content, as outputs are: searches for other devices share them, and trainings on more rows."""
+        compute, count, settings = {
+            "layers": (self._layers, SUBSET_CHUNKS, ()),
+            "importance": (self._importance, STATISTICS_CHUNKS, ()),
+            "sensitivities": (self._sensitivities, SUBSET_CHUNKS, (self.spec.scheme, self.spec.precisions)),
+        }[name]
+        chunks = self.tokens["train"][: count * self.teacher.objective.inputs_a_chunk]
+        known = msgspec.json.encode(
+            (FORMAT, name, self.teacher.digest, type(self.teacher.objective).__name__, settings)
+        )
+        key = hashlib.sha256(known + np.ascontiguousarray(chunks).tobytes()).hexdigest()[:24]
+        path = self._cache / "statistics" / f"{key}.safetensors"
         if (stored := read_or_drop(path, load_file)) is not None:
             return stored
-        computed = {"layers": self._layers, "importance": self._importance, "sensitivities": self._sensitivities}
-        tensors = {key: value.contiguous() for key, value in computed[name]().items()}
+        tensors = {entry: value.contiguous() for entry, value in compute(chunks).items()}
         _write(path, tensors)
         return tensors
 
@@ -210,16 +220,14 @@ class Workshop:
     def _held_out(self, split: Split) -> HeldOut:
         return HeldOut(self.teacher.objective, self.tokens[split], self._outputs(self.tokens[split], self.teacher))
 
-    def _importance(self) -> dict[str, torch.Tensor]:
-        few = STATISTICS_CHUNKS * self.teacher.objective.inputs_a_chunk
-        chunks = torch.from_numpy(self.tokens["train"][:few])
-        return measure_importance(self.teacher.model, self.teacher.objective, chunks).tensors()
+    def _importance(self, chunks: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        return measure_importance(self.teacher.model, self.teacher.objective, torch.from_numpy(chunks)).tensors()
 
-    def _layers(self) -> dict[str, torch.Tensor]:
+    def _layers(self, chunks: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """The best layers to keep, by depth."""
         from hwsearch.distill.proxy import divergence
 
-        model, chunks = self.teacher.model, self._few()
+        model = self.teacher.model
         probe = HeldOut(self.teacher.objective, chunks, self._outputs(chunks, self.teacher))
         count = self.facts().architecture.depth
 
@@ -236,14 +244,10 @@ class Workshop:
 
         return {str(depth): torch.tensor(choose_layers(count, depth, loss)) for depth in range(1, count + 1)}
 
-    def _sensitivities(self) -> dict[str, torch.Tensor]:
-        model, objective, few = self.teacher.model, self.teacher.objective, torch.from_numpy(self._few())
-        losses = {p: measured_losses(model, objective, self.spec.scheme, p, few) for p in self.spec.precisions}
+    def _sensitivities(self, chunks: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        how = self.teacher.model, self.teacher.objective, self.spec.scheme
+        losses = {p: measured_losses(*how, p, torch.from_numpy(chunks)) for p in self.spec.precisions}
         return {p.value: torch.from_numpy(lost) for p, lost in losses.items()}
-
-    def _few(self) -> NDArray[np.int64]:
-        """Training chunks to look at the teacher's parts with."""
-        return self.tokens["train"][: SUBSET_CHUNKS * self.teacher.objective.inputs_a_chunk]
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:

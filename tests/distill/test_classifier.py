@@ -9,7 +9,8 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
-from hwsearch.distill.job import TaskSpec
+from hwsearch.distill import workshop as workshop_module
+from hwsearch.distill.job import STATISTICS, TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.recipe import Recipe, Stage
 from hwsearch.distill.workshop import Workshop
@@ -64,6 +65,19 @@ def test_training_brings_a_student_nearer(workshop: Workshop, plan: str) -> None
     student.mark(workshop.task.select)
     (_, before), (_, after) = student.curve
     assert after < 0.9 * before
+
+
+def test_a_longer_training_begins_with_what_is_known_of_the_teacher(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workshop_module, "STATISTICS_CHUNKS", 20)
+    for name in STATISTICS:
+        workshop.compute_statistics(name)
+    longer = Workshop(replace(workshop.spec, chunks=100))
+    assert len(longer.tokens["train"]) > len(workshop.tokens["train"])
+    monkeypatch.setattr(longer.teacher.model, "forward", lambda *_, **__: pytest.fail("the teacher was run again"))
+    for name in STATISTICS:
+        longer.compute_statistics(name)
 
 
 def test_going_on_equals_never_having_stopped(workshop: Workshop, tmp_path: Path) -> None:

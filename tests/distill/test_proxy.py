@@ -70,7 +70,7 @@ def test_a_second_workshop_finds_everything_on_disk(workshop: Workshop, monkeypa
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"?" * 99])
 def test_a_damaged_cache_is_made_again(workshop: Workshop, damage: Callable[[bytes], bytes]) -> None:
     complete = workshop.finish()
-    folders = (workshop.folder, workshop.folder.parent.parent / "outputs")
+    folders = (workshop.folder, *(workshop.folder.parent.parent / name for name in ("outputs", "statistics")))
     files = sorted(path for folder in folders for path in folder.iterdir())
     assert {path.suffix for path in files} == {".npz", ".safetensors"}
     for path in files:
@@ -91,6 +91,8 @@ def test_searches_for_other_devices_share_what_the_teacher_said(
     monkeypatch.setattr(other.teacher.model, "forward", lambda *_, **__: pytest.fail("the teacher was run again"))
     for block in range(workshop.facts().blocks):
         other.compute_block(block)
+    for name in ("layers", "importance"):  # the sensitivities are of the scheme
+        other.compute_statistics(name)
     assert other.subject != workshop.subject
     assert Workshop(replace(workshop.spec, recipe=replace(workshop.spec.recipe, seed=7))).subject == workshop.subject
 
