@@ -12,7 +12,8 @@ A runtime that has a measured table is priced by that (`table`), and by the mode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
@@ -134,6 +135,7 @@ class Estimator:
     def __init__(self, profile: DeviceProfile, target: Target, workload: Workload, known: float = 1.0) -> None:
         self.profile, self.target, self.workload, self.known = profile, target, workload, known
         self._ratios: dict[Architecture, float] = {}
+        self._alone: Architecture | None = None
 
     def __call__(self, architectures: Sequence[Architecture]) -> Estimates:
         """Latencies of `architectures` on the target."""
@@ -157,9 +159,21 @@ class Estimator:
         for architecture, before, now in zip(architectures, predicted, measured, strict=True):
             self._ratios[architecture] = float(np.log(now.median_ms / before))
 
+    @contextmanager
+    def as_of(self, architecture: Architecture) -> Iterator[None]:
+        """Estimates put right by what was measured of one alone, whose neighbours are off as it is; as ever, where
+        nothing was."""
+        self._alone = architecture
+        try:
+            yield
+        finally:
+            self._alone = None
+
     @property
     def correction(self) -> float:
         """The factor that measurements have put on every estimate; 1 without any."""
+        if self._alone in self._ratios:
+            return self.known * float(np.exp(self._ratios[self._alone]))
         return self.known * float(np.exp(sum(self._ratios.values()) / (len(self._ratios) + 1)))
 
 

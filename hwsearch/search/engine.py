@@ -34,6 +34,7 @@ from hwsearch.search.trainer import Progress, Trainer, result_of
 from hwsearch.search.trials import DEATHS, Trials
 
 FINALISTS = 3
+ROOMY = 0.93  # share of the budget below which a measured student is tried larger
 SUITING = 40  # steps of a first rung that tell which learning rate suits
 
 
@@ -127,8 +128,9 @@ class Engine:
         picked = ranked[:FINALISTS]
         if self.measured:
             picked, overshot = self.measured.holding(ranked, FINALISTS)
-            if smaller := self._to_be_smaller(trials, overshot[:FINALISTS]):
-                trials = self._trials(smaller)
+            first = {result.trial for result in ranked[:FINALISTS]}
+            if again := self._to_be_resized(trials, [r for r in (*picked, *overshot) if r.trial in first]):
+                trials = self._trials(again)
                 complete = results_of(trials, len(self.plan.wishes.rungs))
                 picked, overshot = self.measured.holding(self._ranked(complete), FINALISTS)
             # What was measured has changed the prices of all that was not.
@@ -212,36 +214,42 @@ class Engine:
                 students.append((trial.result, scores))
         return stages(students, steps)
 
-    def _to_be_smaller(self, trials: Sequence[Trial], overshot: Sequence[Result]) -> list[Trial]:
-        """Trials that would have been finalists but for what they take, and were not tried smaller yet: what was
-        measured has shown that all near the budget take longer, and what is left may be far below it."""
+    def _to_be_resized(self, trials: Sequence[Trial], measured: Sequence[Result]) -> list[tuple[Trial, float]]:
+        """Trials that miss the budget either way as `measured`, and were not tried in another size yet, each with the
+        share that it takes. Where the fastest is looked for, none is tried larger."""
+        fullest = ROOMY if self.plan.wishes.min_quality is None else 0.0
+        filled = {r.trial: self.plan.filled(r.latency) for r in measured}
+        missing = {number: share for number, share in filled.items() if not fullest <= share <= 1.0}
         settings = [trial.settings for trial in trials]
-        too_slow = {result.trial for result in overshot}
-        return [trial for trial in trials if trial.number in too_slow and settings.count(trial.settings) == 1]
+        return [
+            (trial, missing[trial.number])
+            for trial in trials
+            if trial.number in missing and settings.count(trial.settings) == 1
+        ]
 
-    def _trials(self, smaller: Sequence[Trial] = ()) -> list[Trial]:
-        """Every trial, none of them in anybody's hands; `smaller` are tried once more, at the prices as they are
-        now."""
+    def _trials(self, again: Sequence[tuple[Trial, float]] = ()) -> list[Trial]:
+        """Every trial, none of them in anybody's hands; those of `again` are tried once more, as full as what was
+        measured of them says they may be."""
         wishes, study = self.plan.wishes, self.study
         before = study.trials()
         seen: set[Architecture] = set()
         for trial in before:
             self.proposer(Given(trial.settings), seen)  # counts again what it refused
             seen.add(trial.architecture)
-        if before and not smaller:
+        if before and not again:
             ended = sum(trial.ended or bool(trial.losses) for trial in before)
             self.progress.say(f"taken up again: {ended} trials are finished already")
         # Proposals depend on how many are under way at once: that stays as it was.
         at_once = study.described().get("at_once") or self.trainer.count
-        until = time.time() + 60 * wishes.minutes if wishes.minutes is not None and not smaller else self._until
+        until = time.time() + 60 * wishes.minutes if wishes.minutes is not None and not again else self._until
         self._until = until
         study.describe(at_once=at_once, correction=self.plan.price.correction, until=until)
         climbed = wishes.rungs[-1] - wishes.steps
         self._begun = self.trainer.work_done
-        self._steps = (max(0, wishes.trials - len(before)) + len(smaller)) * (wishes.steps + climbed / KEEP)
+        self._steps = (max(0, wishes.trials - len(before)) + len(again)) * (wishes.steps + climbed / KEEP)
         self.progress.stage("training", 1.0)
         trials = Trials(
-            self.plan, self.proposer, study, self.trainer, self.run.student, at_once, self.progress, until, smaller
+            self.plan, self.proposer, study, self.trainer, self.run.student, at_once, self.progress, until, again
         )
         found = trials.run(self._tell)
         self.asked = max(len(found), wishes.trials) if trials.exhausted else len(found)

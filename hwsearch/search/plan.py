@@ -161,11 +161,15 @@ class Plan:
         """How far above the median a student may turn out to be, as `strain` has it."""
         return OPEN if self.measures else latency.high_ms / latency.median_ms
 
-    def holds(self, latency: Latency) -> bool:
-        """Whether a latency lies inside every budget, by the upper end of its interval."""
+    def filled(self, latency: Latency) -> float:
+        """The share of the tightest budget that a latency takes, by the upper end of its interval."""
         wide = latency.high_ms / latency.median_ms
-        inside = [latency.phases[phase] * wide <= ms for phase, ms in self.phases_ms.items()]
-        return latency.high_ms <= self.budget_ms and all(inside)
+        phases = [latency.phases[phase] * wide / ms for phase, ms in self.phases_ms.items()]
+        return max([latency.high_ms / self.budget_ms, *phases])
+
+    def holds(self, latency: Latency) -> bool:
+        """Whether a latency lies inside every budget."""
+        return self.filled(latency) <= 1.0
 
     def admits(self, architecture: Architecture) -> bool:
         """Whether an architecture meets the limits beside the latency."""

@@ -53,7 +53,8 @@ class Trials:
         at_once: how many are under way at the same time.
         progress: who is told.
         until: when no further rung is begun, in seconds since 1970.
-        again: trials whose settings are tried once more, at the prices as they are now.
+        again: trials that were measured, and the share of the budget that each took: their settings are tried once
+            more, as full as that says they may be.
 
     Attributes:
         exhausted: the space inside the budget is used up.
@@ -70,7 +71,7 @@ class Trials:
         at_once: int,
         progress: Progress,
         until: float | None = None,
-        again: Sequence[Trial] = (),
+        again: Sequence[tuple[Trial, float]] = (),
     ) -> None:
         self.plan, self.proposer, self.study, self.trainer = plan, proposer, study, trainer
         self.state_of, self.at_once, self.progress = state_of, at_once, progress
@@ -126,7 +127,7 @@ class Trials:
             trials = self.study.trials()
             trial = self._old(trials, owner)
             if trial is None and self._again:
-                trial = self._smaller(self._again.pop(0), trials, owner)
+                trial = self._resized(*self._again.pop(0), trials, owner)
             if trial is None and not self._over(trials):
                 trial = self._new(trials, owner) or self._old(trials, owner)
             if trial is None and self._time_left() and not any(other.owner for other in trials):
@@ -171,11 +172,17 @@ class Trials:
         self.sampler.kept(asked, trial)
         return trial
 
-    def _smaller(self, before: Trial, trials: list[Trial], owner: str) -> Trial | None:
-        """A student of an earlier trial's settings that fits at today's prices; None where there is none, or no
-        time."""
-        architecture = self.proposer(Given(before.settings), {trial.architecture for trial in trials})
-        if architecture is None or not self._time_left():
+    def _resized(self, before: Trial, filled: float, trials: list[Trial], owner: str) -> Trial | None:
+        """The fullest student of an earlier trial's settings, as that one was measured, which `filled` so much of the
+        budget; None where there is none that is new, or no time."""
+        with self.plan.price.as_of(before.architecture):
+            (strain,) = self.plan.strain([before.architecture])
+            full = Given(before.settings | {"fill": min(1.0, float(strain) / filled)})
+            architecture = self.proposer(full, {trial.architecture for trial in trials})
+            if architecture is None or not self._time_left():
+                return None
+            larger = self.plan.strain([architecture])[0] > strain
+        if larger != (filled < 1.0):
             return None
         return self._write(architecture, before.settings, before.distributions, owner)
 

@@ -477,7 +477,7 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
     expected = {r.trial: r.expected_loss or 0.0 for r in outcome.trials}
     seen = [expected.pop(r.trial) for r in (*outcome.overshot, *outcome.finalists)]
     assert max(seen) <= min(expected.values())  # by the next best, whatever they take
-    # Those that were to be finalists were tried smaller, at the prices as they were by then.
+    # Those that were to be finalists were tried smaller, as what was measured of them says.
     smaller = [r for r in outcome.trials if (r.trial or 0) >= 12]
     assert 1 <= len(smaller) <= 3
     assert len({r.architecture for r in outcome.trials}) == len(outcome.trials)
@@ -504,22 +504,47 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
     assert all(r["latency"]["source"] == "measured" for r in document["baselines"].values())
 
 
+class Deep(NullMeasurer):
+    """What is of one depth is faster than estimated."""
+
+    def __init__(self, depth: int) -> None:
+        profile = find_profile("jetson-orin")
+        super().__init__(Estimator(profile, profile.target(), BULK))
+        self.depth = depth
+
+    def measure(
+        self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
+    ) -> list[Latency]:
+        found = super().measure(architectures, progress)
+        scales = [0.7 if a.depth == self.depth else 1.0 for a in architectures]
+        return [
+            replace(one, median_ms=s * one.median_ms, low_ms=s * one.low_ms, high_ms=s * one.high_ms)
+            for one, s in zip(found, scales, strict=True)
+        ]
+
+
+def test_finalists_that_leave_room_are_tried_larger(tmp_path: Path) -> None:
+    ruler = Deep(2)
+    _, outcome = search(tmp_path / "run", measurer=ruler, budget="300ms")
+    assert outcome is not None
+    assert outcome.chosen is not None
+    before = [r for r in outcome.trials if (r.trial or 0) < 12 and r.predicted and r.architecture.depth == 2]
+    larger = [r for r in outcome.trials if (r.trial or 0) >= 12]
+    assert [r.trial for r in larger] == [outcome.chosen.trial]
+    assert before
+    assert all(r.latency.high_ms < outcome.chosen.latency.high_ms <= 300 for r in before)
+    assert outcome.chosen.predicted is not None
+    assert outcome.chosen.predicted.median_ms > 300  # what was measured of its like said that it fits
+    again, same = search(tmp_path / "run", measurer=ruler, budget="300ms")
+    assert same is None
+    assert again["chosen"]["architecture"]["id"] == outcome.chosen.architecture.id
+    _, fastest = search(tmp_path / "fastest", measurer=ruler, budget="300ms", min_quality=0.3)
+    assert fastest is not None
+    assert len(fastest.trials) == 12  # the fastest is looked for: none is tried larger
+
+
 def test_hand_made_students_take_as_long_as_the_chosen_one_when_they_are_run(tmp_path: Path) -> None:
-    class Deep(NullMeasurer):
-        """What is deep is faster than estimated."""
-
-        def measure(
-            self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
-        ) -> list[Latency]:
-            found = super().measure(architectures, progress)
-            scales = [0.7 if a.depth == TEACHER.depth else 1.0 for a in architectures]
-            return [
-                replace(one, median_ms=s * one.median_ms, low_ms=s * one.low_ms, high_ms=s * one.high_ms)
-                for one, s in zip(found, scales, strict=True)
-            ]
-
-    profile = find_profile("jetson-orin")
-    _, outcome = search(tmp_path / "run", measurer=Deep(Estimator(profile, profile.target(), BULK)), depths=(2, 3))
+    _, outcome = search(tmp_path / "run", measurer=Deep(TEACHER.depth), depths=(2, 3))
     assert outcome is not None
     assert outcome.chosen is not None
     latency_ms = outcome.chosen.latency.median_ms
