@@ -161,8 +161,8 @@ class Estimator:
 
     @contextmanager
     def as_of(self, architecture: Architecture) -> Iterator[None]:
-        """Estimates put right by what was measured of one alone, whose neighbours are off as it is; as ever, where
-        nothing was."""
+        """Estimates put right by what was measured of one, whose neighbours are off as it is: halfway from all to it,
+        since part of what sets it apart is the scatter of measuring. As ever, where nothing was measured of it."""
         self._alone = architecture
         try:
             yield
@@ -172,9 +172,10 @@ class Estimator:
     @property
     def correction(self) -> float:
         """The factor that measurements have put on every estimate; 1 without any."""
+        found = sum(self._ratios.values()) / (len(self._ratios) + 1)
         if self._alone in self._ratios:
-            return self.known * float(np.exp(self._ratios[self._alone]))
-        return self.known * float(np.exp(sum(self._ratios.values()) / (len(self._ratios) + 1)))
+            found = (found + self._ratios[self._alone]) / 2
+        return self.known * float(np.exp(found))
 
 
 def estimate(table: OpTable, profile: DeviceProfile, target: Target) -> Estimates:

@@ -111,7 +111,8 @@ class Trials:
                 return self.study.trials()
             first = min(climbing, key=lambda climb: (climb.trial.due, climb.trial.number))
             while not wait([first.score], timeout=0.5).done:
-                tell(f"trial {first.trial.number + 1} of {self.plan.wishes.trials}")
+                number, wanted = first.trial.number + 1, self.plan.wishes.trials
+                tell(f"trial {number} of {wanted}" if number <= wanted else f"trial {number}, in another size")
                 if time.monotonic() - last_beat > BEAT_S:
                     last_beat = time.monotonic()
                     with self.study.alone():
