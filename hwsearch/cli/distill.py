@@ -75,7 +75,7 @@ def distill(
     try:
         with Progress() as progress:
             progress.say(f"trial {run.trial}: {run.architecture.id}")
-            spec, assistants = with_assistants(spec, run.architecture, kept, steps, progress)
+            spec, assistants = with_assistants(spec, run.architecture, kept, steps, progress, run.check_teacher)
             workers = Workers(spec, count=1)  # one student: all threads work on it
             facts = result_of(workers.open())
             run.check_teacher(facts.weights)

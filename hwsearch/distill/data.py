@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "select", "report"]
 SPLITS: tuple[Split, ...] = ("train", "select", "report")
 BLOCK_CHARACTERS = 4000  # of a text file: neighbouring chunks share their names, blocks far less
+PASSAGE = 200  # characters that two texts have in common by no chance
 CHARACTERS_A_TOKEN = 6  # generous: enough text is read, or all of it
 PLENTY = 32  # times as much text as chunks are drawn from evenly; of more, some documents are left out evenly
 AT_ONCE = 256  # documents that go to a tokenizer together: what it gives back takes a hundred times their room
@@ -116,7 +117,7 @@ def text_files(data: Path, held_out: Path | None = None) -> Corpus:
     Raises:
         DataError: a file that cannot be read, is not UTF-8 text, or is too short to be split.
     """
-    blocks = _blocks(data)
+    blocks, left_out = _blocks(data), 0
     refuse_same(data, held_out)
     texts: dict[Split, list[str]] = {split: [] for split in SPLITS}
     if held_out is None:
@@ -127,15 +128,15 @@ def text_files(data: Path, held_out: Path | None = None) -> Corpus:
         aside = _blocks(held_out)
         for i, block in enumerate(aside):
             texts[("select", "report")[i % 2]].append(block)
-        known = set(aside)
-        texts["train"] = [block for block in blocks if block not in known]
+        texts["train"], left_out = _without("".join(blocks), "".join(aside))
     for split, found in texts.items():
         if not found:
             raise DataError(
                 f"{data}: too little text for a {split} split; at least {20 * BLOCK_CHARACTERS // 1000} kB are needed, "
                 "or a file of its own: --eval FILE"
             )
-    return Corpus(data.name, {split: tuple(found) for split, found in texts.items()})
+    name = f"{data.name} without {left_out} lines that are held out" if left_out else data.name
+    return Corpus(name, {split: tuple(found) for split, found in texts.items()})
 
 
 def refuse_same(data: Path, held_out: Path | None) -> None:
@@ -148,14 +149,53 @@ def refuse_same(data: Path, held_out: Path | None) -> None:
         raise DataError(f"--data and --eval are both {data}; give another --eval, or none: a part is held out then")
 
 
+def _without(text: str, held_out: str) -> tuple[list[str], int]:
+    """Blocks of a text without what stands in another one too, and how many lines that are: all of a passage of
+    `PASSAGE` characters or more, which shorter lines have in common by chance."""
+    known = {passage for _, _, passage in _passages(held_out.splitlines(keepends=True))}
+    lines = text.splitlines(keepends=True)
+    shared: set[int] = set()
+    for first, last, passage in _passages(lines):
+        if passage in known:
+            shared.update(range(first, last))
+    return _in_blocks(line for i, line in enumerate(lines) if i not in shared), len(shared)
+
+
+def _passages(lines: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+    """From each line that is not blank on, as many lines as have `PASSAGE` characters that are no blanks at their
+    ends: the first, the one behind the last, and a hash of what stands there."""
+    bare = [line.strip() for line in lines]
+    last = size = 0
+    for first, line in enumerate(bare):
+        while size < PASSAGE and last < len(bare):
+            size += len(bare[last])
+            last += 1
+        if size < PASSAGE:
+            return
+        if line:
+            yield first, last, hash("\n".join(filter(None, bare[first:last])))
+        size -= len(line)
+
+
 def _blocks(path: Path) -> list[str]:
-    """The text of a file in blocks of whole lines, longer lines cut."""
+    """The text of a file in blocks of whole lines, longer lines cut.
+
+    Raises:
+        DataError: it cannot be read, is not UTF-8, or holds no text.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8 (byte {error.start}); convert it first") from error
+    blocks = _in_blocks(lines)
+    if not "".join(blocks).strip():
+        raise DataError(f"{path} holds no text")
+    return blocks
+
+
+def _in_blocks(lines: Iterable[str]) -> list[str]:
     blocks: list[str] = []
     size = BLOCK_CHARACTERS
     for piece in (line[i : i + BLOCK_CHARACTERS] for line in lines for i in range(0, len(line), BLOCK_CHARACTERS)):
@@ -164,8 +204,6 @@ def _blocks(path: Path) -> list[str]:
             size = 0
         blocks[-1] += piece
         size += len(piece)
-    if not "".join(blocks).strip():
-        raise DataError(f"{path} holds no text")
     return blocks
 
 

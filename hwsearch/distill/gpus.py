@@ -22,7 +22,7 @@ def gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or len(_free())  # which WSL does not have
 
 
 def at_once(teacher: Checkpoint, free: int | None) -> int:
@@ -42,8 +42,13 @@ def at_once(teacher: Checkpoint, free: int | None) -> int:
 
 def free_bytes() -> int | None:
     """What is free of the GPU that has least, by the driver's own tool; None where it does not answer."""
+    return min(_free(), default=None)
+
+
+def _free() -> list[int]:
+    """Free bytes of each GPU; none where the driver's tool does not answer."""
     try:
         told = subprocess.run(FREE, capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S603
-        return 2**20 * min(int(line) for line in told.split())
+        return [2**20 * int(line) for line in told.split()]
     except (OSError, subprocess.SubprocessError, ValueError):
-        return None
+        return []

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hwsearch.distill.families import family_of
+from hwsearch.distill.families import family_of, rows_at_once
 from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.rows import UNLABELLED
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TINY = 1e-12
+BATCH = 16  # rows at once, fewer where these are long or there is much to choose from
 MOMENTS = 4 * 2**30  # bytes; where units do not take over for others, a student begins a few percent further off
 EXPLAINED = 0.99  # of the variance of feed-forward activations
 FITTED = 2**14  # positions that norms and projections are fitted on at most
@@ -91,9 +92,9 @@ class Importance:
         )
 
 
-def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Tensor, batch: int = 16) -> Importance:
+def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Tensor) -> Importance:
     """Statistics of `model` over `chunks` of token ids, [chunks, sequence + 1]; the last column holds only labels."""
-    family = family_of(model.config)
+    family, batch = family_of(model.config), rows_at_once(model.config, chunks.shape[1], BATCH)
     layers = family.layers_of(model)
     heads = int(getattr(model.config, family.entries["heads"]))
     matrices = [name for name, weight in model.state_dict().items() if weight.dim() == 2]

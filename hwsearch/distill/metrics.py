@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hwsearch.distill.families import task_of
+from hwsearch.distill.families import rows_at_once, task_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.objectives.neighbours import Neighbours
 from hwsearch.distill.objectives.tags import Tags
 from hwsearch.distill.rows import NO_ANSWER
-from hwsearch.distill.teacher import rows_at_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,12 +57,12 @@ def metrics_of(
         found["Spearman"] = float(spearmanr(nearness, scores, nan_policy="omit").statistic)
     if head == "lm":
         found["perplexity"] = math.exp(min(_surprise(teacher, model, held_out), 700.0))
-    return found
+    return {name: value for name, value in found.items() if math.isfinite(value)}  # ranks of equals have no correlation
 
 
 def _surprise(teacher: Teacher, model: PreTrainedModel, held_out: HeldOut) -> float:
     """Mean negative logarithm of the probability that a model gives the right answers, nats."""
-    total, rows = 0.0, rows_at_once(teacher, held_out.chunks.shape[1])
+    total, rows = 0.0, rows_at_once(teacher.model.config, held_out.chunks.shape[1])
     model.eval()
     with torch.inference_mode():
         for some, labels in zip(

@@ -9,17 +9,18 @@ goes on where the short one stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from hwsearch.distill.families import rows_at_once
 from hwsearch.distill.features import hidden_maps
 from hwsearch.distill.job import ProxyScore
 from hwsearch.distill.lesson import Lesson
-from hwsearch.distill.objectives.outputs import judged_together
+from hwsearch.distill.objectives.outputs import JUDGED, TopK, judged_together
 from hwsearch.distill.quantise import quantise_parts, recomputing
 from hwsearch.distill.rows import NO_ANSWER
 from hwsearch.distill.student import StudentPlan, build_student, empty_student, random_student
@@ -269,13 +270,22 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.floa
     model.eval()
     losses, answers = [], []
     with torch.inference_mode():
-        for rows in judged_together(len(held_out.chunks)):
+        for rows in _passes(model, held_out):
             chunks = torch.from_numpy(held_out.chunks[rows]).to(model.device)
             indices, probabilities = (found.to(model.device) for found in held_out.outputs.batch(rows))
             loss, best = held_out.objective.judge(model, chunks, indices, probabilities)
             losses.append(loss.view(len(rows), -1).sum(1).double().cpu().numpy())
             answers.append(best.view(len(rows), -1).cpu().numpy())
     return np.concatenate(losses), np.concatenate(answers)
+
+
+def _passes(model: PreTrainedModel, held_out: HeldOut) -> Iterable[NDArray[np.int64]]:
+    """Rows that are looked at at once: no more than a pass has room for, unless they are answers to each other."""
+    together = judged_together(len(held_out.chunks))
+    if held_out.objective.outputs is not TopK:
+        return together
+    room = rows_at_once(model.config, held_out.chunks.shape[1], JUDGED)
+    return (part for rows in together for part in np.array_split(rows, -(-len(rows) // room)))
 
 
 def divergence(model: PreTrainedModel, held_out: HeldOut) -> float:

@@ -24,7 +24,7 @@ HELD_OUT_SHARE = 0.1  # of the rows, for select and for report each
 FEWEST = 20  # rows of a split
 UNLABELLED = -1  # answer that nobody has given: the teacher's own counts
 NO_ANSWER = -100  # where nothing is asked; losses of PyTorch leave it out
-GAPS = ("", "nan", "None")  # what a label that nobody has given reads as
+GAPS = ("", "nan", "None", "<NA>")  # what a label that nobody has given reads as
 BESIDE = "\x1f"  # between the two texts of a pair; Unicode's unit separator
 SCORE = 10**6  # what 1 of a pair's score is kept as
 NO_SCORE = -(2**63)  # of a pair that nobody has judged, and of a text that is none of one
@@ -41,8 +41,8 @@ def labelled_texts(
 ) -> Corpus:
     """Texts with a class each; where a row or the whole file has none, it is the teacher's own.
 
-    Rows are drawn to the splits by a hash of their text, so that the same text is never in two; with a second file its
-    rows go to *select* and *report* in the same way.
+    Rows are drawn to the splits by a hash of their text, so that the same text is never in two, pairs by their first
+    one; with a second file its rows go to *select* and *report* in the same way.
 
     Args:
         data: the file.
@@ -142,11 +142,12 @@ def draw_texts(
         seed: of the draw; None takes them evenly.
     """
     drawn = places(len(texts), count, seed)
+    filled = _filled(tokenizer, sequence, pair=any(BESIDE in texts[place] for place in drawn))
     rows = np.empty((len(drawn), sequence + 1), np.int64)
     rows[:, -1] = np.asarray(labels, np.int64)[drawn]
     for first in range(0, len(drawn), AT_ONCE):
         some = zip(*(texts[place].split(BESIDE) for place in drawn[first : first + AT_ONCE]), strict=True)
-        rows[first : first + AT_ONCE, :-1] = tokenizer(*map(list, some), **_filled(sequence))["input_ids"]
+        rows[first : first + AT_ONCE, :-1] = tokenizer(*map(list, some), **filled)["input_ids"]
     return rows
 
 
@@ -161,10 +162,11 @@ def draw_tagged(
     """The same of texts whose words have a class each, which stands at the word's first token, [texts, 2 x sequence]:
     token ids, then classes."""
     drawn = places(len(texts), count, seed)
+    filled = _filled(tokenizer, sequence, pair=False)
     rows = np.full((len(drawn), 2 * sequence), NO_ANSWER, np.int64)
     for first in range(0, len(drawn), AT_ONCE):
         some = drawn[first : first + AT_ONCE]
-        encoded = tokenizer([texts[place].split(" ") for place in some], is_split_into_words=True, **_filled(sequence))
+        encoded = tokenizer([texts[place].split(" ") for place in some], is_split_into_words=True, **filled)
         rows[first : first + AT_ONCE, :sequence] = encoded["input_ids"]
         for row, place in enumerate(some):
             before = None
@@ -175,8 +177,14 @@ def draw_tagged(
     return rows
 
 
-def _filled(sequence: int) -> dict[str, Any]:
+def _filled(tokenizer: PreTrainedTokenizerBase, sequence: int, pair: bool) -> dict[str, Any]:
     """How a tokenizer is asked for rows of one length; what reads like one of its own tokens is text all the same."""
+    own = tokenizer.num_special_tokens_to_add(pair)
+    if sequence < own + 1 + pair:
+        raise DataError(
+            f"the teacher's tokenizer puts {own} tokens of its own beside a {'pair of texts' if pair else 'text'}: "
+            f"{sequence} leave it no room; give a longer --sequence"
+        )
     return {
         "split_special_tokens": True,
         "truncation": True,
@@ -210,11 +218,11 @@ def split_rows(data: Path, held_out: Path | None, rows: Callable[[Path], Iterabl
         labels[split].append(label)
 
     for text, label in rows(held_out) if held_out else ():
-        put("select" if share_of(text) < 0.5 else "report", text, label)
+        put("select" if _place(text) < 0.5 else "report", text, label)
     aside, left_out = {text for found in texts.values() for text in found}, 0
     part = 0.0 if held_out else HELD_OUT_SHARE
     for text, label in rows(data):
-        share = share_of(text)
+        share = _place(text)
         if text in aside:
             left_out += 1
         else:
@@ -232,6 +240,11 @@ def split_rows(data: Path, held_out: Path | None, rows: Callable[[Path], Iterabl
         {split: tuple(found) for split, found in texts.items()},
         {split: tuple(found) for split, found in labels.items()},
     )
+
+
+def _place(text: str) -> float:
+    """Where a row goes: what a first text is paired with goes with it."""
+    return share_of(text.split(BESIDE)[0])
 
 
 def class_of(label: Any, names: Mapping[str, int], path: Path, row: int) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LABEL_COLUMN = "label"  # that is looked for unasked
+AS_WRITTEN: dict[str, Any] = {"encoding": "utf-8", "keep_default_na": False, "dtype": str}  # "01" is not 1
 FORMS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 
 
@@ -42,8 +44,8 @@ def _read(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     readers: dict[str, Callable[[], pd.DataFrame]] = {
-        ".csv": lambda: pd.read_csv(path, encoding="utf-8", keep_default_na=False),
-        ".tsv": lambda: pd.read_csv(path, encoding="utf-8", keep_default_na=False, sep="\t"),
+        ".csv": lambda: pd.read_csv(path, **AS_WRITTEN),
+        ".tsv": lambda: _tabbed(path),
         ".jsonl": lambda: pd.read_json(path, lines=True, encoding="utf-8", dtype=False),
         ".parquet": lambda: pd.read_parquet(path),
         ".txt": lambda: pd.DataFrame({"text": path.read_text(encoding="utf-8").splitlines()}),
@@ -64,6 +66,21 @@ def _read(path: Path) -> pd.DataFrame:
     except Exception as error:  # pandas and its engines raise their own kinds for what is no such file
         reason = next(iter(str(error).splitlines()), "")
         raise DataError(f"{path} is no {kind}: {type(error).__name__}: {reason}") from error
+
+
+def _tabbed(path: Path) -> pd.DataFrame:
+    """Cells between tabs. Where they are well formed as those of a CSV, quotation marks are around cells; else they are
+    characters like others, as in the files of GLUE."""
+    import pandas as pd
+
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            quoted = len({len(row) for row in csv.reader(file, delimiter="\t", strict=True) if row}) == 1
+        except csv.Error:
+            quoted = False
+    plain: dict[str, Any] = {} if quoted else {"quoting": csv.QUOTE_NONE}
+    cells: pd.DataFrame = pd.read_csv(path, sep="\t", **plain, **AS_WRITTEN)
+    return cells
 
 
 def _saved(folder: Path) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from hwsearch.distill.checkpoint import Checkpoint
-from hwsearch.distill.families import architecture_of, task_of
+from hwsearch.distill.families import architecture_of, rows_at_once, task_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import DType, TaskSpec
 from hwsearch.distill.objectives import objective_of
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-BATCH = 32  # rows at once, fewer where these are long or there is much to choose from
-VALUES = 2**26  # of the widest tensor of a pass: 256 MiB in float32
 COMPUTING = 2**31  # bytes of a GPU that a pass takes beside the weights
 
 
@@ -46,7 +44,7 @@ class Teacher:
         model: in evaluation mode, in the floats that were asked for.
         processor: beside it: a tokenizer, or what cuts images to the size that it sees.
         objective: what it was made for.
-        digest: hash of the weights, the configuration and the processor, 16 hex digits.
+        digest: hash of the weights, the configuration, the processor and the pooling, 16 hex digits.
         checkpoint: that it was read from.
     """
 
@@ -108,7 +106,7 @@ def load_teacher(
     model, processor = checkpoint.read()
     name = checkpoint.folder.resolve().name if source else "embedded-teacher"
     objective = objective_of(model.config, processor, checkpoint.folder, pairs)
-    digest = _digest(model, processor, checkpoint.code) + ("-int8" if dtype == "int8" else "")
+    digest = _digest(model, processor, objective, checkpoint.code) + ("-int8" if dtype == "int8" else "")
     return Teacher(name, model, processor, objective, digest, checkpoint)
 
 
@@ -194,7 +192,7 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, de
         return stored
     model = teacher.at(device)
     with torch.inference_mode():
-        parts = torch.from_numpy(chunks).split(rows_at_once(teacher, chunks.shape[1]))
+        parts = torch.from_numpy(chunks).split(rows_at_once(model.config, chunks.shape[1]))
         found = objective.outputs.join((objective.said(model, part.to(device)) for part in parts), len(chunks))
     with whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **found.arrays())
@@ -210,20 +208,16 @@ def answers_of(teacher: Teacher) -> int:
     return int(config.vocab_size if head == "lm" else config.num_labels or 0)
 
 
-def rows_at_once(teacher: Teacher, tokens: int) -> int:
-    """As many as keep the widest tensor, logits or a feed-forward part's, within `VALUES`."""
-    sizes = architecture_of(teacher.model.config, Precision.FP32)
-    widest = max(sizes.layers[0].ffn, sizes.width, sizes.vocab if sizes.head == "lm" else 0)
-    return max(1, min(BATCH, VALUES // (tokens * widest)))
-
-
 def _vocabulary(processor: Any) -> Any:
     """What a tokenizer knows, or how an image processor cuts."""
     return processor.get_vocab() if hasattr(processor, "get_vocab") else processor.to_json_string()
 
 
-def _digest(model: PreTrainedModel, processor: Any, code: bytes) -> str:
+def _digest(model: PreTrainedModel, processor: Any, objective: Objective, code: bytes) -> str:
     digest = hashlib.sha256(model.config.to_json_string().encode() + code)
+    # What stands beside the tokenizer's own file: which token pads, and how a sentence's vector comes about.
+    roles = getattr(processor, "special_tokens_map", {})
+    digest.update(repr((sorted(roles.items()), getattr(objective, "pooling", None))).encode())
     fast = getattr(processor, "backend_tokenizer", None)
     known = _vocabulary(processor)
     if isinstance(known, dict):

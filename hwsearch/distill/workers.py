@@ -14,8 +14,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,12 +152,26 @@ class _Lazy:
         return self._made
 
 
+@contextmanager
+def _mendable(what: str) -> Iterator[None]:
+    """Raise what is no fault of the work itself as an error of the run."""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError) as error:
+        raise RunError(
+            f"{what} was stopped: {type(error).__name__}: {error}; once its cause is mended, the same command goes on "
+            "from there"
+        ) from error
+
+
 def _ask(method: str, *arguments: Any) -> Any:
-    return getattr(_workshop(), method)(*arguments)
+    with _mendable("preparing the task"):
+        return getattr(_workshop(), method)(*arguments)
 
 
 def _run(function: Callable[..., T], *arguments: Any) -> T:
-    return function(_workshop(), *arguments)
+    with _mendable("the work"):
+        return function(_workshop(), *arguments)
 
 
 def ffn_dimensions_of(workshop: Any, architecture: Architecture) -> int:
@@ -181,17 +196,13 @@ def _train(job: Job) -> ProxyScore:
     """
     import torch
 
-    try:
-        score = _trained(job)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"it does not fit into the memory of the GPU: {error}") from error
-    except (ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        raise TrainingError(f"{type(error).__name__}: {error}") from error
-    except (OSError, MemoryError, RuntimeError) as error:
-        raise RunError(
-            f"training {job.architecture.id} was stopped: {type(error).__name__}: {error}; "
-            "once its cause is mended, the same command goes on from there"
-        ) from error
+    with _mendable(f"training {job.architecture.id}"):
+        try:
+            score = _trained(job)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(f"it does not fit into the memory of the GPU: {error}") from error
+        except (ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            raise TrainingError(f"{type(error).__name__}: {error}") from error
     if not math.isfinite(score.loss):
         raise TrainingError("the training diverged")
     return score

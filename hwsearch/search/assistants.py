@@ -6,6 +6,7 @@ being listened to (Son et al. 2021, arXiv:2009.08825).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ from hwsearch.space import heads_share_width
 
 
 def with_assistants(
-    spec: TaskSpec, student: Architecture, folder: Path, steps: int | None, progress: Progress
+    spec: TaskSpec,
+    student: Architecture,
+    folder: Path,
+    steps: int | None,
+    progress: Progress,
+    check: Callable[[str], None],
 ) -> tuple[TaskSpec, list[dict[str, Any]]]:
     """Train the assistants of a recipe; the task with them as teachers, and what each of them keeps of its own teacher.
 
@@ -32,13 +38,16 @@ def with_assistants(
         folder: where their states and they themselves are kept.
         steps: of each, as many as pay by default.
         progress: who is told.
+        check: raises unless the teacher, by the hash of its weights, is the student's.
     """
     recipe, found = spec.recipe, []
     for share in recipe.assistants:
         own = replace(spec, recipe=replace(recipe, assistants=()))
         workers = Workers(own, count=1)
         try:
-            facts = complete(workers, result_of(workers.open()), progress)
+            facts = result_of(workers.open())
+            check(facts.weights)
+            facts = complete(workers, facts, progress)
             assistant = between(student, facts.architecture, share)
             progress.say(f"assistant: {assistant.id}")
             work = Distillation(assistant, workers, folder / facts.digest, progress, stages=recipe.before_last)

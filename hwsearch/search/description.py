@@ -110,5 +110,5 @@ class Description:
             if there != here:
                 raise RunError(
                     f"study {self.name!r} was begun with other {what} ({there}) than are here ({here}); "
-                    "give it the same: --teacher, --data, --eval, constraints.txt"
+                    "give it the same: --teacher, --data, --eval, --trust-remote-code, constraints.txt"
                 )

@@ -71,7 +71,10 @@ class Distillation:
         self._begun = self.trainer.work_done
         self.progress.stage("distillation", 1.0)
         if steps is None:
-            name, begun, constant = "constant", "pace", self._pays(MOST if minutes is None else self._within(minutes))
+            most = MOST if minutes is None else self._within(minutes)
+            # No state is gone on from that has passed its step: less time than before has its own.
+            name, begun = "constant" if minutes is None else f"within-{most}", "pace"
+            constant = self._pays(name, most)
         else:
             name, begun, constant = f"constant-{steps}", None, round(steps / (1 + FALL))
         if constant <= self._stages:
@@ -111,14 +114,14 @@ class Distillation:
         self.progress.say(f"{minutes:g} minutes are about {round(steps * (1 + FALL))} steps")
         return min(MOST, max(MARK, steps))
 
-    def _pays(self, most: int) -> int:
+    def _pays(self, name: str, most: int) -> int:
         """Steps at a constant rate, `most` of them, after which doubling them has come to pay little."""
         half, gain = FIRST, 1.0
         while half < 2 * self._stages:
             half *= 2
         while gain >= GAIN and half < most:
             until = min(2 * half, most)
-            curve = dict(self._train("constant", until, round(until * (1 + FALL)), "pace").curve)
+            curve = dict(self._train(name, until, round(until * (1 + FALL)), "pace").curve)
             gain = 1 - curve[until] / curve[half]
             self.progress.say(
                 f"{until} steps: KL {curve[until]:.4f} on select, {gain:.1%} lower than after {half} of them"
@@ -154,5 +157,5 @@ class Distillation:
         return result_of(future)
 
     def _state(self, name: str) -> Path:
-        """All steps at a constant rate share a state; every end that the rate falls to has its own."""
+        """All lengths at a constant rate share a state; every end that the rate falls to has its own."""
         return self._states.with_name(f"{self._states.name}-{self._rate:.2g}-{name}.pt")

@@ -219,12 +219,12 @@ class Engine:
         share that it takes. Where the fastest is looked for, none is tried larger."""
         fullest = ROOMY if self.plan.wishes.min_quality is None else 0.0
         filled = {r.trial: self.plan.filled(r.latency) for r in measured}
-        missing = {number: share for number, share in filled.items() if not fullest <= share <= 1.0}
         settings = [trial.settings for trial in trials]
+        known = {trial.number: trial for trial in trials if settings.count(trial.settings) == 1}
         return [
-            (trial, missing[trial.number])
-            for trial in trials
-            if trial.number in missing and settings.count(trial.settings) == 1
+            (known[number], share)
+            for number, share in filled.items()
+            if number in known and not fullest <= share <= 1.0
         ]
 
     def _trials(self, again: Sequence[tuple[Trial, float]] = ()) -> list[Trial]:
@@ -333,6 +333,7 @@ class Engine:
                 architecture=made.architecture,
                 steps=self.plan.wishes.long_steps,
                 cool_from=self.plan.wishes.rungs[-1],
+                marks=self.plan.wishes.rungs,
                 rate=self.plan.rate,
                 split="report",
                 layers=made.layers,

@@ -146,7 +146,7 @@ class Finished(msgspec.Struct, frozen=True):
         if weights != self.weights:
             raise RunError(
                 f"the run was begun with another teacher ({self.weights}) than this one ({weights}); give the same: "
-                "--teacher"
+                "--teacher, and --trust-remote-code where that was given"
             )
 
 

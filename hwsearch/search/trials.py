@@ -127,7 +127,7 @@ class Trials:
         with self.study.alone():
             trials = self.study.trials()
             trial = self._old(trials, owner)
-            if trial is None and self._again:
+            while trial is None and self._again:
                 trial = self._resized(*self._again.pop(0), trials, owner)
             if trial is None and not self._over(trials):
                 trial = self._new(trials, owner) or self._old(trials, owner)

@@ -71,9 +71,24 @@ def test_a_text_file_is_split_by_blocks(text_file: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match="report"):
         text_files(text_file, held_out)
     held_out.write_text("".join(corpus.texts["train"][3:9]))
-    assert not set(text_files(text_file, held_out).texts["train"]) & set(
-        text_files(text_file, held_out).texts["select"]
-    )
+    apart = text_files(text_file, held_out)
+    assert not set(apart.texts["train"]) & set(apart.texts["select"])
+
+
+def test_a_passage_that_is_held_out_is_not_trained_on(text_file: Path, tmp_path: Path) -> None:
+    """Wherever it begins; lines that texts have in common by chance stay."""
+    lines = text_file.read_text().splitlines(keepends=True)
+    first, last = len(lines) // 3, 2 * len(lines) // 3
+    held_out = tmp_path / "held-out"
+    held_out.write_text("".join(["import os\n", "\n", *lines[first:last]]))
+    apart = text_files(text_file, held_out)
+    assert "lines that are held out" in apart.name
+    left = "".join(apart.texts["train"])
+    assert "".join(lines[first + 3 : first + 13]) not in left
+    assert "".join(lines[last - 20 : last - 10]) not in left
+    assert len(left) > 0.9 * sum(map(len, [*lines[:first], *lines[last:]]))
+    held_out.write_text("return None\n" + "nothing of that kind stands there, whatever number it has\n" * 200)
+    assert "".join(text_files(text_file, held_out).texts["train"]) == "".join(lines)
 
 
 def test_text_that_is_none_is_refused(tmp_path: Path) -> None:

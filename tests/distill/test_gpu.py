@@ -57,6 +57,11 @@ def test_without_the_drivers_tool_free_memory_is_not_known(monkeypatch: pytest.M
     assert free_bytes() is None
     monkeypatch.setattr(gpus_module, "FREE", ("printf", "81079\\n140\\n"))
     assert free_bytes() == 140 * 2**20
+    # Under WSL the driver shows its GPUs by its tool alone.
+    monkeypatch.setattr(gpus_module, "version", lambda name: "2.13.0+cu130")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if not Path("/proc/driver/nvidia/gpus").exists():
+        assert gpus_module.gpus() == 2
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(subprocess.TimeoutExpired("", 1)))
     assert free_bytes() is None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import ConstantInputWarning, spearmanr
 
 from hwsearch.distill.job import Job, TaskSpec
 from hwsearch.distill.metrics import metrics_of
@@ -161,3 +161,14 @@ def test_pairs_are_judged_by_rank(tmp_path: Path, text_file: Path) -> None:
         sentences(path, None, "one,other", "score")
     with pytest.raises(DataError, match="no column 'another'"):
         sentences(path, None, "one,another", "score")
+
+
+def test_pairs_that_are_all_alike_have_no_rank(tmp_path: Path, text_file: Path) -> None:
+    teacher = save_checkpoint(tmp_path / "teacher", "bert embeds", text_file)
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(["one,other,score", *(f"def {i} return,def {i * i % 97} class,1" for i in range(400))]))
+    workshop = Workshop(spec_of(teacher, path, text_column="one,other", label_column="score"))
+    report = workshop.task.report
+    with pytest.warns(ConstantInputWarning):
+        found = metrics_of(workshop.teacher, workshop.teacher.model, report, report.outputs.best())
+    assert set(found) == {"agreement"}  # JSON has no number for what is none

@@ -26,6 +26,11 @@ from hwsearch.workload import Workload
 SCHEME = Scheme()
 
 
+def test_a_sequence_leaves_room_for_text(spec: TaskSpec) -> None:
+    with pytest.raises(DataError, match="3 tokens of its own beside a pair of texts: 4 leave it no room"):
+        Workshop(replace(spec, sequence=4))
+
+
 @pytest.fixture(scope="module")
 def spec(tiny_classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> TaskSpec:
     """A BERT with a tokenizer of its kind, and a file of pairs, some of them long."""

@@ -12,12 +12,16 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
+from hwsearch.distill import families as families_module
+from hwsearch.distill import workers as workers_module
 from hwsearch.distill.job import DType, TaskSpec
-from hwsearch.distill.proxy import Student, bootstrap, divergence, load_state
+from hwsearch.distill.proxy import Student, bootstrap, divergence, evaluate, load_state
 from hwsearch.distill.recipe import Recipe
+from hwsearch.distill.teacher import load_teacher
 from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError, RunError
 from hwsearch.precision import Precision, Scheme
+from tests.checkpoints import save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,44 @@ def test_another_tokenizer_is_another_task(workshop: Workshop, tiny_teacher: Pat
     path.write_text(json.dumps(content))
     other = Workshop(replace(workshop.spec, teacher=str(tmp_path / "teacher")))
     assert other.digest != workshop.digest
+
+
+@pytest.mark.parametrize("changed", ["pooling", "padding"])
+def test_what_stands_beside_weights_and_tokenizer_makes_another_teacher(
+    tmp_path: Path, text_file: Path, changed: str
+) -> None:
+    folder = save_checkpoint(tmp_path / "teacher", "bert embeds", text_file)
+    before = load_teacher(str(folder)).digest
+    if changed == "pooling":
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    else:
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config["pad_token"] = config["sep_token"] = config.get("eos_token") or "<end>"
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_teacher(str(folder)).digest != before
+
+
+def test_rows_that_do_not_fit_at_once_are_judged_one_after_the_other(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = workshop.task
+    model = Student(task, student_shape(workshop)).model
+    together, answers = evaluate(model, task.select)
+    monkeypatch.setattr(families_module, "VALUES", 2**14)
+    apart, same = evaluate(model, task.select)
+    assert apart == pytest.approx(together, rel=1e-4)
+    assert (same == answers).mean() > 0.99
+
+
+def test_what_stops_a_preparation_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def finish(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(workers_module, "_workshop", Full)
+    with pytest.raises(RunError, match=r"preparing the task was stopped: OSError: .* No space left on device; once"):
+        workers_module._ask("finish")
 
 
 def test_the_teacher_itself_has_no_loss(workshop: Workshop) -> None:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from hwsearch.distill.data import SPLITS
-from hwsearch.distill.rows import UNLABELLED, class_of, labelled_texts, sentences, tagged_texts
+from hwsearch.distill.rows import BESIDE, UNLABELLED, class_of, labelled_texts, sentences, tagged_texts
 from hwsearch.errors import DataError
 
 NAMES = {"red": 0, "green": 1, "blue": 2}
@@ -102,6 +102,55 @@ def test_a_class_goes_by_its_name_or_its_number(names: dict[str, int], label: ob
         return
     with pytest.raises(DataError, match="the teacher knows no class"):
         class_of(label, names, Path("x.csv"), 1)
+
+
+def test_cells_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    """A label "01" is no number, and neither is a text of digits."""
+    path = tmp_path / "codes.csv"
+    path.write_text("text,label\n" + "".join(f"{i},{('1.1', '1.10', '01', 'true')[i % 4]}\n" for i in range(400)))
+    corpus = labelled_texts(path, None, "text", "label", {"1.1": 0, "1.10": 1, "01": 2, "true": 3})
+    assert corpus.labels is not None
+    found = {
+        text: label for split in SPLITS for text, label in zip(corpus.texts[split], corpus.labels[split], strict=True)
+    }
+    assert found == {str(i): i % 4 for i in range(400)}
+
+
+def test_a_quotation_mark_in_a_tsv_is_a_character_like_others(tmp_path: Path) -> None:
+    plain, written = tmp_path / "plain.tsv", tmp_path / "written.tsv"
+    texts = [('"Open', "she said", 'so "it" is', 'closed"', '"all of it"')[i % 5] + f" {i}" for i in range(400)]
+    plain.write_text("text\tlabel\n" + "".join(f"{text}\tred\n" for text in texts))
+    pd.DataFrame({"text": texts, "label": "red"}).to_csv(written, sep="\t", index=False)
+    for path in (plain, written):
+        corpus = labelled_texts(path, None, "text", "label", NAMES)
+        assert sorted(text for split in SPLITS for text in corpus.texts[split]) == sorted(texts)
+    pd.DataFrame({"text": [f"{text}\tand\nmore" for text in texts], "label": "red"}).to_csv(
+        written, sep="\t", index=False
+    )
+    assert '"all of it" 4\tand\nmore' in {
+        text for found in labelled_texts(written, None, "text", "label", NAMES).texts.values() for text in found
+    }
+
+
+def test_labels_with_gaps_are_read_from_what_pandas_has_written(tmp_path: Path) -> None:
+    path = tmp_path / "gaps.parquet"
+    pytest.importorskip("pyarrow")
+    labels = pd.array([i % 3 if i % 4 else None for i in range(400)], dtype="Int64")
+    pd.DataFrame({"text": [f"text {i}" for i in range(400)], "label": labels}).to_parquet(path)
+    corpus = labelled_texts(path, None, "text", "label", NAMES)
+    assert corpus.labels is not None
+    assert sum(corpus.labels[split].count(UNLABELLED) for split in SPLITS) == 100
+
+
+def test_pairs_of_one_first_text_stay_together(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("a,b,label,near\n" + "".join(f"premise {i // 3},{i} follows,red,0.5\n" for i in range(900)))
+    for corpus in (
+        labelled_texts(path, None, "a,b", "label", NAMES, pairs=True),
+        sentences(path, None, "a,b", "near"),
+    ):
+        first = [{text.split(BESIDE)[0] for text in corpus.texts[split]} for split in SPLITS]
+        assert not first[0] & first[1] | first[1] & first[2] | first[0] & first[2]
 
 
 def test_a_table_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:

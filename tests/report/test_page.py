@@ -158,6 +158,9 @@ def test_hand_made_winners_are_named(found: tuple[dict[str, Any], Outcome]) -> N
     html = page({**document, "baselines": {"every other layer": little}}, outcome.trials)
     assert "by less than these answers can tell: every other layer. Its KL" in html
     assert "Made by hand is better here" not in html
+    nearer = {**chosen, "quality": (chosen["quality"] + chosen["quality_low"]) / 2, "loss": chosen["loss"] / 2}
+    html = page({**document, "baselines": {"uniform width": nearer}}, outcome.trials)
+    assert "Made by hand is better here: uniform width" in html  # as the choice tells near equals apart
 
 
 def test_the_margin_is_the_slope_of_the_front() -> None:

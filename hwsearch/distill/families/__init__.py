@@ -44,6 +44,8 @@ class Image(NamedTuple):
 
 
 FAMILIES = (LLAMA, GPT2, BERT, ROBERTA, DISTILBERT, MODERNBERT, VIT, DEIT)
+BATCH = 32  # rows of a pass, fewer where these are long or there is much to choose from
+VALUES = 2**26  # of the widest tensor of a pass: 256 MiB in float32
 
 
 def family_of(config: PretrainedConfig) -> Family:
@@ -138,6 +140,14 @@ def image_of(entries: Mapping[str, Any]) -> Image | None:
 def image_at(folder: Path) -> Image | None:
     """What the checkpoint in a folder sees; None where it reads text, or there is none."""
     return image_of(read_json(folder / "config.json")) if (folder / "config.json").is_file() else None
+
+
+def rows_at_once(config: PretrainedConfig, columns: int, most: int = BATCH) -> int:
+    """Rows of so many tokens, or images, that a model takes in one pass: as many as keep the widest tensor, logits or a
+    feed-forward part's, within `VALUES`, and no more than `most`."""
+    sizes, image = architecture_of(config, Precision.FP32), image_of(config.to_dict())
+    widest = max(sizes.layers[0].ffn, sizes.width, sizes.vocab if sizes.head == "lm" else 0)
+    return max(1, min(most, VALUES // ((image.tokens if image else columns) * widest)))
 
 
 def architecture_of(config: PretrainedConfig, precision: Precision) -> Architecture:
