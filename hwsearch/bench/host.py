@@ -90,14 +90,13 @@ def host_profile(
     """
     wanted = runtime or FIRST
     local(wanted)
-    profile = None
+    found = {}
     for name in LOCAL:
         there = (host_folder(this_machine(threads, name), name) / "cases.csv").is_file()
         if name == wanted or there:
-            found = _measured(threads, name, generates and name == wanted, say, progress)
-            profile = replace(profile, runtimes={**profile.runtimes, **found.runtimes}) if profile else found
-    assert profile is not None
-    return profile
+            found[name] = _measured(threads, name, generates and name == wanted, say, progress)
+    # The machine's facts are those of the runtime that is asked for: others may be measured while a run goes on.
+    return replace(found[wanted], runtimes={n: r for own in found.values() for n, r in own.runtimes.items()})
 
 
 def _measured(

@@ -29,6 +29,7 @@ from hwsearch.latency.cases import Case
 from hwsearch.latency.drift import suspect_points
 from hwsearch.latency.kernels import kernel_name, kernels_of
 from hwsearch.latency.table import LatencyTable, Point, read_points, reconciled, write_table
+from hwsearch.latency.tables import measured_facts
 from hwsearch.workload import OpTable, Phase, Workload, concatenate
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ AGAIN_SECONDS = 3.0  # for each of them, at most
 SHARES = (0.25, 0.75)  # of the points after the first that are encoders, at least and at most
 LOWEST = 0.4  # share of a kernel's passes, the quickest ones, whose mean stands for it
 NODE_US = (0.0, 4.0)  # what ONNX Runtime's profiler can add to a node
+OF_ONE_TABLE = ("processor", "cores", "threads", "runtime")  # facts that all points of a table share
 
 
 class Raw(msgspec.Struct, frozen=True):
@@ -105,10 +107,17 @@ class Measuring:
         """Go on from what is there.
 
         Raises:
-            CasesError: it is damaged.
+            CasesError: it is damaged, or of another machine, runtime or number of threads.
         """
         if not (self.folder / "cases.csv").is_file():
             return
+        before = measured_facts(self.folder)
+        for what in OF_ONE_TABLE:
+            if what in before and before[what] != self.facts.get(what, before[what]):
+                raise CasesError(
+                    f"{self.folder} was measured with {what} {before[what]}, this is {self.facts[what]}: measure it "
+                    "anew with --fresh, or under another name with --device"
+                )
         try:
             raw = msgspec.json.decode((self.folder / "samples.json").read_bytes(), type=dict[str, Raw])
             for point in read_points(self.folder):

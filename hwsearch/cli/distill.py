@@ -68,14 +68,18 @@ def distill(
     refuse(to)
     recipe = run.spec.recipe
     if recipe_name is not None:
-        recipe = msgspec.structs.replace(read_recipe(recipe_name), seed=recipe.seed)
+        own = read_recipe(recipe_name)
+        recipe = msgspec.structs.replace(own, seed=own.seed or recipe.seed)
     most = CHUNKS if steps is None else min(CHUNKS, steps * recipe.batch)
     spec = msgspec.structs.replace(run.spec, chunks=max(run.spec.chunks, most), recipe=recipe)
     kept, workers = folder / "distilled", None
     try:
         with Progress() as progress:
             progress.say(f"trial {run.trial}: {run.architecture.id}")
-            spec, assistants = with_assistants(spec, run.architecture, kept, steps, progress, run.check_teacher)
+            each = minutes and minutes / (1 + len(recipe.assistants))
+            spec, assistants = with_assistants(
+                spec, run.architecture, kept, progress, run.check_teacher, steps=steps, minutes=each
+            )
             workers = Workers(spec, count=1)  # one student: all threads work on it
             facts = result_of(workers.open())
             run.check_teacher(facts.weights)
@@ -84,7 +88,7 @@ def distill(
             facts = complete(workers, facts, progress)
             stages, states = spec.recipe.before_last, kept / facts.digest
             work = Distillation(run.architecture, workers, states, progress, stages=stages, rate=run.rate)
-            score, state = work.run(steps, minutes)
+            score, state = work.run(steps, each)
             progress.say("exporting, and measuring where the runtime is at hand")
             shape = (run.workload.batch, run.workload.sequence)
             where = (to, run.target.runtime, shape, run.target.threads, True)
@@ -109,7 +113,8 @@ def distill(
         "state": str(state.relative_to(folder)),
         "folder": str(to) if failure is None else None,
     }
-    write_text(folder / "distilled.json", pretty(document))
+    for path in (folder / "distilled.json", kept / f"{run.trial}.json"):  # the last one, and that of each trial
+        write_text(path, pretty(document))
     write_page(folder / "report.html", stored_summary(folder), stored_trials(folder))
     if failure is not None:
         raise failure

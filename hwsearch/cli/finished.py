@@ -102,6 +102,7 @@ def _write(
 ) -> dict[str, Parity]:
     """Write an export; how near its graphs come, by file."""
     from hwsearch.distill.teacher import teacher_of
+    from hwsearch.distill.workers import mendable
     from hwsearch.distill.workshop import Workshop
     from hwsearch.export.forms import write_graph
     from hwsearch.export.huggingface import write_huggingface
@@ -120,4 +121,5 @@ def _write(
     student = TrainedStudent.load(workshop.teacher, *given)
     progress.say("writing graphs, each checked against the student on held-out text: half a minute or more")
     shape = (run.workload.batch, run.workload.sequence)
-    return write_graph(student, workshop, form, to, shape, run.target.threads, static)
+    with mendable("writing the graphs"):
+        return write_graph(student, workshop, form, to, shape, run.target.threads, static)

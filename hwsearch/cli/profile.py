@@ -134,6 +134,12 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
             known = runtime or " or ".join(facts.runtimes)
             raise HwsearchError(f"{file} has no row of {facts.name!r} with runtime {known}; nothing to fit")
         note(f"{file} has no row of {facts.name!r}: its runtimes get what they borrow, and nothing else")
+    there = {case.runtime for case in cases if matches(case, facts) and runtime in (None, case.runtime)}
+    if tables := sorted(name for name in there if facts.runtimes[name].table):
+        raise ProfileError(
+            f"{facts.name} is priced by its measured table in {', '.join(tables)}, where rows of whole models change "
+            f"nothing: measure more points (hwsearch profile --device {facts.name}), or name another --runtime"
+        )
     fitted, refined = fit_or_refine(facts, cases, file.name, only=runtime)
     note(
         "the rows are beside those that the profile rests on"

@@ -89,8 +89,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             (Kim and Rush 2016, arXiv:1606.07947).
         teachers: folders of further teachers of the same tokenizer and task; a step listens to one of them in turn
             (Fukuda et al. 2017, Efficient knowledge distillation from an ensemble of teachers, Interspeech).
-        assistants: sizes between student (0) and teacher (1): each is trained by the one before it and teaches the next
-            (Mirzadeh et al. 2020, arXiv:1902.03393).
+        assistants: sizes between student (0) and teacher (1): each is trained by those before it and teaches those
+            behind it (Mirzadeh et al. 2020, arXiv:1902.03393; Son et al. 2021, arXiv:2009.08825).
         stages: what it is asked, in turn.
     """
 

@@ -153,7 +153,7 @@ class _Lazy:
 
 
 @contextmanager
-def _mendable(what: str) -> Iterator[None]:
+def mendable(what: str) -> Iterator[None]:
     """Raise what is no fault of the work itself as an error of the run."""
     try:
         yield
@@ -165,12 +165,12 @@ def _mendable(what: str) -> Iterator[None]:
 
 
 def _ask(method: str, *arguments: Any) -> Any:
-    with _mendable("preparing the task"):
+    with mendable("preparing the task"):
         return getattr(_workshop(), method)(*arguments)
 
 
 def _run(function: Callable[..., T], *arguments: Any) -> T:
-    with _mendable("the work"):
+    with mendable("the work"):
         return function(_workshop(), *arguments)
 
 
@@ -196,7 +196,7 @@ def _train(job: Job) -> ProxyScore:
     """
     import torch
 
-    with _mendable(f"training {job.architecture.id}"):
+    with mendable(f"training {job.architecture.id}"):
         try:
             score = _trained(job)
         except torch.OutOfMemoryError as error:

@@ -132,11 +132,14 @@ class _Continued(nn.Module):
         self.student = student
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, past: list[list[Tensor]]) -> tuple[Tensor, ...]:
-        """Logits of the last position, and all keys and values."""
+        """Logits of the last position, and all keys and values. Positions count from the first token that is there:
+        what is said of the last one fills shorter texts up at their beginning."""
         from transformers import DynamicCache
 
+        positions = (attention_mask.cumsum(-1) - 1).clamp_min(0)
         given: Any = {
             "attention_mask": attention_mask,
+            "position_ids": positions[:, past[0][0].shape[2] :],
             "past_key_values": DynamicCache(tuple(map(tuple, past))),
             "use_cache": True,
         }

@@ -38,5 +38,7 @@ def save_huggingface(student: TrainedStudent, folder: Path) -> None:
         )
     model = copy.deepcopy(student.model)
     restore(model)
+    if model.can_generate():  # where a generation ends may stand there alone
+        model.generation_config = copy.deepcopy(student.teacher.model.generation_config)
     model.save_pretrained(folder)
     student.teacher.objective.save(folder, model.config)

@@ -143,7 +143,8 @@ def _write(
     quantised parts."""
     objective = student.teacher.objective
     model = onnx_model(student.model, objective, student.scheme, half, shape, graph is continued)
-    onnx.save(model, path, save_as_external_data=model.ByteSize() > MOST_BYTES, location=f"{path.name}.data")
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)  # what is larger has no size to ask for
+    onnx.save(model, path, save_as_external_data=weights > MOST_BYTES, location=f"{path.name}.data")
     own, trained, plain = sides
     choices = objective.choices
     in_float, written = own(plain) if plain is not None else None, graph(path)

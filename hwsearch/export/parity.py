@@ -74,7 +74,7 @@ class Parity(msgspec.Struct, frozen=True):
         if not quantised and self.difference > RELATIVE[self.half]:
             return f"logits differ by {self.difference:.1e} of the largest; {RELATIVE[self.half]:.0e} at most"
         if quantised and self.half:
-            most = (1 + HALF_SHARE) * self.kl_of_rounding
+            most = self.kl_of_rounding + max(HALF_SHARE * self.kl_of_rounding, NOTHING)
             if self.kl_from_float > most:
                 return f"the KL from the float student is {self.kl_from_float:.2e} nats; {most:.2e} at most"
             return None

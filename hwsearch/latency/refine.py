@@ -36,8 +36,8 @@ FAR = 0.25  # of how far the rows are from the fit, for each parameter: at twice
 def fit_or_refine(
     profile: DeviceProfile, cases: Sequence[Case], origin: str, only: str | None = None
 ) -> tuple[DeviceProfile, bool]:
-    """The profile with its own fit refined by rows that are new to it, or fitted anew where the rows are those that it
-    rests on.
+    """The profile with its own fits refined by rows that are new to them, or fitted anew where the rows are those that
+    it rests on. A runtime that had no fit gets one, and the others stay.
 
     A row counts once: a file that has rows which the profile was fitted on is taken for all there are, and fitted from
     the facts alone; beside a refined fit, rows that are known are left out.
@@ -52,11 +52,17 @@ def fit_or_refine(
     """
     mine = [case for case in cases if matches(case, profile) and only in (None, case.runtime)]
     fits = {name: runtime.fit for name, runtime in profile.runtimes.items() if runtime.fit and runtime.parameters}
-    if not mine or {case.runtime for case in mine} - set(fits):
+    if not mine or not fits:
         return fit_device(profile, cases, origin, only), False
+    for name in sorted({case.runtime for case in mine} - set(fits)):
+        profile = fit_device(profile, cases, origin, name)
+    if not (mine := [case for case in mine if case.runtime in fits]):
+        return profile, False
     fresh = [case for case in mine if _hash(case) not in fits[case.runtime].row_digests]
     if any(case not in fresh and not fits[case.runtime].refined for case in mine):
-        return fit_device(profile, cases, origin, only), False
+        for name in sorted({case.runtime for case in mine}):
+            profile = fit_device(profile, cases, origin, name)
+        return profile, False
     runtimes = dict(profile.runtimes)
     for name in dict.fromkeys(case.runtime for case in fresh):
         runtimes[name] = _refined(profile, name, [case for case in fresh if case.runtime == name], origin)

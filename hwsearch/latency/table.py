@@ -123,6 +123,11 @@ class LatencyTable:
             self._owners[name] = np.array([owner for owner, _ in members])
         self._learn()
 
+    @property
+    def digest(self) -> str:
+        """Of its points."""
+        return self.digest_of(self.points)
+
     @staticmethod
     def digest_of(points: Sequence[Point]) -> str:
         """A hash over points, 12 hex digits."""

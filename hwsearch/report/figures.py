@@ -131,7 +131,7 @@ def where_time_goes(document: dict[str, Any]) -> go.Figure:
                 orientation="h",
                 name=kind,
                 marker_color=colour,
-                hovertemplate="%{y}: " + kind + " %{x:.1f} ms<extra></extra>",
+                hovertemplate="%{y}: " + kind + " %{x:.3g} ms<extra></extra>",
             )
     figure.update_layout(barmode="stack")
     figure.update_xaxes(title="ms")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +148,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
     if document["front"]:
         out.print(_front(document))
     if ran := [f for f in (*document["finalists"], *document.get("overshot", [])) if f["measured_ms"] is not None]:
-        out.print(_ran(ran, document["budget_ms"]))
+        out.print(_ran(ran, {finalist["trial"] for finalist in document.get("overshot", [])}))
     if folder is not None:
         counts = document["trials"]
         out.print(
@@ -156,10 +156,11 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
             f"the last rung, {counts['infeasible']} priced and refused as too slow or too large, "
             f"{counts['failed']} failed; this session took {format_seconds(document['seconds'])}"
         )
-        out.print(f"report: {folder / 'report.html'}   student: {folder / 'chosen'}")
+        student = f"   student: {folder / 'chosen'}" if (folder / "chosen").is_dir() else ""
+        out.print(f"report: {folder / 'report.html'}{student}")
 
 
-def _ran(finalists: Sequence[dict[str, Any]], budget_ms: float) -> Any:
+def _ran(finalists: Sequence[dict[str, Any]], overshot: Container[int]) -> Any:
     from rich.table import Table
 
     table = Table(
@@ -175,7 +176,7 @@ def _ran(finalists: Sequence[dict[str, Any]], budget_ms: float) -> Any:
             format_ms(finalist["predicted_ms"]),
             format_ms(finalist["measured_ms"]),
             format_ms(at_most),
-            "yes" if at_most <= budget_ms else "no: replaced by the next",
+            "no: replaced by the next" if finalist["trial"] in overshot else "yes",
         )
     return table
 

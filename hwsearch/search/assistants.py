@@ -26,9 +26,10 @@ def with_assistants(
     spec: TaskSpec,
     student: Architecture,
     folder: Path,
-    steps: int | None,
     progress: Progress,
     check: Callable[[str], None],
+    steps: int | None = None,
+    minutes: float | None = None,
 ) -> tuple[TaskSpec, list[dict[str, Any]]]:
     """Train the assistants of a recipe; the task with them as teachers, and what each of them keeps of its own teacher.
 
@@ -36,9 +37,10 @@ def with_assistants(
         spec: of the task.
         student: that they are to teach.
         folder: where their states and they themselves are kept.
-        steps: of each, as many as pay by default.
         progress: who is told.
         check: raises unless the teacher, by the hash of its weights, is the student's.
+        steps: of each, as many as pay by default.
+        minutes: that the training of each may take.
     """
     recipe, found = spec.recipe, []
     for share in recipe.assistants:
@@ -51,7 +53,7 @@ def with_assistants(
             assistant = between(student, facts.architecture, share)
             progress.say(f"assistant: {assistant.id}")
             work = Distillation(assistant, workers, folder / facts.digest, progress, stages=recipe.before_last)
-            score, state = work.run(steps)
+            score, state = work.run(steps, minutes)
             to = folder / facts.digest / f"{assistant.digest}-assistant"
             result_of(workers.run(deliver, assistant, state, to, "", (1, spec.sequence), 1, False))
         finally:

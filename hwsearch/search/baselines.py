@@ -13,7 +13,7 @@ import numpy as np
 from hwsearch.architecture import Architecture
 from hwsearch.latency.estimator import Estimates, Latency
 from hwsearch.precision import Precision
-from hwsearch.space import SearchSpace
+from hwsearch.space import SearchSpace, heads_share_width
 from hwsearch.units import format_ms
 
 WHOLE = "the teacher in int8"
@@ -63,7 +63,9 @@ def hand_made(
         else:
             missing[WHOLE] = f"takes {format_ms(takes)}"
     for name, layers in (("every other layer", other), ("uniform width", every)):
-        options = _scaled(space, len(layers))
+        if not (options := _scaled(space, len(layers))):
+            missing[name] = "none of the numbers of heads divides a width"
+            continue
         median = price(options).median_ms
         inside = np.flatnonzero(median <= latency_ms * ratios.get(name, 1.0))
         if len(inside):
@@ -108,9 +110,10 @@ def hand_made_as_run(
 def _scaled(space: SearchSpace, depth: int) -> list[Architecture]:
     """The teacher's proportions at `depth`, in every width and uniform precision; as narrow as it takes."""
     teacher, shape, step = space.teacher, space.teacher.layers[0], space.alignment
+    apart = teacher.head_dim if heads_share_width(teacher) else step
     options = []
     for precision in space.precisions:
-        for width in (*range(step, teacher.width, step), teacher.width):
+        for width in (*range(apart, teacher.width, apart), teacher.width):
             scale = width / teacher.width
             pairs = [pair for pair in space.heads if space.fits(width, pair)]
             if not pairs:

@@ -10,6 +10,7 @@ import msgspec
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.errors import RunError
+from hwsearch.latency.tables import table_of_target
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.rates import best, rates_of
 from hwsearch.search.run import differences
@@ -102,9 +103,10 @@ class Description:
         return facts, plan
 
     def _check(self, task: str) -> None:
-        identity = self._known["identity"]
+        identity, table = self._known["identity"], table_of_target(self.profile, self.target)
         for what, there, here in (
             ("teacher, text or recipe", identity["task"], task),
+            ("latency table", identity["table"], table.digest if table else None),
             ("versions", identity["versions"], versions()),
         ):
             if there != here:

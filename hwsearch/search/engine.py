@@ -134,7 +134,7 @@ class Engine:
                 complete = results_of(trials, len(self.plan.wishes.rungs))
                 picked, overshot = self.measured.holding(self._ranked(complete), FINALISTS)
             # What was measured has changed the prices of all that was not.
-            complete = [self.measured.repriced(result, picked + overshot) for result in complete]
+            complete = self.measured.repriced(complete, picked + overshot)
         finalists = self._finalists(picked)
         chosen = self._choose(finalists)
         baselines, missing, quality = dict[str, Result](), dict[str, str](), self.facts.quality
@@ -216,16 +216,18 @@ class Engine:
 
     def _to_be_resized(self, trials: Sequence[Trial], measured: Sequence[Result]) -> list[tuple[Trial, float]]:
         """Trials that miss the budget either way as `measured`, and were not tried in another size yet, each with the
-        share that it takes. Where the fastest is looked for, none is tried larger."""
-        fullest = ROOMY if self.plan.wishes.min_quality is None else 0.0
-        filled = {r.trial: self.plan.filled(r.latency) for r in measured}
+        share that it takes. Where the fastest is looked for, none is tried larger.
+
+        Which they are is kept before the first is tried: one that a killed run has tried may be a finalist itself."""
+        wishes, (wanted, missing) = self.plan.wishes, self.study.described().get("again") or (0, [])
+        if wanted != wishes.trials:
+            fullest = ROOMY if wishes.min_quality is None else 0.0
+            filled = {r.trial: self.plan.filled(r.latency) for r in measured}
+            missing = [[number, share] for number, share in filled.items() if not fullest <= share <= 1.0]
+            self.study.describe(again=[wishes.trials, missing])
         settings = [trial.settings for trial in trials]
         known = {trial.number: trial for trial in trials if settings.count(trial.settings) == 1}
-        return [
-            (known[number], share)
-            for number, share in filled.items()
-            if number in known and not fullest <= share <= 1.0
-        ]
+        return [(known[number], share) for number, share in missing if number in known]
 
     def _trials(self, again: Sequence[tuple[Trial, float]] = ()) -> list[Trial]:
         """Every trial, none of them in anybody's hands; those of `again` are tried once more, as full as what was

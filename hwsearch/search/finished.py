@@ -14,6 +14,7 @@ from hwsearch.errors import HwsearchError, RunError
 from hwsearch.files import read_json
 from hwsearch.latency.estimator import Latency
 from hwsearch.search.description import Description
+from hwsearch.search.measured import Known
 from hwsearch.search.result import Result
 from hwsearch.search.run import state_of
 from hwsearch.search.study import Study, results_of
@@ -71,27 +72,30 @@ def stored_summary(folder: Path) -> dict[str, Any]:
             raise RunError(
                 f"{measured} lacks {', '.join(missing)}; delete it, or measure anew: hwsearch fidelity {folder}"
             )
-    distilled = folder / "distilled.json"
-    if distilled.is_file():
-        document["distilled"] = read_json(distilled)
-        try:
-            msgspec.convert(document["distilled"], Distilled)
-        except msgspec.ValidationError as error:
-            raise RunError(f"{distilled}: {error}; delete it, or distil anew: hwsearch distill {folder}") from error
+    if (distilled := _distilled(folder / "distilled.json", folder)) is not None:
+        document["distilled"] = distilled
     return document
 
 
 def stored_trials(folder: Path) -> list[Result]:
-    """The finished trials of a run.
+    """The finished trials of a run, at the prices of its end.
 
     Raises:
-        RunError: it has no study.
+        RunError: it has no study, or its prices are damaged.
     """
+    prices, path = dict[str, Known](), folder / "prices.json"
+    if path.is_file():
+        try:
+            prices = msgspec.convert(read_json(path), dict[str, Known])
+        except msgspec.ValidationError as error:
+            raise RunError(
+                f"{path}: {error}; delete it: prices are then as they were before any was measured"
+            ) from error
     study = open_study(folder)
     trials = study.trials()
     found = results_of(trials, max((len(trial.losses) for trial in trials), default=1))
     study.close()
-    return found
+    return [prices[str(r.trial)].of(r) if str(r.trial) in prices else r for r in found]
 
 
 def open_study(folder: Path) -> Study:
@@ -178,7 +182,7 @@ def finished(
     architecture = found[trial].architecture
     states = [state_of(folder, trial, architecture, "long"), state_of(folder, trial, architecture)]
     fully = _fully_trained(folder, document, trial)
-    state = fully or next((path for path in states if path.is_file()), states[-1])
+    state = fully[0] if fully else next((path for path in states if path.is_file()), states[-1])
     is_chosen = chosen is not None and chosen["trial"] == trial
     return Finished(
         trial=trial,
@@ -193,14 +197,33 @@ def finished(
         weights=description.weights,
         text=description.text,
         judged=chosen if is_chosen else None,
-        distilled=int(document["distilled"]["after"]["steps"]) if fully else None,
+        distilled=fully[1] if fully else None,
     )
 
 
-def _fully_trained(folder: Path, document: dict[str, Any], trial: int) -> Path | None:
-    """The state that `hwsearch distill` has left of a trial's student."""
+def _fully_trained(folder: Path, document: dict[str, Any], trial: int) -> tuple[Path, int] | None:
+    """What `hwsearch distill` has said of a trial's student, and the state that it has left."""
     known = document.get("distilled")
+    if known is None or known["trial"] != trial:
+        known = _distilled(folder / "distilled" / f"{trial}.json", folder)
     if known is None or known["trial"] != trial:
         return None
     path = (folder / known["state"]).resolve()
-    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    there = path.is_relative_to(folder.resolve()) and path.is_file()
+    return (path, int(known["after"]["steps"])) if there else None
+
+
+def _distilled(path: Path, folder: Path) -> dict[str, Any] | None:
+    """What a distillation has said; None where there was none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    try:
+        msgspec.convert(found, Distilled)
+    except msgspec.ValidationError as error:
+        raise RunError(f"{path}: {error}; delete it, or distil anew: hwsearch distill {folder}") from error
+    return dict(found)

@@ -15,6 +15,7 @@ from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.errors import ExportError, NothingFits
 from hwsearch.files import pretty, write_text
+from hwsearch.latency.tables import table_of_target
 from hwsearch.search.description import describe
 from hwsearch.search.engine import Engine, Outcome
 from hwsearch.search.fidelity import kept, trust
@@ -180,6 +181,7 @@ def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:
         "task": task,
         "spec": spec,
         "target": plan.target,
+        "table": table.digest if (table := table_of_target(plan.profile, plan.target)) else None,
         "profile": hashlib.sha256(msgspec.json.encode(profile)).hexdigest()[:12],
         "budget_ms": plan.budget_ms,
         "phases_ms": plan.phases_ms,

@@ -29,6 +29,22 @@ class Measurer(Protocol):
     def measure(self, architectures: Sequence[Architecture], progress: Callable[[float], None]) -> list[Latency]: ...
 
 
+class Known(msgspec.Struct, frozen=True):
+    """What is known of a trial's latency at the end of a search.
+
+    Attributes:
+        latency: measured or estimated.
+        predicted: of one that is measured: as it was estimated.
+    """
+
+    latency: Latency
+    predicted: Latency | None = None
+
+    def of(self, result: Result) -> Result:
+        """The trial with that."""
+        return replace(result, latency=self.latency, predicted=self.predicted)
+
+
 class Measurements:
     """What was measured in a run; kept in its `measured.json`, so that nothing is measured twice.
 
@@ -54,6 +70,8 @@ class Measurements:
             found = self.measurer.measure([r.architecture for r in fresh], self.progress.at)
             known |= {r.architecture.digest: latency for r, latency in zip(fresh, found, strict=True)}
             write_text(self.run.path("measured.json"), pretty(known))
+        if not results:
+            return []
         architectures = [r.architecture for r in results]
         measured = [known[architecture.digest] for architecture in architectures]
         self.plan.price.learn(architectures, measured)
@@ -71,6 +89,7 @@ class Measurements:
         """
         full = [proposer(Given(settings), ()) for settings in proposer.corners()[:count]]
         self([self.plan.priced(proposal) for proposal in dict.fromkeys(full) if proposal is not None])
+        self.plan.price_teacher()  # or what is measured would be set beside what is not
         proposer.infeasible.clear()  # at the prices before
         factor = self.plan.price.correction
         if max(factor, 1 / factor) > FAR_OFF:
@@ -94,10 +113,12 @@ class Measurements:
                 (holding if inside else overshot).append(result)
                 if not inside and result.trial not in self._told:
                     self._told.add(result.trial)
+                    ms, budget_ms, what_for = self.plan.tightest(result.latency)
+                    most = ms * result.latency.high_ms / result.latency.median_ms
+                    estimated = self.plan.tightest(result.predicted)[0] if result.predicted else 0.0
                     self.progress.say(
-                        f"trial {result.trial} takes {format_ms(result.latency.median_ms)} (90 % interval to "
-                        f"{format_ms(result.latency.high_ms)}), over the budget of {format_ms(self.plan.budget_ms)}; "
-                        f"it was estimated at {format_ms(result.predicted.median_ms if result.predicted else 0.0)}"
+                        f"trial {result.trial} takes {format_ms(ms)} (90 % interval to {format_ms(most)}), over the "
+                        f"budget{what_for} of {format_ms(budget_ms)}; it was estimated at {format_ms(estimated)}"
                     )
         return holding, overshot
 
@@ -110,12 +131,12 @@ class Measurements:
 
         return hand_made_as_run(self.plan.space, self.plan.price, measure, latency_ms)
 
-    def repriced(self, result: Result, measured: Sequence[Result]) -> Result:
-        """A trial with its latency as it is known now."""
-        found = next((m for m in measured if m.trial == result.trial), None)
-        if found is None:
-            return replace(result, latency=self.plan.price.one(result.architecture))
-        return replace(result, latency=found.latency, predicted=found.predicted)
+    def repriced(self, results: Sequence[Result], measured: Sequence[Result]) -> list[Result]:
+        """Trials with their latencies as they are known now, which the run's `prices.json` keeps."""
+        known = {m.trial: Known(m.latency, m.predicted) for m in measured}
+        now = {r.trial: known.get(r.trial) or Known(self.plan.price.one(r.architecture)) for r in results}
+        write_text(self.run.path("prices.json"), pretty({str(trial): one for trial, one in now.items()}))
+        return [now[r.trial].of(r) for r in results]
 
 
 def _shared_out(measured: Latency, predicted: Latency) -> Latency:

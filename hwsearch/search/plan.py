@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Runtime, Target
 from hwsearch.distill.job import Facts
-from hwsearch.errors import NothingFits, ProfileError
+from hwsearch.errors import ArchitectureError, NothingFits, ProfileError
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.precision import Precision
 from hwsearch.search.proposer import Proposer
@@ -118,20 +118,20 @@ class Plan:
         measures: bool = False,
         correction: float = 1.0,
     ) -> None:
+        if teacher.block == "encoder" and wishes.workload.new_tokens:
+            raise ArchitectureError("an encoder writes no text: leave --new-tokens out")
         self.wishes, self.profile, self.target, self.teacher = wishes, profile, target, teacher
         self.measures, self.rate = measures, 1.0
         self.price = Estimator(profile, target, wishes.workload, correction)
         self.runtime: Runtime = profile.runtimes[target.runtime]
         floats = [p for p in self.runtime.precisions if p.is_float]
-        priced = {p: self.price.one(teacher.in_float(p)) for p in floats}
         if wishes.uneven and not runs_graphs(target.runtime):
             raise ProfileError(
                 f"layers of different sizes run as graphs, on onnxruntime and tensorrt; this is {target.runtime}. "
                 "Leave --uneven out, or choose another --runtime"
             )
-        self.teacher_precision = min(floats, key=lambda p: priced[p].median_ms)
-        self.teacher_latency: Latency = priced[self.teacher_precision]
-        self.teacher_latency_fp32: Latency | None = priced.get(Precision.FP32)
+        self._floats = floats
+        self.price_teacher()
         self.budget_ms = wishes.budget.resolve(self.teacher_latency.median_ms)
         phases = {"prefill": wishes.budget_ttft, "decode_token": wishes.budget_tpot}
         self.phases_ms = {
@@ -140,6 +140,13 @@ class Plan:
         self.space: SearchSpace = derive(
             teacher, self.runtime, wishes.depths, wishes.widths, wishes.heads, wishes.ffns, wishes.precisions
         )
+
+    def price_teacher(self) -> None:
+        """The teacher's latency at the prices as they are now; the budget stays."""
+        priced = {p: self.price.one(self.teacher.in_float(p)) for p in self._floats}
+        self.teacher_precision = min(self._floats, key=lambda p: priced[p].median_ms)
+        self.teacher_latency: Latency = priced[self.teacher_precision]
+        self.teacher_latency_fp32: Latency | None = priced.get(Precision.FP32)
 
     @property
     def teacher_fits(self) -> bool:
@@ -163,9 +170,15 @@ class Plan:
 
     def filled(self, latency: Latency) -> float:
         """The share of the tightest budget that a latency takes, by the upper end of its interval."""
-        wide = latency.high_ms / latency.median_ms
-        phases = [latency.phases[phase] * wide / ms for phase, ms in self.phases_ms.items()]
-        return max([latency.high_ms / self.budget_ms, *phases])
+        ms, budget_ms, _ = self.tightest(latency)
+        return ms * latency.high_ms / latency.median_ms / budget_ms
+
+    def tightest(self, latency: Latency) -> tuple[float, float, str]:
+        """The budget that a latency takes most of: what it takes and what it may take, ms, and what for."""
+        phases = [
+            (latency.phases[phase], ms, f" of one {phase.replace('_', ' ')}") for phase, ms in self.phases_ms.items()
+        ]
+        return max([(latency.median_ms, self.budget_ms, ""), *phases], key=lambda one: one[0] / one[1])
 
     def holds(self, latency: Latency) -> bool:
         """Whether a latency lies inside every budget."""

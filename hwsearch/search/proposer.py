@@ -100,9 +100,8 @@ class Proposer:
         fast, exact = self._settings(True), self._settings(False)
         alike = {"uneven": 0.0} if self.importance else {}
         full = {"heads": 1.0, "ffn": 1.0, **fast, **alike, "fill": 1.0}
-        fitting = [depth for depth in self.space.depths if self._fits(depth)]
-        if not fitting:
-            return []
+        # Where none fits in the teacher's proportions, others may.
+        fitting = [depth for depth in self.space.depths if self._fits(depth)] or list(self.space.depths)
         middle = fitting[len(fitting) // 2]
         nearest = sorted(fitting, key=lambda depth: (abs(depth - middle), -depth))[:CORNER_DEPTHS]
         steps: list[dict[str, float]] = [{"ffn": RATIOS[0]}, {"heads": RATIOS[0]}, {"fill": 0.7}]

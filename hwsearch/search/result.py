@@ -89,10 +89,11 @@ def memory_mib(architecture: Architecture, workload: Workload) -> float:
         (3 if architecture.gated_ffn else 2) * layer.ffn + layer.heads * architecture.head_dim
         for layer in architecture.layers
     )
-    if architecture.head == "lm":
-        wide = max(wide, architecture.vocab)
+    widest = tokens * wide
+    if architecture.head == "lm":  # of a prompt that a generation follows the last position alone
+        widest = max(widest, (workload.batch if workload.new_tokens else tokens) * architecture.vocab)
     bytes_each = architecture.embedding_precision.activation_bits / 8  # a float: what parts hand on
-    activations = tokens * (wide + 2 * architecture.width) * bytes_each / 2**20
+    activations = (widest + tokens * 2 * architecture.width) * bytes_each / 2**20
     kept = cache_mib(architecture, workload, architecture.kv_precision) if workload.new_tokens else 0.0
     return architecture.size_mib + activations + kept
 

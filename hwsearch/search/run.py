@@ -2,6 +2,7 @@
 
 run.json        everything that changes a score or a price; another run's folder is refused, and what differs is said
 study.db        finished trials (SQLite, Optuna's own form)
+measured.json, prices.json      latencies of students that were run, and of trials as they are known by that
 students/       states of students in training, from which longer runs go on
 trials.csv, pareto.csv, summary.json, report.html, chosen/      the answer
 """

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hwsearch.search.study import DIRECTIONS, Trial
 
+SEEDS = 2**32  # of NumPy's generators, which Optuna seeds
 START_UP = 8  # finished trials before the Gaussian process takes over
 GP_LIMIT = 250  # trials up to which its cubic cost stays below a second; multivariate TPE beyond
 
@@ -53,7 +54,7 @@ class Sampler:
         number = len(trials)
         if number < len(self.corners):
             self._study.enqueue_trial(self.corners[number])
-            self._study.sampler = optuna.samplers.RandomSampler(seed=self.seed)
+            self._study.sampler = optuna.samplers.RandomSampler(seed=self.seed % SEEDS)
         else:
             self._study.sampler = self._fresh_sampler(number)
         self._count += 1
@@ -78,7 +79,7 @@ class Sampler:
         self._count += 1
 
     def _fresh_sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        seed = self.seed * 100_003 + number
+        seed = (self.seed * 100_003 + number) % SEEDS
         if number > GP_LIMIT:
             return _Parzen(seed=seed, multivariate=True, n_startup_trials=START_UP)
         with warnings.catch_warnings():

@@ -218,6 +218,14 @@ def test_a_device_of_ones_own_is_measured_under_its_name(measured: Path, tmp_pat
         host.measure_device(host.this_machine(1), "../my board", RANGES, 8, 1.0, tmp_path)
 
 
+def test_a_table_is_of_one_number_of_threads(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text("there")
+    (tmp_path / "measured.toml").write_text('processor = "x"\ncores = 4\nthreads = 4\nruntime = "1.0"\n')
+    machine = host.Machine("x", 4, 2, "1.0")
+    with pytest.raises(CasesError, match="measured with threads 4, this is 2: measure it anew with --fresh"):
+        host.host_measuring(machine, Ranges(), tmp_path, "mine")
+
+
 def test_students_are_measured_where_the_table_was(measured: Path) -> None:
     profile = host.host_profile(threads=1)
     ruler = measurer_of(profile, profile.target(), Workload(2, 20, repeat=3))

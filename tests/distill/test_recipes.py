@@ -271,6 +271,24 @@ def test_what_the_teacher_wrote_begins_as_the_text_does(
         workshop(tiny_classifier, labelled_file, Recipe(written=0.5))
 
 
+def test_a_sentence_encoder_of_another_width_may_teach_beside(tmp_path: Path, text_file: Path) -> None:
+    """Its vectors are set beside each other alone."""
+    from transformers import BertConfig, BertModel
+
+    teacher = load_teacher(str(save_checkpoint(tmp_path / "one", "bert embeds", text_file)))
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    entries = {**teacher.model.config.to_dict(), "hidden_size": teacher.model.config.hidden_size // 2}
+    BertModel(BertConfig(**entries), add_pooling_layer=False).save_pretrained(tmp_path / "other")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"a text of number {i}\n" for i in range(400)))
+    recipe = Recipe(batch=2, teachers=(str(tmp_path / "other"),))
+    task = workshop(tmp_path / "one", texts, recipe).task
+    student = Student(task, teacher_shape := architecture_of(teacher.model.config, Precision.FP32))
+    assert teacher_shape.width == teacher.model.config.hidden_size
+    student.train(3)
+    assert student.finite
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2", "bert", "gpt2"])
 def test_assistants_lie_between(tmp_path: Path, text_file: Path, name: str) -> None:
     config = load_teacher(str(save_checkpoint(tmp_path, name, text_file))).model.config

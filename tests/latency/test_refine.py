@@ -86,3 +86,13 @@ def test_rows_that_a_fit_was_made_of_are_fitted_anew_and_alone(shipped: DevicePr
     part, refined = fit_or_refine(whole, rows[:3], "part.csv")
     assert not refined
     assert part == fit_or_refine(facts, rows[:3], "part.csv")[0]
+
+
+def test_a_runtime_without_a_fit_gets_one_and_the_others_stay(shipped: DeviceProfile) -> None:
+    rows = timed(shipped, cases(SHAPES), 1.0)
+    bare = replace(shipped.runtimes["tensorrt"], parameters=None, fit=None)
+    facts = replace(shipped, runtimes={**shipped.runtimes, "tensorrt": bare})
+    mine, _ = fit_or_refine(facts, rows, "mine.csv")
+    assert mine.runtimes["tensorrt"].fit is not None
+    assert shipped.runtimes["pytorch"].fit is not None
+    assert mine.runtimes["pytorch"] is shipped.runtimes["pytorch"]

@@ -19,6 +19,7 @@ from hwsearch.errors import NothingFits, RunError, TrainingError
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.profiles import find_profile
 from hwsearch.search.engine import SUITING, Outcome
+from hwsearch.search.finished import stored_trials
 from hwsearch.search.main_job import run_search
 from hwsearch.search.null import TEACHER, NullMeasurer, NullTrainer
 from hwsearch.search.pareto import front, spread
@@ -541,6 +542,28 @@ def test_finalists_that_leave_room_are_tried_larger(tmp_path: Path) -> None:
     _, fastest = search(tmp_path / "fastest", measurer=ruler, budget="300ms", min_quality=0.3)
     assert fastest is not None
     assert len(fastest.trials) == 12  # the fastest is looked for: none is tried larger
+
+
+@pytest.mark.parametrize("left", [1, 3, 6])
+def test_a_run_that_was_killed_while_finalists_are_resized_ends_alike(tmp_path: Path, left: int) -> None:
+    ruler, whole = Deep(2), NullTrainer()
+    _, outcome = search(tmp_path / "whole", whole, measurer=ruler, budget="300ms")
+    assert outcome is not None
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "cut", Dying(len(students(whole)) - left), measurer=ruler, budget="300ms")
+    _, resumed = search(tmp_path / "cut", measurer=ruler, budget="300ms")
+    assert resumed is not None
+    assert [r.architecture for r in resumed.trials] == [r.architecture for r in outcome.trials]
+    assert [r.trial for r in resumed.finalists] == [r.trial for r in outcome.finalists]
+    # What is read back has the prices of the run's end.
+    stored = {r.trial: r.latency.median_ms for r in stored_trials(tmp_path / "cut")}
+    assert stored == {r.trial: pytest.approx(r.latency.median_ms) for r in resumed.trials}
+
+
+def test_any_seed_will_do(tmp_path: Path) -> None:
+    _, outcome = search(tmp_path / "run", seed=2**40 + 7, trials=16)
+    assert outcome is not None
+    assert len(outcome.trials) == 16
 
 
 def test_hand_made_students_take_as_long_as_the_chosen_one_when_they_are_run(tmp_path: Path) -> None:

@@ -40,6 +40,13 @@ def test_agreement_of_orders() -> None:
     assert agreement([1, 2], [1, 2]) is None
 
 
+def test_the_interval_is_of_the_same_tau_where_scores_are_alike() -> None:
+    depths = [float(i // 2) for i in range(12)]
+    found = agreement(depths, [float(i) for i in range(12)])
+    assert found is not None
+    assert found.low <= found.tau <= found.high
+
+
 def test_the_interval_covers_as_often_as_it_says() -> None:
     """Of two noisy measurements: the tau of very many pairs lies in 80 % of the intervals."""
     rng = np.random.default_rng(0)

@@ -6,12 +6,16 @@ from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.device import DeviceProfile, Figure
-from hwsearch.errors import NothingFits
+from hwsearch.errors import ArchitectureError, NothingFits
+from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
-from hwsearch.search.null import TEACHER
+from hwsearch.search.baselines import hand_made
+from hwsearch.search.null import TEACHER, NullTrainer
 from hwsearch.search.plan import Plan, Wishes, with_room
+from hwsearch.search.proposer import Given
 from hwsearch.search.result import memory_mib
+from hwsearch.space import derive
 from hwsearch.units import parse_budget
 from hwsearch.workload import Workload
 
@@ -54,8 +58,49 @@ def test_what_nothing_can_meet_is_said(name: str, said: str) -> None:
 def test_keys_and_values_count_as_memory() -> None:
     layer = TEACHER.layers[0]
     kept = 4 * (256 + 64) * TEACHER.depth * 2 * layer.kv_heads * TEACHER.head_dim * 4 / 2**20
-    without = memory_mib(TEACHER, replace(GENERATION, new_tokens=0))
-    assert memory_mib(TEACHER, GENERATION) == pytest.approx(without + kept)
+    few = replace(TEACHER, vocab=256)
+    without = memory_mib(few, replace(GENERATION, new_tokens=0))
+    assert memory_mib(few, GENERATION) == pytest.approx(without + kept)
+    # A prompt's last position alone is asked for its next token.
+    many = replace(TEACHER, vocab=2**17)
+    without = memory_mib(many, replace(GENERATION, new_tokens=0))
+    assert memory_mib(many, GENERATION) - many.size_mib < (without - many.size_mib) / 20
+
+
+def test_students_by_hand_have_whole_heads_where_these_share_the_width() -> None:
+    """Heads of 26 channels: few widths are multiples of them and of 16."""
+    t4 = find_profile("t4")
+    teacher = replace(
+        TEACHER, block="encoder", norm="layernorm", gated_ffn=False, width=312, head_dim=26,
+        layers=uniform_layers(4, 12, 12, 1200, [(Precision.FP32, Precision.FP32)] * 4),
+    )  # fmt: skip
+    space = derive(teacher, t4.runtimes["tensorrt"])
+    price = Estimator(t4, t4.target(), Workload(8, 128))
+    narrow = price.one(space.uniform(4, 104, (4, 4), 400, space.precisions[0])).median_ms
+    made, missing = hand_made(space, price, 1.1 * narrow)
+    assert "uniform width" in {one.name for one in made}, missing
+    few = derive(teacher, t4.runtimes["tensorrt"], widths=(104, 156), heads=(4, 6))
+    assert {one.name for one in hand_made(few, price, 1.1 * narrow)[0]} >= {"uniform width"}
+
+
+def test_an_encoder_writes_nothing() -> None:
+    orin = find_profile("jetson-orin")
+    with pytest.raises(ArchitectureError, match="leave --new-tokens out"):
+        Plan(Wishes(parse_budget("10s"), GENERATION), orin, orin.target(), replace(TEACHER, block="encoder"))
+
+
+def test_where_the_teachers_proportions_do_not_fit_others_are_begun_with() -> None:
+    orin, bulk = find_profile("jetson-orin"), Workload(64, 128, 0, 256)
+    wide = Plan(Wishes(parse_budget("10s"), bulk, widths=(192,)), orin, orin.target(), TEACHER)
+    least = float(wide.strain(wide.space.smallest).min()) * wide.budget_ms
+    budget = parse_budget(f"{1.08 * least}ms")
+    tight = Plan(Wishes(budget, bulk, widths=(192,)), orin, orin.target(), TEACHER)
+    tight.check()
+    proposer = tight.proposer(NullTrainer().finish().result())
+    assert not any(proposer._fits(depth) for depth in tight.space.depths)
+    found = [proposer(Given(corner), ()) for corner in proposer.corners()]
+    assert found
+    assert all(student is not None and tight.strain([student])[0] <= 1.0 for student in found)
 
 
 def test_a_limit_of_size_is_asked_of_the_lightest() -> None:

@@ -130,7 +130,8 @@ class Neighbours(Padded):
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
         """Of the other texts, one answer each."""
         with products(chunks):
-            return nearness(self.answer(model, self.inputs(chunks))).unsqueeze(1)
+            vectors = self.answer(model, self.inputs(chunks))
+        return nearness(vectors).unsqueeze(1)
 
     def said(self, model: PreTrainedModel, chunks: Tensor) -> Outputs:
         """The vectors: which texts stand together is not known yet."""
