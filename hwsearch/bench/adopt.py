@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from hwsearch import __version__
 from hwsearch.bench import onnxruntime
 from hwsearch.bench.answers import import_kit, kit_facts
 from hwsearch.bench.host import check_here, fitted
@@ -149,6 +150,6 @@ def asked_of(folder: Path) -> int:
 
 
 def kit_name(device: str, name: str, wishes: dict[str, Any]) -> str:
-    """A folder's name for a kit that is kept between calls: the same for the same wishes."""
-    digest = hashlib.sha256(msgspec.json.encode(wishes, order="deterministic")).hexdigest()[:8]
+    """A folder's name for a kit that is kept until its results are taken back: the same for the same wishes."""
+    digest = hashlib.sha256(msgspec.json.encode([__version__, wishes], order="deterministic")).hexdigest()[:8]
     return f"{device}-{name}-{digest}"

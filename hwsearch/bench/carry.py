@@ -18,7 +18,7 @@ from hwsearch.errors import CasesError
 
 
 def run_over_ssh(host: str, folder: Path, say: Callable[[str], None] = lambda _: None, python: str = "python3") -> Path:
-    """Copy a kit to a board, run it there, and fetch its results. Cut off, the same call goes on on the board.
+    """Copy a kit to a board, run it there, fetch its results and remove it there. Cut off, the same call goes on.
 
     Nothing of the arguments reaches a shell unquoted; the folder on the board is named after the kit's hash.
 
@@ -44,6 +44,7 @@ def run_over_ssh(host: str, folder: Path, say: Callable[[str], None] = lambda _:
     if status:
         kept = f"what it measured is in {results}" if fetched else "what it measured is kept there"
         raise CasesError(f"the kit ended with status {status} on {host}: {last}; {kept}, and the same command goes on")
+    _ssh(host, f"rm -rf {name}", b"")  # the next kit of these models is measured anew
     return results
 
 

@@ -92,11 +92,11 @@ def profile(
     elif back is not None:
         fitted, written = _take_back(back, to, device)
     elif ssh is not None:
-        fitted, written = _take_back(_run_kit(device, runtime, ssh, **options), to)
+        fitted, written = _by_kit(device, runtime, ssh, to, **options)
     elif runtime in WITH_A_KIT:
         if device.lower() == HOST:
             raise click.UsageError(f"{runtime} is measured under a name of its own; give this machine one: --device")
-        fitted, written = _take_back(_run_kit(device, runtime, None, **options), to)
+        fitted, written = _by_kit(device, runtime, None, to, **options)
     else:
         fitted, written = _measure(device, runtime, to, phase, fresh, **options)
     if as_json:
@@ -199,6 +199,18 @@ def _write_kit(
     wanted = replace(Ranges(), **{key: ends for key, ends in ranges.items() if ends})
     facts = adopt.runtime_facts(device, name, threads or 0)
     return len(write_kit(folder, facts, device, name, wanted, points, seconds=60 * minutes / points / 2).points)
+
+
+def _by_kit(
+    device: str, runtime: str | None, host: str | None, to: Path | None, **options: Any
+) -> tuple[DeviceProfile, Path]:
+    """Run a kit and take its results back; the next one measures anew."""
+    import shutil
+
+    folder = _run_kit(device, runtime, host, **options)
+    found = _take_back(folder, to)
+    shutil.rmtree(folder)
+    return found
 
 
 def _run_kit(device: str, runtime: str | None, host: str | None, **options: Any) -> Path:
