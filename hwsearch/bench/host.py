@@ -7,6 +7,7 @@ kept with what identifies the machine, so that another machine, runtime version 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import platform
@@ -272,8 +273,9 @@ def facts(machine: Machine, device: str = "host", name: str = FIRST) -> DevicePr
 
 def runtime_of(machine: Machine, name: str = FIRST) -> Runtime:
     """A runtime on this machine, with its table."""
-    table = str(host_folder(machine, name))
-    return replace(local(name).FACTS, version=machine.runtime, threads=machine.threads, table=table)
+    table, known = str(host_folder(machine, name)), local(name).FACTS
+    scheme = dataclasses.replace(known.scheme, weight_bits=7 if board.saturates() else 8)
+    return replace(known, version=machine.runtime, threads=machine.threads, table=table, scheme=scheme)
 
 
 def _peaks() -> tuple[float, float]:

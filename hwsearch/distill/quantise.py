@@ -94,7 +94,8 @@ class QuantisedLinear(nn.Linear):
         per_channel = self.scheme.weights == "channel"
         with torch.no_grad():
             largest = weight.abs().amax(dim=1) if per_channel else weight.abs().amax()
-            scale = largest.clamp_min(_TINY) / 127
+            narrow = self.precision is Precision.INT8 and self.scheme.weight_bits == 7
+            scale = largest.clamp_min(_TINY) / (64 if narrow else 127)  # as ONNX Runtime's reduced range has it
         return on_grid(weight, scale.unsqueeze(-1) if per_channel else scale).to(plain.dtype)
 
     def _activations(self, x: Tensor) -> Tensor:

@@ -331,13 +331,14 @@ def _quantise(
 
     add_pre_process_metadata(model)  # the exporter has folded what there is
     del model.graph.value_info[:]  # shapes that the quantiser infers itself, and takes offence at
-    per_channel, kinds = scheme.weights == "channel", ["MatMul", "Gemm"]
+    per_channel, kinds, narrow = scheme.weights == "channel", ["MatMul", "Gemm"], scheme.weight_bits == 7
     if scheme.activations == "dynamic":
         with tempfile.TemporaryDirectory(prefix="hwsearch-") as folder:
             path = Path(folder) / "model.onnx"
             quantize_dynamic(
                 model, path, op_types_to_quantize=kinds, per_channel=per_channel, weight_type=QuantType.QInt8,
-                nodes_to_quantize=nodes, extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+                nodes_to_quantize=nodes, reduce_range=narrow,
+                extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )  # fmt: skip
             return onnx.load(path)
     kind: type[np.floating[Any]] = np.float16 if half else np.float32

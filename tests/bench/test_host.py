@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.bench import host
+from hwsearch.bench.board import machine as board
 from hwsearch.bench.graph import PARTS, build_graph, example_input
 from hwsearch.bench.local import LOCAL, local
 from hwsearch.bench.measurer import measurer_of
@@ -216,6 +217,21 @@ def test_a_device_of_ones_own_is_measured_under_its_name(measured: Path, tmp_pat
     assert Estimator(again, again.target(), Workload(2, 20)).one(architecture).source == "table"
     with pytest.raises(ProfileError, match="small letters"):
         host.measure_device(host.this_machine(1), "../my board", RANGES, 8, 1.0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "overflows"),
+    [("x86_64", "avx2 avx512bw", True), ("x86_64", "avx2 avx_vnni", False), ("x86_64", "avx512_vnni", False),
+     ("aarch64", "asimddp", False)],
+)  # fmt: skip
+def test_where_eight_bits_overflow_weights_have_seven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, flags: str, overflows: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name : x\nflags : fpu {flags}\n")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert board.saturates(tmp_path / "cpuinfo") is overflows
+    monkeypatch.setattr(board, "saturates", lambda: overflows)
+    assert host.runtime_of(host.this_machine(1)).scheme.weight_bits == (7 if overflows else 8)
 
 
 def test_a_table_is_of_one_number_of_threads(tmp_path: Path) -> None:

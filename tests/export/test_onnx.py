@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from hwsearch.bench.board.onnxruntime import keeping, options_of
 from hwsearch.bench.graph import build_graph
@@ -62,6 +63,18 @@ def test_the_folder_computes_what_was_trained(
         [sys.executable, str(tmp_path / "out" / "run.py")], capture_output=True, text=True, check=True
     )
     assert "2 x 16 tokens: " in done.stdout
+
+
+@pytest.mark.parametrize("weights", ["tensor", "channel"])
+def test_weights_of_seven_bits_where_eight_would_overflow(make_student: Make, tmp_path: Path, weights: str) -> None:
+    scheme = Scheme("dynamic", "uint8", weights, weight_bits=7)  # type: ignore[arg-type]
+    student, workshop = make_student("decoder", scheme, "int8,int8")
+    write_onnx(student, workshop.tokens["select"], tmp_path / "out", (2, 16), threads=1)  # a failed parity is an error
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    matrices = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    ends = [int(np.abs(values.astype(int)).max()) for values in matrices if values.ndim == 2]
+    assert len(ends) == len(student.quantised)
+    assert set(ends) == {64}  # two products with 255 stay below 2 ** 15
 
 
 def test_weights_alone_in_four_and_eight_bits(make_student: Make, tmp_path: Path) -> None:

@@ -44,6 +44,13 @@ def power_mode() -> str:
     return found.group(1) if found else ""
 
 
+def saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether integer products overflow 16 bits where weights have all of 8: on x86 without VNNI."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not cpuinfo.is_file():
+        return False
+    return "vnni" not in cpuinfo.read_text(encoding="utf-8")
+
+
 def processor() -> str:
     """The processor's model."""
     path = Path("/proc/cpuinfo")
