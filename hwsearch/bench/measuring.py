@@ -44,6 +44,7 @@ LAST_LOOK = 0.07  # share of the time that is kept for points that do not agree 
 AGAIN_SECONDS = 3.0  # for each of them, at most
 SHARES = (0.25, 0.75)  # of the points after the first that are encoders, at least and at most
 LOWEST = 0.4  # share of a kernel's passes, the quickest ones, whose mean stands for it
+LEAST_US = 0.25  # of a node, which the profiler may give as none
 NODE_US = (0.0, 4.0)  # what ONNX Runtime's profiler can add to a node
 OF_ONE_TABLE = ("processor", "cores", "threads", "runtime")  # facts that all points of a table share
 
@@ -258,7 +259,7 @@ class Measuring:
             table, fused = case.ops(self.runtime), self.runtime.fused_attention
             counts = {kernel.name: float(table.count[kernel.rows].sum()) for kernel in kernels_of(table, fused)}
             kernels = {
-                name: max(time - added * raw.nodes[name], 0.15 * time) / counts[name]
+                name: max(time - added * raw.nodes[name], 0.15 * time, LEAST_US * raw.nodes[name]) / counts[name]
                 for name, time in found.items()
                 if name in counts
             }
