@@ -50,8 +50,8 @@ class Scheme:
         activations: ranges fixed by calibration ("static") or taken from each tensor as it passes ("dynamic").
         activation_type: "int8" is symmetric around zero, "uint8" has a zero point.
         weights: one scale for the whole matrix ("tensor") or for each output channel ("channel") of int8 weights.
-        weight_bits: of weights whose activations are int8 too: 7 where the processor adds two products in 16 bits and
-            saturates, which 8 would overflow (x86 without VNNI, microsoft/onnxruntime#6004).
+        weight_bits: of int8 weights beside dynamic activations: 7 where the processor adds two products in 16 bits
+            and saturates, which 8 would overflow (x86 without VNNI, microsoft/onnxruntime#6004).
         group: inputs of an output channel that share the scale and zero point of int4 weights.
         keeps_float: parts of the network that stay in float: of "embedding", "head", "norm", "softmax", "attention"
             (the two products inside attention; its four projections are linear layers).

@@ -274,7 +274,9 @@ def facts(machine: Machine, device: str = "host", name: str = FIRST) -> DevicePr
 def runtime_of(machine: Machine, name: str = FIRST) -> Runtime:
     """A runtime on this machine, with its table."""
     table, known = str(host_folder(machine, name)), local(name).FACTS
-    scheme = dataclasses.replace(known.scheme, weight_bits=7 if board.saturates() else 8)
+    scheme = known.scheme
+    if scheme.activations == "dynamic" and board.saturates():
+        scheme = dataclasses.replace(scheme, weight_bits=7)
     return replace(known, version=machine.runtime, threads=machine.threads, table=table, scheme=scheme)
 
 

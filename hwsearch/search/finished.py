@@ -202,7 +202,7 @@ def finished(
 
 
 def _fully_trained(folder: Path, document: dict[str, Any], trial: int) -> tuple[Path, int] | None:
-    """What `hwsearch distill` has said of a trial's student, and the state that it has left."""
+    """The state that `hwsearch distill` has left of a trial's student, and its steps."""
     known = document.get("distilled")
     if known is None or known["trial"] != trial:
         known = _distilled(folder / "distilled" / f"{trial}.json", folder)
