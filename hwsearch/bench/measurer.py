@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +35,9 @@ class HostMeasurer:
         profile, target: that stand for this machine.
         workload: what a latency is the time of.
 
+    Attributes:
+        subject: a hash of the machine, the runtime and the table that was measured there, and of the workload.
+
     Raises:
         CasesError: the target has no table of this machine.
     """
@@ -41,7 +45,9 @@ class HostMeasurer:
     def __init__(self, profile: DeviceProfile, target: Target, workload: Workload) -> None:
         self._name, self._threads, self._workload = target.runtime, target.threads, workload
         runtime = profile.runtimes[target.runtime]
-        self._usual = float(measured_facts(folder_of(runtime.table))["reference_ms"])
+        facts = measured_facts(folder_of(runtime.table))
+        self.subject = hashlib.sha256(repr((sorted(facts.items()), target, workload)).encode()).hexdigest()[:12]
+        self._usual = float(facts["reference_ms"])
         self._reference = Reference(reference_run(replace(runtime, threads=target.threads), target.runtime))
         self._phases: tuple[Phase, ...] = PHASES if workload.new_tokens else ("prefill",)
 

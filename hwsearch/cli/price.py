@@ -83,11 +83,9 @@ def latency(
         return
     out = console()
     out.print(f"{architecture.id} on {target}: {workload}")
-    where = "extrapolated" if found.extrapolated else "inside measured shapes"
-    certainty = f"{found.source}, {where} ({found.covered:.0%} covered)"
     interval = f"90 % interval {format_ms(found.low_ms)} to {format_ms(found.high_ms)}"
     out.print(format_ms(found.median_ms), style="bold", end="   ")
-    out.print(f"{interval}   {certainty}")
+    out.print(f"{interval}   {found.certainty}")
     if "decode_token" in found.phases:
         first, each = (format_ms(found.phases[phase]) for phase in ("prefill", "decode_token"))
         out.print(f"first token after {first}, each one after it in {each}")

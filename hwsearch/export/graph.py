@@ -337,7 +337,7 @@ def _quantise(
             path = Path(folder) / "model.onnx"
             quantize_dynamic(
                 model, path, op_types_to_quantize=kinds, per_channel=per_channel, weight_type=QuantType.QInt8,
-                nodes_to_quantize=nodes, reduce_range=narrow,
+                nodes_to_quantize=nodes, reduce_range=narrow, use_external_data_format=True,
                 extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )  # fmt: skip
             return onnx.load(path)

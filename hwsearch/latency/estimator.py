@@ -62,6 +62,14 @@ class Latency(msgspec.Struct, frozen=True):
     phases: dict[str, float] = {}
     ops: dict[str, float] = {}
 
+    @property
+    def certainty(self) -> str:
+        """How it is known, for a person."""
+        if self.source == "measured":
+            return self.source
+        where = f"extrapolated, {self.covered:.0%} covered by" if self.extrapolated else "inside"
+        return f"{self.source}, {where} measured shapes"
+
 
 @dataclass(frozen=True, slots=True)
 class Estimates:

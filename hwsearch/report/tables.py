@@ -6,7 +6,10 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from hwsearch.files import whole
+from hwsearch.latency.estimator import Latency
 from hwsearch.report.by_hand import rivals
 from hwsearch.report.generation import speeds
 from hwsearch.search.engine import Outcome
@@ -102,7 +105,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
         out.print(f"\n{chosen['architecture']['id']}", style="bold")
         out.print(
             f"{format_ms(latency['median_ms'])} of {format_ms(document['budget_ms'])} ({interval}), "
-            f"{_certainty(latency)}"
+            f"{msgspec.convert(latency, Latency).certainty}"
         )
         if chosen["retention_low"] is not None:
             low, high = chosen["retention_low"], chosen["retention_high"]
@@ -202,15 +205,6 @@ def _front(document: dict[str, Any]) -> Any:
             str(result["steps"]),
         )
     return table
-
-
-def _certainty(latency: dict[str, Any]) -> str:
-    where = (
-        f"extrapolated, {latency['covered']:.0%} covered by measured shapes"
-        if latency["extrapolated"]
-        else "inside measured shapes"
-    )
-    return f"{latency['source']}, {where}"
 
 
 def _percent(value: float | None) -> str:

@@ -35,7 +35,7 @@ def describe(
     study.describe(
         identity=identity,
         spec=spec,
-        wishes=plan.wishes,
+        wishes=plan.resolved,
         profile=plan.profile,
         target=plan.target,
         folder=str(folder.resolve()),

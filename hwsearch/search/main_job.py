@@ -19,7 +19,7 @@ from hwsearch.latency.tables import table_of_target
 from hwsearch.search.description import describe
 from hwsearch.search.engine import Engine, Outcome
 from hwsearch.search.fidelity import kept, trust
-from hwsearch.search.measured import Measurer
+from hwsearch.search.measured import Measurer, measured_teacher
 from hwsearch.search.owner import membership
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.precision import explained
@@ -74,7 +74,9 @@ def run_search(
     """
     started = time.monotonic()
     facts = result_of(trainer.open())
-    plan = Plan(wishes, profile, target, facts.architecture, measures=measurer is not None)
+    teacher = facts.architecture
+    measured = measured_teacher(profile, target, wishes.workload, teacher, measurer, progress) if measurer else None
+    plan = Plan(wishes, profile, target, teacher, measures=measurer is not None, measured=measured)
     _introduce(plan, facts.teacher, facts.corpus, progress)
     if plan.teacher_fits:
         progress.say(
@@ -195,11 +197,10 @@ def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:
 def _introduce(plan: Plan, teacher: str, corpus: str, progress: Progress) -> None:
     latency = plan.teacher_latency
     progress.say(f"target: {plan.target}")
-    certainty = "extrapolated" if latency.extrapolated else "inside measured shapes"
     progress.say(
         f"teacher: {teacher}, {plan.teacher.parameters / 1e6:.1f} M parameters, {format_ms(latency.median_ms)} in "
         f"{plan.teacher_precision} (90 % interval {format_ms(latency.low_ms)} to {format_ms(latency.high_ms)}; "
-        f"{latency.source}, {certainty}); text: {corpus}"
+        f"{latency.certainty}); text: {corpus}"
     )
     progress.say(
         f"budget: {format_ms(plan.budget_ms)}, {plan.budget_ms / latency.median_ms:.2f} of the teacher's; "

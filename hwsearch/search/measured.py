@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
+import platformdirs
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
-from hwsearch.files import pretty, write_text
-from hwsearch.latency.estimator import Latency
+from hwsearch.device import DeviceProfile, Target
+from hwsearch.files import pretty, read_as, read_or_drop, write_text
+from hwsearch.latency.estimator import Estimator, Latency
+from hwsearch.precision import Precision
 from hwsearch.search.baselines import HandMade, hand_made_as_run
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Given, Proposer
@@ -19,14 +22,49 @@ from hwsearch.search.result import Result
 from hwsearch.search.run import Run
 from hwsearch.search.trainer import Progress
 from hwsearch.units import format_ms
+from hwsearch.workload import Workload
 
+LARGEST_MIB = 1536.0  # of weights of a teacher that is measured: a graph holds 2 GiB
 FAR_OFF = 1.25  # factor either way by which estimates may be off before it is said
 
 
 class Measurer(Protocol):
-    """Who can run a student on the target: its runtime is at hand."""
+    """Who can run a student on the target: its runtime is at hand.
+
+    Attributes:
+        subject: what it measures, by a hash: machine, runtime and workload; empty where nothing of it is to be kept.
+    """
+
+    subject: str
 
     def measure(self, architectures: Sequence[Architecture], progress: Callable[[float], None]) -> list[Latency]: ...
+
+
+def measured_teacher(
+    profile: DeviceProfile,
+    target: Target,
+    workload: Workload,
+    teacher: Architecture,
+    measurer: Measurer,
+    progress: Progress,
+) -> dict[Precision, Latency]:
+    """The teacher's latencies as measured, by the float precisions that the runtime runs: what a share of them is a
+    share of. Kept for what `measurer` measures, so that the same command has the same budget again; none of a teacher
+    with more weights than a graph holds."""
+    forms = {p: teacher.in_float(p) for p in profile.runtimes[target.runtime].precisions if p.is_float}
+    forms = {precision: form for precision, form in forms.items() if form.size_mib <= LARGEST_MIB}
+    names = "".join(form.digest for form in forms.values())
+    path = platformdirs.user_cache_path("hwsearch") / "teachers" / f"{measurer.subject}-{names}.json"
+    found = read_or_drop(path, lambda path: read_as(path, dict[Precision, Latency])) if measurer.subject else None
+    if found is not None or not forms:
+        return found or {}
+    progress.stage("measuring the teacher", 1.0)
+    latencies = measurer.measure([*forms.values()], progress.at)
+    price = Estimator(profile, target, workload)
+    found = {p: _shared_out(ms, price.one(forms[p])) for p, ms in zip(forms, latencies, strict=True)}
+    if measurer.subject:
+        write_text(path, pretty(found))
+    return found
 
 
 class Known(msgspec.Struct, frozen=True):

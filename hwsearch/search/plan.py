@@ -3,7 +3,7 @@ milliseconds, the space, and whether anything fits at all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -100,6 +100,7 @@ class Plan:
         measures: whether finalists are measured: then an estimate need not be sure, and only what measuring itself
             leaves open is kept free of the budget.
         correction: of every estimate, as it was measured elsewhere.
+        measured: of the teacher's latencies those that were measured, by float precision.
 
     Attributes:
         teacher_latency: in the fastest uniform float precision that the runtime runs, `teacher_precision`.
@@ -117,6 +118,7 @@ class Plan:
         teacher: Architecture,
         measures: bool = False,
         correction: float = 1.0,
+        measured: Mapping[Precision, Latency] | None = None,
     ) -> None:
         if teacher.block == "encoder" and wishes.workload.new_tokens:
             raise ArchitectureError("an encoder writes no text: leave --new-tokens out")
@@ -130,7 +132,7 @@ class Plan:
                 f"layers of different sizes run as graphs, on onnxruntime and tensorrt; this is {target.runtime}. "
                 "Leave --uneven out, or choose another --runtime"
             )
-        self._floats = floats
+        self._floats, self._measured = floats, dict(measured or {})
         self.price_teacher()
         self.budget_ms = wishes.budget.resolve(self.teacher_latency.median_ms)
         phases = {"prefill": wishes.budget_ttft, "decode_token": wishes.budget_tpot}
@@ -142,11 +144,22 @@ class Plan:
         )
 
     def price_teacher(self) -> None:
-        """The teacher's latency at the prices as they are now; the budget stays."""
-        priced = {p: self.price.one(self.teacher.in_float(p)) for p in self._floats}
+        """The teacher's latency, where it was not measured at the prices as they are now; the budget stays."""
+        priced = {p: self._measured.get(p) or self.price.one(self.teacher.in_float(p)) for p in self._floats}
         self.teacher_precision = min(self._floats, key=lambda p: priced[p].median_ms)
         self.teacher_latency: Latency = priced[self.teacher_precision]
         self.teacher_latency_fp32: Latency | None = priced.get(Precision.FP32)
+
+    @property
+    def resolved(self) -> Wishes:
+        """The wishes with every budget in milliseconds: what is a share of depends on what was measured."""
+        phases = {phase: Budget(ms=ms) for phase, ms in self.phases_ms.items()}
+        return replace(
+            self.wishes,
+            budget=Budget(ms=self.budget_ms),
+            budget_ttft=phases.get("prefill"),
+            budget_tpot=phases.get("decode_token"),
+        )
 
     @property
     def teacher_fits(self) -> bool:

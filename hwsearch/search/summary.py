@@ -92,7 +92,7 @@ def summarise(
 def teacher_result(plan: Plan) -> Result:
     """The teacher as an answer: it fits and loses nothing."""
     result = plan.priced(plan.teacher.in_float(plan.teacher_precision))
-    return msgspec.structs.replace(result, loss=0.0, retention=1.0)
+    return msgspec.structs.replace(result, latency=plan.teacher_latency, loss=0.0, retention=1.0)
 
 
 def _finalist(result: Result) -> dict[str, Any]:

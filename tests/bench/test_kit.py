@@ -258,6 +258,28 @@ def test_a_damaged_kit_and_another_board_are_refused_on_the_board(
     assert "was measured with runtime_version '0.1'" in capsys.readouterr().err
 
 
+def test_a_model_that_the_board_cannot_run_keeps_back_no_other(
+    kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, prepare, tried = tmp_path / "kit", board_run.OnnxRuntime.prepare, list[str]()
+    shutil.copytree(kit, folder)
+
+    def crowded(self: Any, path: Path, point: dict[str, Any], kernels: bool) -> Any:
+        tried.append(path.stem)
+        if path.stem == "0002" or (path.stem == "0005" and tried.count("0005") == 1):
+            raise RuntimeError("no memory left")
+        return prepare(self, path, point, kernels)
+
+    monkeypatch.setattr(board_run.OnnxRuntime, "prepare", crowded)
+    assert board_run.main(["--kit", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "1 cannot be measured here, first " in said
+    assert f"{POINTS - 1} of {POINTS} models are measured" in said
+    assert tried.count("0002") == tried.count("0005") == 2
+    cases, _ = import_kit(folder)
+    assert len(cases) == POINTS - 1
+
+
 def test_a_kit_needs_an_empty_folder_and_a_runtime_that_it_has(kit: Path, runtime: Runtime, tmp_path: Path) -> None:
     with pytest.raises(CasesError, match="new or empty folder"):
         write_kit(kit, runtime, "board", "onnxruntime", RANGES, 1)
@@ -417,8 +439,8 @@ def test_a_graph_that_the_runtime_refuses_is_named_and_the_others_are_measured(
         return False if path.endswith("0002.onnx") else read(parser, path)
 
     monkeypatch.setattr(module.OnnxParser, "parse_from_file", refuse)
-    assert board_run.main(["--kit", str(kit)]) == 1
-    assert "TensorRT cannot read 0002.onnx: In node 3" in capsys.readouterr().err
+    assert board_run.main(["--kit", str(kit)]) == 0
+    assert "TensorRT cannot read 0002.onnx: In node 3" in capsys.readouterr().out
     assert len(import_kit(kit)[0]) == 3
 
 

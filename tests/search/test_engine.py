@@ -21,6 +21,7 @@ from hwsearch.profiles import find_profile
 from hwsearch.search.engine import SUITING, Outcome
 from hwsearch.search.finished import stored_trials
 from hwsearch.search.main_job import run_search
+from hwsearch.search.measured import measured_teacher
 from hwsearch.search.null import TEACHER, NullMeasurer, NullTrainer
 from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan, Wishes
@@ -58,6 +59,7 @@ def search(
     profile: DeviceProfile | None = None,
     told: Told | None = None,
     measurer: NullMeasurer | None = None,
+    dry: bool = False,
     **wishes: Any,
 ) -> tuple[dict[str, Any], Outcome | None]:
     profile = profile or find_profile("jetson-orin")
@@ -72,6 +74,7 @@ def search(
         lambda run, outcome, document: outcomes.append(outcome),
         out,
         budget,
+        dry,
         measurer=measurer,
     )
     return document, outcomes[0] if outcomes else None
@@ -505,6 +508,40 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
     assert all(r["latency"]["source"] == "measured" for r in document["baselines"].values())
 
 
+def test_a_share_is_of_the_teacher_as_it_was_measured(tmp_path: Path) -> None:
+    told, ruler = Told(), measurer(1.4)
+    document, _ = search(tmp_path / "run", told=told, measurer=ruler, budget="0.4x")
+    estimated, _ = search(tmp_path / "estimated", budget="0.4x", dry=True)
+    assert document["budget_ms"] == pytest.approx(1.4 * estimated["budget_ms"])
+    assert document["budget_ms"] == pytest.approx(0.4 * document["teacher"]["latency"]["median_ms"])
+    assert document["teacher"]["latency"]["source"] == "measured"
+    assert sum(document["teacher"]["latency"]["ops"].values()) == pytest.approx(document["budget_ms"] / 0.4)
+    assert any(text.startswith("teacher: ") and "; measured)" in text for text in told.said)
+    study = Study(tmp_path / "run" / "study.db", "run", make=False)
+    assert study.described()["wishes"]["budget"]["ms"] == document["budget_ms"]  # what workers share
+    study.close()
+
+
+def test_what_was_measured_of_a_teacher_is_kept_for_what_measured_it(tmp_path: Path) -> None:
+    first, second, other = measurer(1.4), measurer(99.0), measurer(1.5)
+    first.subject = second.subject = f"one of {tmp_path.name}"
+    other.subject = f"another of {tmp_path.name}"
+    budgets = [
+        search(tmp_path / str(i), measurer=ruler, budget="0.4x", dry=True)[0]["budget_ms"]
+        for i, ruler in enumerate((first, second, other))
+    ]
+    assert budgets[0] == budgets[1] == pytest.approx(1.4 / 1.5 * budgets[2])
+    assert first.measured
+    assert not second.measured
+
+
+def test_a_teacher_that_no_graph_holds_is_estimated() -> None:
+    huge = replace(TEACHER, vocab=8_000_000)
+    profile, ruler = find_profile("jetson-orin"), measurer(1.4)
+    assert measured_teacher(profile, profile.target(), BULK, huge, ruler, Told()) == {}
+    assert not ruler.measured
+
+
 class Deep(NullMeasurer):
     """What is of one depth is faster than estimated."""
 
@@ -587,7 +624,8 @@ def test_nothing_is_chosen_when_nothing_holds_the_budget_on_the_target(tmp_path:
             self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
         ) -> list[Latency]:
             found = super().measure(architectures, progress)
-            self.ratio = 50.0
+            if architectures[0].width < TEACHER.width:
+                self.ratio = 50.0
             return found
 
     profile = find_profile("jetson-orin")
@@ -600,7 +638,8 @@ def test_nothing_is_chosen_when_nothing_holds_the_budget_on_the_target(tmp_path:
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
-    first = measurer(1.4)
+    first, second = measurer(1.4), measurer(99.0)
+    first.subject = second.subject = tmp_path.name
 
     class Dead(NullTrainer):
         def train(self, job: Job) -> Future[ProxyScore]:
@@ -611,7 +650,6 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "run", Dead(), measurer=first)
     assert first.measured
-    second = measurer(99.0)
     document, _ = search(tmp_path / "run", measurer=second)
     assert not {a.digest for a in first.measured} & {a.digest for a in second.measured}
     assert document["finalists"][0]["measured_ms"] == pytest.approx(1.4 * document["finalists"][0]["predicted_ms"])

@@ -71,6 +71,7 @@ def measure(kit: Path) -> int:
             left.unlink()
     points = manifest["points"]
     todo = [point for point in points if not (results / f"{point['id']}.json").is_file()]
+    failed: list[str] = []
     if todo:
         sources = sensors.sources()
         try:
@@ -78,15 +79,16 @@ def measure(kit: Path) -> int:
         finally:
             for source in sources:
                 source.close()
-        if failed:
-            raise KitError(
-                f"{len(failed)} models could not be measured, first {failed[0]}; the others are in {results}"
-            )
+    count = len(points) - len(failed)
+    if not count:
+        raise KitError(f"no model can be measured here, first {failed[0]}")
     shutil.rmtree(work)
     weights = kit / "graphs" / manifest["weights"]["file"]
     if weights.exists():
         weights.unlink()
-    say(f"all {len(points)} models are measured: {results}")
+    if failed:
+        say(f"{len(failed)} cannot be measured here, first {failed[0]}")
+    say(f"{count} of {len(points)} models are measured: {results}")
     return 0
 
 
@@ -126,30 +128,39 @@ class Session:
         self._yard.warm()
 
     def measure(self, todo: list[dict[str, Any]]) -> list[str]:
-        """Measure `todo` in batches; returns what could not be measured, and why."""
+        """Measure `todo` in batches, and alone what failed in those: others may have left it no memory; returns what
+        could not be measured, and why."""
         runtime, size = f"{self._facts['runtime']} {self._facts['runtime_version']}", self._manifest["batch"]
         say(f"{self._facts['board']}: {runtime}, {len(todo)} of {len(self._manifest['points'])} models to measure")
-        begun, failed = time.monotonic(), []
+        begun = time.monotonic()
+        later: list[dict[str, Any]] = []
         for start in range(0, len(todo), size):
             batch = todo[start : start + size]
-            for error in self._measure(batch):
-                failed.append(error)
-                say(f"left out {error}")
+            failed = self._measure(batch)
+            later += [point for point in batch if point["id"] in failed]
             gc.collect()
             done = start + len(batch)
             left = (time.monotonic() - begun) / done * (len(todo) - done)
             say(f"{done} of {len(todo)} models, about {left / 60:.0f} min left")
-        return failed
+        reasons = []
+        for point in later:
+            for error in self._measure([point]).values():
+                reasons.append(f"{point['model']}: {error}")
+                say(f"left out {reasons[-1]}")
+            gc.collect()
+        return reasons
 
-    def _measure(self, batch: list[dict[str, Any]]) -> list[str]:
-        models, failed = {}, []
+    def _measure(self, batch: list[dict[str, Any]]) -> dict[str, str]:
+        """Measure models in turn; why some could not be, by their id."""
+        models: dict[str, Any] = {}
+        failed: dict[str, str] = {}
         for point in batch:
             try:
                 model = self._runtime.prepare(self._kit / point["file"], point, True)
                 model.warm()
                 models[point["id"]] = model
             except Exception as error:  # each runtime raises kinds of its own for a graph that it cannot run
-                failed.append(f"{point['model']}: {error}")
+                failed[point["id"]] = str(error)
         if not models:
             return failed
         reference = Reference(self._yard.reference)
@@ -161,7 +172,7 @@ class Session:
                 try:
                     found = model.finish()
                 except RuntimeError as error:
-                    failed.append(f"{point['model']}: {error}")
+                    failed[point["id"]] = str(error)
                     continue
                 when = getattr(model, "when", [])
                 self._keep(point, times[point["id"]], found, reference.at(when) if when else [], readings)
