@@ -23,7 +23,8 @@ from hwsearch.device import Runtime
 from hwsearch.errors import ProfileError
 from hwsearch.latency.cases import Case
 from hwsearch.latency.drift import suspect_points, suspects
-from hwsearch.latency.table import LatencyTable, Point, read_points
+from hwsearch.latency.points import Point, read_points
+from hwsearch.latency.table import LatencyTable
 from hwsearch.profiles import find_profile
 from hwsearch.workload import OpTable
 

@@ -31,7 +31,7 @@ from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.recipe import Recipe
 from hwsearch.files import read_json, write_text
 from hwsearch.profiles import find_profile
-from hwsearch.search.fidelity import Candidate, stratified
+from hwsearch.search.candidates import Candidate, stratified
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.units import Budget, format_seconds
 from hwsearch.workload import Workload

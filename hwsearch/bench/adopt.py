@@ -19,9 +19,9 @@ from hwsearch.bench.points import Ranges
 from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
 from hwsearch.errors import CasesError
 from hwsearch.latency.kernels import kernels_of
+from hwsearch.latency.points import Point, write_table
 from hwsearch.latency.prior import REACHED, REACHED_BANDWIDTH
 from hwsearch.latency.refine import fit_or_refine
-from hwsearch.latency.table import Point, write_table
 from hwsearch.precision import Precision, Scheme
 from hwsearch.profiles import check_name, file_named, full_name, load_profile, own_tables, user_folder, write_profile
 

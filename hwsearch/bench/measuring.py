@@ -28,7 +28,8 @@ from hwsearch.errors import CasesError
 from hwsearch.latency.cases import Case
 from hwsearch.latency.drift import suspect_points
 from hwsearch.latency.kernels import kernel_name, kernels_of
-from hwsearch.latency.table import LatencyTable, Point, read_points, reconciled, write_table
+from hwsearch.latency.points import Point, read_points, reconciled, write_table
+from hwsearch.latency.table import LatencyTable
 from hwsearch.latency.tables import measured_facts
 from hwsearch.workload import OpTable, Phase, Workload, concatenate
 

@@ -78,7 +78,7 @@ def _fail(message: str, status: int) -> Any:
     sys.exit(status)
 
 
-from hwsearch.cli import distill, fidelity, finished, price, profile, search, worker  # noqa: E402
+from hwsearch.cli import devices, distill, fidelity, finished, latency, profile, search, validate, worker  # noqa: E402
 
 cli.add_command(search.search)
 cli.add_command(worker.worker)
@@ -86,7 +86,7 @@ cli.add_command(fidelity.fidelity)
 cli.add_command(finished.report)
 cli.add_command(finished.export)
 cli.add_command(distill.distill)
-cli.add_command(price.latency)
-cli.add_command(price.validate)
+cli.add_command(latency.latency)
+cli.add_command(validate.validate)
 cli.add_command(profile.profile)
-cli.add_command(price.devices)
+cli.add_command(devices.devices)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from hwsearch.device import DeviceProfile
 
 HOST = "host"
+device_option = click.option(
+    "--device", required=True, help="Name, alias or TOML file of a device; 'hwsearch devices' lists them."
+)
 
 
 def find(

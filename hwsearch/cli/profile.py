@@ -103,7 +103,7 @@ def profile(
         fits = {name: r.fit for name, r in fitted.runtimes.items() if r.fit}
         print_json({"profile": str(written), "device": fitted.name, "fits": fits})
         return
-    from hwsearch.cli.price import evidence
+    from hwsearch.cli.devices import evidence
 
     console().print(evidence(fitted))
     note(f"written: {written}")

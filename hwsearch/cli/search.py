@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from hwsearch.cli.device import device_option
 from hwsearch.cli.output import console, json_option, print_json
 from hwsearch.cli.progress import Progress
 from hwsearch.cli.types import COUNT, NONE_OR_MORE, BudgetType, Numbers, Positive, Steps
@@ -17,8 +18,8 @@ from hwsearch.errors import NothingFits
 if TYPE_CHECKING:
     from hwsearch.device import Target
     from hwsearch.distill.workers import Workers
-    from hwsearch.search.engine import Outcome
     from hwsearch.search.main_job import Deliver
+    from hwsearch.search.outcome import Outcome
     from hwsearch.search.plan import Wishes
     from hwsearch.search.run import Run
     from hwsearch.units import Budget
@@ -34,7 +35,7 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
 
 
 @click.command(short_help="Find the best student inside the budget (the main job; the word may be left out).")
-@click.option("--device", required=True, help="Name, alias or TOML file of a device; 'hwsearch devices' lists them.")
+@device_option
 @click.option("--budget", type=BudgetType(), required=True, help="As 280ms, 1.5s, or 0.25x of the teacher's latency.")
 @click.option(
     "--teacher",

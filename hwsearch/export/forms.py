@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hwsearch.architecture import Architecture
-from hwsearch.export.graph import Shape
+from hwsearch.export.float_graph import Shape
 from hwsearch.export.huggingface import save_huggingface, write_huggingface
 from hwsearch.export.onnx import write_onnx
 from hwsearch.export.parity import Parity

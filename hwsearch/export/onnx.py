@@ -18,7 +18,8 @@ from torch import Tensor
 
 from hwsearch.distill.objectives.objective import Inputs
 from hwsearch.distill.quantise import restore
-from hwsearch.export.graph import Shape, onnx_model
+from hwsearch.export.float_graph import Shape
+from hwsearch.export.graph import onnx_model
 from hwsearch.export.parity import (
     EXACT,
     Parity,

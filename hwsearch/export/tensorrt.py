@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hwsearch.errors import ExportError
-from hwsearch.export.graph import Shape
+from hwsearch.export.float_graph import Shape
 from hwsearch.export.onnx import write_graphs
 from hwsearch.export.parity import Parity
 from hwsearch.export.student import TrainedStudent

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hwsearch.latency.kernels import kernels_of
-from hwsearch.latency.table import Z90, LatencyTable, Point
+from hwsearch.latency.points import Point
+from hwsearch.latency.table import Z90, LatencyTable
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -14,7 +14,8 @@ from hwsearch.device import DeviceProfile, Runtime, Target
 from hwsearch.errors import CasesError
 from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.interpolate import Hyper
-from hwsearch.latency.table import LatencyTable, read_points, reconciled
+from hwsearch.latency.points import read_points, reconciled
+from hwsearch.latency.table import LatencyTable
 from hwsearch.profiles import data_folder, own_tables
 
 

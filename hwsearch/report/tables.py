@@ -12,7 +12,7 @@ from hwsearch.files import whole
 from hwsearch.latency.estimator import Latency
 from hwsearch.report.by_hand import rivals
 from hwsearch.report.generation import speeds
-from hwsearch.search.engine import Outcome
+from hwsearch.search.outcome import Outcome
 from hwsearch.search.result import Result, each
 from hwsearch.units import format_metric, format_ms, format_seconds
 

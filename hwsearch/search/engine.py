@@ -10,70 +10,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from concurrent.futures import BrokenExecutor
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
+from hwsearch.distill.job import Facts, Job, work_of
 from hwsearch.errors import RunError, TrainingError
-from hwsearch.search.baselines import HandMade, hand_made
+from hwsearch.search.baselines import hand_made
+from hwsearch.search.finals import Finals
 from hwsearch.search.measured import Measurements, Measurer
+from hwsearch.search.outcome import Outcome
 from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Given
 from hwsearch.search.rank import stages
 from hwsearch.search.rates import FALL, best, rates_of, told, tried
-from hwsearch.search.result import Result, scored
+from hwsearch.search.result import Result
 from hwsearch.search.run import Run
 from hwsearch.search.rungs import KEEP
 from hwsearch.search.study import Study, Trial, results_of
-from hwsearch.search.trainer import Progress, Trainer, result_of
+from hwsearch.search.trainer import Progress, Trainer, train_all
 from hwsearch.search.trials import DEATHS, Trials
 
 FINALISTS = 3
 ROOMY = 0.93  # share of the budget below which a measured student is tried larger
 SUITING = 40  # steps of a first rung that tell which learning rate suits
-
-
-class Outcome(msgspec.Struct):
-    """What a search found.
-
-    Attributes:
-        chosen: the answer, judged on *report*; None where nothing meets the wishes.
-        teacher_quality: on *report*; on *select* where nothing was chosen.
-        teacher_metrics: of the task's own field, by name, on *report*.
-        front: the trials that are beaten by none, judged on *select* after a short run; the fastest first.
-        finalists: judged on *select* after the long run.
-        overshot: were to be finalists, and did not hold the budget when they were measured.
-        baselines: hand-made students by name, judged on *report*.
-        missing_baselines: why a hand-made student is missing, by name.
-        trials: every finished trial, in order.
-        stopped: trials of these that have not come to the last rung: others of their band were better, or time was up.
-        infeasible: distinct architectures that were priced and met neither the budget nor the other limits.
-        failed: trials whose training failed.
-        rates: held-out loss by learning rate over the recipe's, where some were tried.
-        stages: how well shorter runs had ordered the students that were trained on, `rank.stages`.
-        asked: trials that were begun; all that were wanted, where the space has no more.
-    """
-
-    chosen: Result | None
-    teacher_quality: float
-    front: list[Result]
-    finalists: list[Result]
-    baselines: dict[str, Result]
-    missing_baselines: dict[str, str]
-    trials: list[Result]
-    stopped: int = 0
-    infeasible: int = 0
-    failed: int = 0
-    asked: int = 0
-    overshot: list[Result] = []
-    teacher_metrics: dict[str, float] = {}
-    stages: list[dict[str, Any]] = []
-    rates: dict[float, float] = {}
 
 
 class Engine:
@@ -135,8 +97,9 @@ class Engine:
                 picked, overshot = self.measured.holding(self._ranked(complete), FINALISTS)
             # What was measured has changed the prices of all that was not.
             complete = self.measured.repriced(complete, picked + overshot)
-        finalists = self._finalists(picked)
-        chosen = self._choose(finalists)
+        finals = Finals(self.plan, self.trainer, self.run, self.progress, self.measured)
+        finalists = finals.train(picked)
+        chosen = finals.choose(finalists)
         baselines, missing, quality = dict[str, Result](), dict[str, str](), self.facts.quality
         metrics: dict[str, float] = {}
         if chosen is not None:
@@ -146,9 +109,9 @@ class Engine:
                 if self.measured
                 else hand_made(self.plan.space, self.plan.price, latency_ms)
             )
-            chosen, score = self._judge(chosen)
+            chosen, score = finals.judge(chosen)
             quality, metrics = score.teacher_quality, score.teacher_metrics
-            baselines = self._judge_by_hand(by_hand, missing)
+            baselines = finals.judge_by_hand(by_hand, missing)
         return Outcome(
             chosen=chosen,
             teacher_quality=quality,
@@ -196,7 +159,7 @@ class Engine:
             )
             for rate in rates
         ]
-        scores = self._train("learning rates", jobs)
+        scores = train_all(self.trainer, self.progress, "learning rates", jobs)
         return [math.inf if isinstance(score, TrainingError) else score.loss for score in scores]
 
     def _stages(self, trials: Sequence[Trial], finalists: Sequence[Result]) -> list[dict[str, Any]]:
@@ -270,109 +233,3 @@ class Engine:
         if self.plan.wishes.min_quality is not None:
             first = spread(front([r for r in results if r.steps >= self.plan.wishes.rungs[-1]]), FINALISTS)
         return first + sorted((r for r in results if r not in first), key=lambda r: r.rank or 0.0)
-
-    def _finalists(self, picked: Sequence[Result]) -> list[Result]:
-        """Trained long and judged on *select*."""
-        jobs = [
-            Job(
-                path=self._long(r),
-                start=str(self.run.student(r.trial or 0, r.architecture)),
-                architecture=r.architecture,
-                steps=self.plan.wishes.long_steps,
-                cool_from=self.plan.wishes.rungs[-1],
-                marks=self.plan.wishes.rungs,
-                rate=self.plan.rate,
-            )
-            for r in picked
-        ]
-        scores = self._train("finalists", jobs, [r.steps for r in picked])
-        finalists = [
-            scored(result, score)
-            for result, score in zip(picked, scores, strict=True)
-            if not isinstance(score, TrainingError)
-        ]
-        if picked and not finalists:
-            raise RunError(f"every finalist failed in training: {scores[0]}")
-        return finalists
-
-    def _choose(self, finalists: Sequence[Result]) -> Result | None:
-        """On *select*: the best inside the budget, or the fastest finalist that keeps what was asked for.
-
-        Some hundreds of answers do not tell near equals apart. Of finalists whose retention lies inside the best one's
-        interval, the one that is nearest to the teacher is taken: its loss is known far better.
-        """
-        inside = [r for r in finalists if self.plan.holds(r.latency)]
-        least = self.plan.wishes.min_quality
-        if least is None:
-            best = max(inside, key=lambda r: r.quality or 0.0, default=None)
-            equals = [r for r in inside if best and (r.retention or 0.0) >= (best.retention_low or 0.0)]
-            return min(equals, key=lambda r: r.loss or math.inf, default=None)
-        return min(
-            (r for r in inside if (r.retention or 0.0) >= least), key=lambda r: r.latency.median_ms, default=None
-        )
-
-    def _judge(self, chosen: Result) -> tuple[Result, ProxyScore]:
-        """The chosen student on *report*, and its score, which knows the teacher's there."""
-        job = Job(
-            path=self._long(chosen),
-            architecture=chosen.architecture,
-            steps=self.plan.wishes.long_steps,
-            cool_from=self.plan.wishes.rungs[-1],
-            rate=self.plan.rate,
-            split="report",
-        )
-        (score,) = self._train("the chosen student", [job], [job.steps])
-        if isinstance(score, TrainingError):
-            raise score
-        return scored(chosen, score), score
-
-    def _judge_by_hand(self, students: Sequence[HandMade], missing: dict[str, str]) -> dict[str, Result]:
-        """The hand-made students on *report*, trained as the chosen one was; `missing` is told of those that cannot
-        be."""
-        jobs = [
-            Job(
-                path=str(self.run.student(made.name.replace(" ", "-"), made.architecture)),
-                architecture=made.architecture,
-                steps=self.plan.wishes.long_steps,
-                cool_from=self.plan.wishes.rungs[-1],
-                marks=self.plan.wishes.rungs,
-                rate=self.plan.rate,
-                split="report",
-                layers=made.layers,
-            )
-            for made in students
-        ]
-        priced = [self.plan.priced(made.architecture) for made in students]
-        if self.measured and priced:
-            priced = self.measured(priced)
-        judged = {}
-        for made, result, score in zip(students, priced, self._train("hand-made students", jobs), strict=True):
-            if isinstance(score, TrainingError):
-                missing[made.name] = str(score)
-            else:
-                judged[made.name] = scored(result, score)
-        return judged
-
-    def _long(self, result: Result) -> str:
-        """The state of a trial's long run."""
-        assert result.trial is not None
-        return str(self.run.student(result.trial, result.architecture, "long"))
-
-    def _train(self, stage: str, jobs: Sequence[Job], begun: Sequence[int] = ()) -> list[ProxyScore | TrainingError]:
-        """Train all of them side by side, each from the step on that it has `begun` from."""
-        self.progress.stage(stage, 1.0)
-        todo = zip(jobs, begun or [0] * len(jobs), strict=True)
-        before = self.trainer.work_done
-        work = sum(work_of(job.architecture, job.steps - start) for job, start in todo)
-        futures = [self.trainer.train(job) for job in jobs]
-        waiting: set[Future[ProxyScore]] = set(futures)
-        while waiting:
-            waiting = set(wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).not_done)
-            self.progress.at(self.trainer.work_done - before, work)
-        found: list[ProxyScore | TrainingError] = []
-        for future in futures:
-            try:
-                found.append(result_of(future))
-            except TrainingError as error:
-                found.append(error)
-        return found

@@ -17,9 +17,10 @@ from hwsearch.errors import ExportError, NothingFits
 from hwsearch.files import pretty, write_text
 from hwsearch.latency.tables import table_of_target
 from hwsearch.search.description import describe
-from hwsearch.search.engine import Engine, Outcome
+from hwsearch.search.engine import Engine
 from hwsearch.search.fidelity import kept, trust
 from hwsearch.search.measured import Measurer, measured_teacher
+from hwsearch.search.outcome import Outcome
 from hwsearch.search.owner import membership
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.precision import explained

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from hwsearch.distill.families.tasks import TASKS, TaskName
-from hwsearch.search.engine import Outcome
+from hwsearch.search.outcome import Outcome
 from hwsearch.search.plan import Plan
 from hwsearch.search.rates import best
 from hwsearch.search.result import Result

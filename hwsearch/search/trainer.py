@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from typing import Any, Protocol, TypeVar
 
-from hwsearch.distill.job import Facts, Job, ProxyScore
-from hwsearch.errors import RunError
+from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
+from hwsearch.errors import RunError, TrainingError
 
 T = TypeVar("T")
 
@@ -45,6 +45,28 @@ def complete(trainer: Trainer, facts: Facts, progress: Progress) -> Facts:
     for piece in pieces:
         result_of(piece)
     return result_of(trainer.finish())
+
+
+def train_all(
+    trainer: Trainer, progress: Progress, stage: str, jobs: Sequence[Job], begun: Sequence[int] = ()
+) -> list[ProxyScore | TrainingError]:
+    """Train all of them side by side, each from the step on that it has `begun` from."""
+    progress.stage(stage, 1.0)
+    todo = zip(jobs, begun or [0] * len(jobs), strict=True)
+    before = trainer.work_done
+    work = sum(work_of(job.architecture, job.steps - start) for job, start in todo)
+    futures = [trainer.train(job) for job in jobs]
+    waiting: set[Future[ProxyScore]] = set(futures)
+    while waiting:
+        waiting = set(wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED).not_done)
+        progress.at(trainer.work_done - before, work)
+    found: list[ProxyScore | TrainingError] = []
+    for future in futures:
+        try:
+            found.append(result_of(future))
+        except TrainingError as error:
+            found.append(error)
+    return found
 
 
 def result_of(future: Future[T]) -> T:

@@ -10,7 +10,8 @@ from hwsearch.bench.points import Ranges, case_of, draw
 from hwsearch.device import DeviceProfile
 from hwsearch.errors import CasesError
 from hwsearch.latency.kernels import Kernel, kernels_of
-from hwsearch.latency.table import LatencyTable, Point, read_points, reconciled, write_table
+from hwsearch.latency.points import Point, read_points, reconciled, write_table
+from hwsearch.latency.table import LatencyTable
 from hwsearch.precision import Precision
 from hwsearch.workload import OpTable, Workload, lower
 

@@ -15,8 +15,8 @@ from hwsearch.report.generation import speeds
 from hwsearch.report.page import margin, page, step_ms
 from hwsearch.report.tables import COLUMNS, print_summary, write_tables
 from hwsearch.search.elsewhere import reprice
-from hwsearch.search.engine import Outcome
 from hwsearch.search.null import TEACHER
+from hwsearch.search.outcome import Outcome
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.units import parse_budget
 from hwsearch.workload import Workload

@@ -18,11 +18,12 @@ from hwsearch.distill.job import Job, ProxyScore, TaskSpec
 from hwsearch.errors import NothingFits, RunError, TrainingError
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.profiles import find_profile
-from hwsearch.search.engine import SUITING, Outcome
+from hwsearch.search.engine import SUITING
 from hwsearch.search.finished import stored_trials
 from hwsearch.search.main_job import run_search
 from hwsearch.search.measured import measured_teacher
 from hwsearch.search.null import TEACHER, NullMeasurer, NullTrainer
+from hwsearch.search.outcome import Outcome
 from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run

@@ -12,7 +12,8 @@ from hwsearch.distill.job import Job, ProxyScore
 from hwsearch.errors import RunError, TrainingError
 from hwsearch.profiles import find_profile
 from hwsearch.search import fidelity
-from hwsearch.search.fidelity import keep, kept, measure, measured_steps, stratified, trust
+from hwsearch.search.candidates import stratified
+from hwsearch.search.fidelity import keep, kept, measure, measured_steps, trust
 from hwsearch.search.null import TEACHER, NullTrainer
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.rank import agreement, stages
