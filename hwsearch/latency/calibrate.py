@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec.structs import replace
 
-from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Error, Figure, Fit, Parameters, Runtime
+from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Error, Figure, Fit, Parameters, Runtime, Target
 from hwsearch.latency.analytic import AnalyticModel
 from hwsearch.latency.cases import Case, digest, table_of
 from hwsearch.latency.estimator import Estimates, estimate_with, log_gradient, medians_us
@@ -68,11 +68,19 @@ def matches(case: Case, profile: DeviceProfile) -> bool:
 def estimate_cases(
     profile: DeviceProfile, cases: Sequence[Case], values: dict[str, float] | None = None
 ) -> list[tuple[float, float, float]]:
-    """(median, low, high) in milliseconds of each case, priced by its own runtime, power mode, threads and phase."""
+    """As `intervals_of`, by the analytic model with a profile's parameters, some of them with other `values`."""
+    return intervals_of(
+        profile, cases, lambda table, target: estimate_with(AnalyticModel(profile, target, values), table)
+    )
+
+
+def intervals_of(
+    profile: DeviceProfile, cases: Sequence[Case], price: Callable[[OpTable, Target], Estimates]
+) -> list[tuple[float, float, float]]:
+    """(median, low, high) in milliseconds of each case, by its own runtime, power mode, threads and phase."""
     found: list[tuple[float, float, float]] = [(0.0, 0.0, 0.0)] * len(cases)
     for key, indices in _by_target(profile, cases).items():
-        model = AnalyticModel(profile, profile.target(*key), values)
-        estimates: Estimates = estimate_with(model, table_of(profile, [cases[i] for i in indices]))
+        estimates = price(table_of(profile, [cases[i] for i in indices]), profile.target(*key))
         for i, *interval in zip(indices, estimates.median_ms, estimates.low_ms, estimates.high_ms, strict=True):
             found[i] = (float(interval[0]), float(interval[1]), float(interval[2]))
     return found

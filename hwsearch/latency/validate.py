@@ -9,8 +9,9 @@ import msgspec
 import numpy as np
 
 from hwsearch.device import DeviceProfile
-from hwsearch.latency.calibrate import estimate_cases, leave_one_model_out, matches
+from hwsearch.latency.calibrate import intervals_of, leave_one_model_out, matches
 from hwsearch.latency.cases import Case
+from hwsearch.latency.estimator import estimate
 
 
 class Scores(msgspec.Struct, frozen=True):
@@ -78,17 +79,18 @@ class Validation(msgspec.Struct, frozen=True):
 
 
 def validate(profile: DeviceProfile, cases: Sequence[Case], unseen: bool = False) -> Validation:
-    """Price every case of the profile's device, each by its own runtime, power mode, threads and phase.
+    """Price every case of a device as a search does, each by its own runtime, power mode, threads and phase.
 
     Args:
         profile: of the device.
         cases: measured latencies.
-        unseen: leave one model out: each model's rows are priced by a fit on the others.
+        unseen: leave one model out: each model's rows are priced by a fit of the analytic model on the others.
     """
     mine = [case for case in cases if matches(case, profile)]
     skipped = tuple(case for case in cases if not matches(case, profile))
     if not unseen:
-        return Validation(tuple(zip(mine, estimate_cases(profile, mine), strict=True)), skipped)
+        found = intervals_of(profile, mine, lambda table, target: estimate(table, profile, target))
+        return Validation(tuple(zip(mine, found, strict=True)), skipped)
     runtimes = sorted({case.runtime for case in mine})
     return Validation(
         tuple(row for runtime in runtimes for row in leave_one_model_out(profile, mine, runtime)), skipped

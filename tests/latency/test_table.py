@@ -12,6 +12,7 @@ from hwsearch.errors import CasesError
 from hwsearch.latency.kernels import Kernel, kernels_of
 from hwsearch.latency.points import Point, read_points, reconciled, write_table
 from hwsearch.latency.table import LatencyTable
+from hwsearch.latency.validate import validate
 from hwsearch.precision import Precision
 from hwsearch.workload import OpTable, Workload, lower
 
@@ -195,6 +196,13 @@ def test_tables_are_found_through_the_profile(
     assert found.source == "table"
     assert found.median_ms == pytest.approx(table.price(ops, np.zeros(len(ops.m))).total_us[0] / 1e3, rel=0.02)
     assert sum(found.ops.values()) == pytest.approx(found.median_ms)
+    # What a search prices by is what `validate` judges.
+    own = [replace(point.case, device=profile.name, runtime="onnxruntime", threads=0) for point in table.points[:3]]
+    prices = [
+        estimator.Estimator(profile, profile.target(), case.workload).one(case.architecture(runtime)).median_ms
+        for case in own
+    ]
+    assert [median for _, (median, _, _) in validate(profile, own).rows] == pytest.approx(prices)
     # Other threads than the table's are the model's business.
     other = profile.target(threads=1)
     assert other.threads != runtime.threads
