@@ -16,7 +16,8 @@ import numpy as np
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.bench import host, onnxruntime
+from hwsearch.bench import onnxruntime
+from hwsearch.bench.machine import facts, runtime_of, this_machine
 from hwsearch.bench.measuring import reference_run
 from hwsearch.bench.points import case_of
 from hwsearch.bench.timing import Reference, take_turns
@@ -41,8 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=60.0)
     seconds = parser.parse_args().seconds
-    machine = host.this_machine()
-    runtime = host.runtime_of(machine)
+    machine = this_machine()
+    runtime = runtime_of(machine)
     models = {f"{architecture.id} {workload}": (architecture, workload) for architecture, workload in (*WIDE, *NARROW)}
     runs = {name: onnxruntime.prepare(*model, machine.threads) for name, model in models.items()}
     reference = Reference(reference_run(runtime, "onnxruntime"))
@@ -52,9 +53,9 @@ def main() -> None:
         for name, model in models.items()
     ]
     wide, narrow = ([case for case in cases if (case.width >= 512) is is_wide] for is_wide in (True, False))
-    facts = host.facts(machine)
-    belief, noise = believe(facts, "onnxruntime", wide)
-    fitted = with_belief(facts, "onnxruntime", belief, noise, wide, "wide")
+    known = facts(machine)
+    belief, noise = believe(known, "onnxruntime", wide)
+    fitted = with_belief(known, "onnxruntime", belief, noise, wide, "wide")
     intervals = estimate_cases(fitted, narrow)
     errors = np.array(
         [np.log(median / case.latency_ms) for case, (median, _, _) in zip(narrow, intervals, strict=True)]

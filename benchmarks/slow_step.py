@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from hwsearch.bench import host
+from hwsearch.bench import machine
 from hwsearch.device import Runtime
 from hwsearch.errors import ProfileError
 from hwsearch.latency.cases import Case
@@ -83,7 +83,7 @@ def runtime_of(case: Case) -> Runtime:
     try:
         return find_profile(case.device).runtimes[case.runtime]
     except (ProfileError, KeyError):
-        return host.runtime_of(host.this_machine(case.threads or None))
+        return machine.runtime_of(machine.this_machine(case.threads or None))
 
 
 def chosen(rng: np.random.Generator, count: int, size: int, kind: str) -> np.ndarray:

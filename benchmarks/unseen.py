@@ -22,7 +22,9 @@ from msgspec.structs import replace
 from scipy.stats import binomtest, spearmanr
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.bench import host, onnxruntime
+from hwsearch.bench import onnxruntime
+from hwsearch.bench.host import fitted, host_measuring
+from hwsearch.bench.machine import facts, this_machine
 from hwsearch.bench.points import Ranges
 from hwsearch.bench.timing import take_turns
 from hwsearch.latency.estimator import Estimator, Latency
@@ -45,17 +47,17 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="keep the table here, or go on with the one that is there")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
-    machine = host.this_machine(options.threads)
+    machine = this_machine(options.threads)
     folder = options.table or Path(tempfile.mkdtemp())
-    measuring = host.host_measuring(machine, Ranges(), folder)
+    measuring = host_measuring(machine, Ranges(), folder)
     started = time.monotonic()
     measuring.measure(options.points, options.minutes * 60, phase=options.phase)
     profiling = time.monotonic() - started
     say(f"{len(measuring.cases)} points in {profiling:.0f} s")
 
-    facts = host.facts(machine)
-    runtime = replace(facts.runtimes["onnxruntime"], table=str(folder.resolve()))
-    profile = host.fitted(replace(facts, runtimes={"onnxruntime": runtime}), measuring)
+    known = facts(machine)
+    runtime = replace(known.runtimes["onnxruntime"], table=str(folder.resolve()))
+    profile = fitted(replace(known, runtimes={"onnxruntime": runtime}), measuring)
     rows: list[tuple[Latency, float, float]] = []
     while len(rows) < options.models:
         drawn = [draw(rng, options.phase) for _ in range(AT_ONCE)]

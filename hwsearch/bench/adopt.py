@@ -12,8 +12,9 @@ from msgspec.structs import replace
 from hwsearch import __version__
 from hwsearch.bench import onnxruntime
 from hwsearch.bench.answers import import_kit, kit_facts
-from hwsearch.bench.host import check_here, fitted
+from hwsearch.bench.host import fitted
 from hwsearch.bench.kit import read_manifest
+from hwsearch.bench.machine import check_here
 from hwsearch.bench.measuring import Measuring
 from hwsearch.bench.points import Ranges
 from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime

@@ -11,8 +11,8 @@ import numpy as np
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
-from hwsearch.bench.host import this_machine
 from hwsearch.bench.local import LOCAL, local
+from hwsearch.bench.machine import this_machine
 from hwsearch.bench.measuring import reference_run
 from hwsearch.bench.onnxruntime import prepare_graph
 from hwsearch.bench.timing import Reference, Samples, take_turns

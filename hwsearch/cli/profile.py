@@ -166,10 +166,11 @@ def _measure(
     from msgspec.structs import replace
 
     from hwsearch.bench import host
+    from hwsearch.bench.machine import FIRST, this_machine
     from hwsearch.cli.progress import Progress
 
-    name = runtime or host.FIRST
-    machine = host.this_machine(threads, name)
+    name = runtime or FIRST
+    machine = this_machine(threads, name)
     wanted = replace(host.RANGES, **{name: ends for name, ends in ranges.items() if ends})
     with Progress() as progress:
         progress.say(
@@ -179,7 +180,7 @@ def _measure(
         progress.stage("measuring", points)
         return host.measure_device(
             machine, device, wanted, points, minutes * 60, to, progress.at, name,
-            "decode_token" if phase == "decode-token" else "prefill", fresh,
+            "decode_token" if phase == "decode-token" else "prefill", fresh, progress.say,
         )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Graphs that ONNX Runtime really runs, and this machine as a device."""
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from hwsearch.bench import host
 from hwsearch.bench.board import machine as board
 from hwsearch.bench.graph import PARTS, build_graph, example_input
 from hwsearch.bench.local import LOCAL, local
+from hwsearch.bench.machine import Machine, host_folder, runtime_of, this_machine
 from hwsearch.bench.measurer import measurer_of
 from hwsearch.bench.onnxruntime import PartProfile, prepare
 from hwsearch.bench.points import Ranges
@@ -164,7 +167,7 @@ def measured(monkeypatch_module: pytest.MonkeyPatch) -> Path:
     profile = host.host_profile(threads=1)
     assert profile.name == "host"
     assert encode(host.host_profile(threads=1)) == encode(profile)  # a run knows it by what it looks like written
-    return host.host_folder(host.this_machine(1))
+    return host_folder(this_machine(1))
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +193,7 @@ def test_the_host_is_measured_once_and_remembered(measured: Path) -> None:
 
 
 def test_measuring_goes_on_where_it_stopped(measured: Path, tmp_path: Path) -> None:
-    machine = host.this_machine(1)
+    machine = this_machine(1)
     shutil.copytree(measured, tmp_path / "table")
     going_on = host.host_measuring(machine, RANGES, tmp_path / "table")
     before = [case.model for case in going_on.cases]
@@ -208,7 +211,7 @@ def test_measuring_goes_on_where_it_stopped(measured: Path, tmp_path: Path) -> N
 
 
 def test_a_device_of_ones_own_is_measured_under_its_name(measured: Path, tmp_path: Path) -> None:
-    profile, folder = host.measure_device(host.this_machine(1), "my-board", RANGES, 8, 1.0, tmp_path)
+    profile, folder = host.measure_device(this_machine(1), "my-board", RANGES, 8, 1.0, tmp_path)
     assert folder == tmp_path / "my-board" / "onnxruntime"
     again = load_profile(tmp_path / "my-board.toml")
     assert again == profile
@@ -216,7 +219,7 @@ def test_a_device_of_ones_own_is_measured_under_its_name(measured: Path, tmp_pat
     architecture = model("decoder", "int8")
     assert Estimator(again, again.target(), Workload(2, 20)).one(architecture).source == "table"
     with pytest.raises(ProfileError, match="small letters"):
-        host.measure_device(host.this_machine(1), "../my board", RANGES, 8, 1.0, tmp_path)
+        host.measure_device(this_machine(1), "../my board", RANGES, 8, 1.0, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -231,13 +234,13 @@ def test_where_eight_bits_overflow_weights_have_seven(
     monkeypatch.setattr("platform.machine", lambda: machine)
     assert board.saturates(tmp_path / "cpuinfo") is overflows
     monkeypatch.setattr(board, "saturates", lambda: overflows)
-    assert host.runtime_of(host.this_machine(1)).scheme.weight_bits == (7 if overflows else 8)
+    assert runtime_of(this_machine(1)).scheme.weight_bits == (7 if overflows else 8)
 
 
 def test_a_table_is_of_one_number_of_threads(tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_text("there")
     (tmp_path / "measured.toml").write_text('processor = "x"\ncores = 4\nthreads = 4\nruntime = "1.0"\n')
-    machine = host.Machine("x", 4, 2, "1.0")
+    machine = Machine("x", 4, 2, "1.0")
     with pytest.raises(CasesError, match="measured with threads 4, this is 2: measure it anew with --fresh"):
         host.host_measuring(machine, Ranges(), tmp_path, "mine")
 
@@ -314,7 +317,26 @@ def test_a_damaged_table_is_an_error_that_loses_nothing(measured: Path, name: st
         table.write_text(whole)
 
 
+def test_two_first_uses_at_once_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said, order = list[str](), list[str]()
+
+    def second() -> None:
+        with host.alone(said.append):
+            order.append("second")
+
+    with host.alone():
+        thread = threading.Thread(target=second)
+        thread.start()
+        while not said:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert said == ["another hwsearch is measuring this machine; this one waits for it"]
+
+
 def test_another_number_of_threads_is_another_machine() -> None:
-    assert host.this_machine(1).key != host.this_machine(2).key
-    assert host.this_machine(1) == host.this_machine(1)
-    assert Precision.INT8 in host.runtime_of(host.this_machine(1)).precisions
+    assert this_machine(1).key != this_machine(2).key
+    assert this_machine(1) == this_machine(1)
+    assert Precision.INT8 in runtime_of(this_machine(1)).precisions

@@ -23,8 +23,8 @@ from hwsearch.bench.adopt import adopt_kit
 from hwsearch.bench.answers import import_kit, kit_facts, kit_readings
 from hwsearch.bench.board import run as board_run
 from hwsearch.bench.board import tensorrt as board_tensorrt
-from hwsearch.bench.host import runtime_of, this_machine
 from hwsearch.bench.kit import read_manifest, write_kit
+from hwsearch.bench.machine import runtime_of, this_machine
 from hwsearch.bench.measuring import Measuring
 from hwsearch.bench.points import Ranges
 from hwsearch.bench.tensorrt import build_typed_graph

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
 
-from hwsearch.bench.host import check_here, facts, this_machine
+from hwsearch.bench.machine import check_here, facts, this_machine
 from hwsearch.cli import cli
 from hwsearch.device import Figure
 from hwsearch.errors import ProfileError
