@@ -61,6 +61,10 @@ class Hull(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     k: tuple[float, float]
     n: tuple[float, float]
 
+    def __post_init__(self) -> None:
+        if not all(0 < low <= high < math.inf for low, high in (self.m, self.k, self.n)):
+            raise ValueError(f"a hull's sizes are positive, the smaller first; got {self.m}, {self.k}, {self.n}")
+
 
 class Error(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How wrong a fit was on models that it had not seen.
@@ -114,6 +118,8 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             row[i] < 0 for i, row in enumerate(self.covariance)
         ):
             raise ValueError("the covariance is finite and has no negative variance")
+        if not (0 <= self.noise < math.inf and 1 <= self.stretch < math.inf):
+            raise ValueError(f"noise is 0 at least and stretch 1, both finite; got {self.noise} and {self.stretch}")
         if unknown := [name for name in self.hulls if name not in set(map(str, Precision))]:
             raise ValueError(f"hulls go by precision; got {unknown[0]!r}")
 
@@ -296,8 +302,11 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Target(self.name, mode, name, found.version, threads or found.threads)
 
     def power_mode_of(self, text: str) -> str:
-        """The power mode that a case's free text names ("MaxN (NVIDIA MaxP setting)"); the default where it names
-        none."""
+        """As `named_power_mode`; the default where the text names none."""
+        return self.named_power_mode(text) or next(iter(self.power_modes))
+
+    def named_power_mode(self, text: str) -> str | None:
+        """The power mode that a case's free text names ("MaxN (NVIDIA MaxP setting)")."""
         words = _words(text)
         named = [
             (len(_words(known)), name)
@@ -306,11 +315,12 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if _words(known) <= words
         ]
         # "MAXN SUPER" is more than "MAXN"; of equals the first.
-        return max(named, key=lambda found: found[0])[1] if named else next(iter(self.power_modes))
+        return max(named, key=lambda found: found[0])[1] if named else None
 
 
 def _words(text: str) -> set[str]:
-    return set(re.sub(r"[(),_]", " ", text.lower()).split())
+    plain = re.sub(r"(\d) +w\b", r"\1w", re.sub(r"[(),_]", " ", text.lower()))  # "30 W" is 30W
+    return set(plain.split())
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ wing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
@@ -63,3 +63,7 @@ class Scheme:
     weight_bits: Literal[7, 8] = 8
     group: int = 128
     keeps_float: tuple[str, ...] = ("embedding", "head", "norm", "softmax", "attention")
+
+    def saturating(self) -> Scheme:
+        """The same on a processor whose products saturate."""
+        return replace(self, weight_bits=7) if self.activations == "dynamic" else self

@@ -123,10 +123,12 @@ def test_free_text_names_a_power_mode() -> None:
         "MaxN (NVIDIA MaxP setting)": "MAXN",
         "MaxQ (GPU 1032.75MHz EMC 2133MHz)": "MaxQ",
         "30W": "30W",
+        "30 W": "30W",
         "not stated": "MAXN",
         "": "MAXN",
     }
     assert {text: orin.power_mode_of(text) for text in named} == named
+    assert orin.named_power_mode("MODE_40W") is None
     assert find_profile("jetson-orin-nx").power_mode_of("MAXN SUPER (JetPack 6.2)") == "MAXN_SUPER"
 
 
@@ -140,6 +142,7 @@ def test_free_text_names_a_power_mode() -> None:
         ("fused_attention = true\n", 'fused_attention = true\nborrows = ["tensorrt"]\n', "circle"),
         ("fused_attention = true\n", "fused_attention = true\nalignment = 0\n", "alignment"),
         ("covariance = [[", "covariance = [[nan, ", "covariance"),
+        ("\nnoise = ", "\nnoise = -", "noise is 0 at least"),
     ],
 )
 def test_a_profile_that_does_not_hold_together_says_where(tmp_path: Path, old: str, new: str, says: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from hwsearch import __version__
 from hwsearch.bench import onnxruntime
 from hwsearch.bench.answers import import_kit, kit_facts
 from hwsearch.bench.host import fitted
-from hwsearch.bench.kit import read_manifest
+from hwsearch.bench.kit import Manifest, read_manifest
 from hwsearch.bench.machine import check_here
-from hwsearch.bench.measuring import Measuring
+from hwsearch.bench.measuring import Measuring, Raw
 from hwsearch.bench.points import Ranges
 from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
 from hwsearch.errors import CasesError
+from hwsearch.latency.cases import Case
 from hwsearch.latency.kernels import kernels_of
 from hwsearch.latency.points import Point, write_table
 from hwsearch.latency.prior import REACHED, REACHED_BANDWIDTH
@@ -69,10 +71,14 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     table = f"{device}/{name}"
     place = (to.resolve() if to else own_tables()) / table
     known = _known(device)
+    _check(manifest, cases, raw, known)
+    on = str(about.get("graphics") if name != "onnxruntime" and about.get("graphics") else about.get("board", device))
+    facts = known.runtimes.get(name, manifest.facts) if known else manifest.facts
     runtime = replace(
-        known.runtimes.get(name, manifest.facts) if known else manifest.facts,
+        facts,
         version=cases[0].runtime_version,
         threads=cases[0].threads,
+        scheme=facts.scheme.saturating() if about.get("saturates") else facts.scheme,
         table=(str(place) if to else table) if raw[0].kernels else "",
     )
     measuring = Measuring(place, runtime, device, name, Ranges(), about, run=lambda: None, fresh=True)
@@ -80,16 +86,31 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     measuring.reference = measuring.reference_of(raw)
     points = measuring.points() if raw[0].kernels else [Point(case) for case in cases]
     if known is None:
-        known = _facts(device, str(about.get("board", device)), runtime, points)
+        known = _facts(device, on, runtime, points)
     known = replace(known, runtimes={**known.runtimes, name: runtime}, board_at_hand=True)
     if raw[0].kernels:
         measuring.write()
         profile = fitted(known, measuring)
     else:
         write_table(place, points, about, {})
-        profile, _ = fit_or_refine(known, cases, f"kit on {about.get('board', device)}", name)
+        profile, _ = fit_or_refine(known, cases, f"kit on {on}", name)
     write_profile(profile, (to or user_folder()) / f"{device}.toml")
     return profile, place, len(cases)
+
+
+def _check(manifest: Manifest, cases: Sequence[Case], raw: Sequence[Raw], known: DeviceProfile | None) -> None:
+    """Raise unless what was measured may take the place of what is known."""
+    asked, count = len(manifest.points), len(cases)
+    if 2 * count < asked or (raw[0].kernels and count < 2):
+        raise CasesError(
+            f"{count} of {asked} models were measured, too few to go by; run the kit again, it goes on with the others"
+        )
+    mode = cases[0].power_mode
+    if known and len(known.power_modes) > 1 and mode and known.named_power_mode(mode) is None:
+        raise CasesError(
+            f"the board was in power mode {mode!r}, which the profile of {known.name!r} does not have (have: "
+            f"{', '.join(known.power_modes)}). Set one of them (nvpmodel -m), or add it to the profile"
+        )
 
 
 def _known(device: str) -> DeviceProfile | None:

@@ -37,6 +37,7 @@ class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     release: str
     power_mode: str
     cores: int
+    saturates: bool
     threads: int
     runtime: str
     runtime_version: str
@@ -45,6 +46,11 @@ class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     numpy: str
     date: str
     clocks: dict[str, float]
+
+    @property
+    def measured(self) -> str:
+        """What ran the models: the graphics card of a runtime that needs one, where it is known."""
+        return self.graphics if self.graphics and self.runtime != "onnxruntime" else self.board
 
 
 class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,7 +103,7 @@ def import_kit(folder: Path, results: Path | None = None) -> tuple[list[Case], l
                 threads=board.threads,
                 power_mode=board.power_mode,
                 io="compute",
-                source=f"hwsearch kit on {board.board}",
+                source=f"hwsearch kit on {board.measured}",
             )
         )
     usual = Reference(lambda: None, known=[spell for raw in raws for spell in raw.reference[::5]]).usual
@@ -167,7 +173,7 @@ def _decode(path: Path, kind: type[T]) -> T:
         if path.stat().st_size > LARGEST:
             raise CasesError(f"{path} is too large for a result")
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # msgspec's and those of letters that are none
         raise CasesError(f"{path} is missing or damaged: {error}; delete it on the board and run again") from error
 
 
@@ -224,6 +230,7 @@ def _parts(path: Path, operators: Sequence[str]) -> list[str]:
         raise CasesError(f"{path} is missing or too large for a graph without weights; {again}")
     try:
         model = onnx.load_model_from_string(path.read_bytes())
+        parts = parts_of(model.graph)
     except Exception as error:  # protobuf's own kind, which has no base of use
         raise CasesError(f"{path} is damaged: {error}; {again}") from error
     nodes = model.graph.node
@@ -231,4 +238,4 @@ def _parts(path: Path, operators: Sequence[str]) -> list[str]:
         operator not in ("", node.op_type) for operator, node in zip(operators, nodes, strict=False)
     ):
         raise CasesError(f"{path} is not the graph whose nodes were timed; {again}")
-    return parts_of(model.graph)[: len(operators)]
+    return parts[: len(operators)]

@@ -142,6 +142,10 @@ def _unpack(data: bytes, results: Path) -> bool:
     except tarfile.TarError as error:
         raise CasesError(f"the board sent no archive of results: {error}; run the same command again") from error
     results.mkdir(parents=True, exist_ok=True)
+    if found:  # nothing of an earlier session stays beside it
+        for path in results.iterdir():
+            if path.name not in found:
+                path.unlink()
     for inside, content in found.items():
         part = results / f".{inside}.part"
         part.write_bytes(content)

@@ -238,7 +238,7 @@ def _write(
         device=device,
         needs=NEEDS[name],
         minutes=max(1.0, minutes),
-        mib=max(1.0, weights.bytes / 2**20),
+        mib=max(1.0, (1 + batch) * weights.bytes / 2**20),
     )
     (folder / "README.txt").write_text(text, encoding="utf-8")
     (folder / "board").mkdir()
@@ -262,7 +262,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     try:
         data = path.read_bytes()
         found = msgspec.json.decode(data, type=Manifest)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError) as error:  # msgspec's and those of letters that are none
         raise CasesError(f"{path} is not the manifest of a kit that this version reads: {error}") from error
     if found.format != FORMAT or found.runtime not in BUILDERS:
         raise CasesError(f"{path} is of format {found.format} for {found.runtime!r}; write the kit again with --kit")

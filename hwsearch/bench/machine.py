@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import platform
@@ -108,9 +107,7 @@ def facts(machine: Machine, device: str = "host", name: str = FIRST) -> DevicePr
 def runtime_of(machine: Machine, name: str = FIRST) -> Runtime:
     """A runtime on this machine, with its table."""
     table, known = str(host_folder(machine, name)), local(name).FACTS
-    scheme = known.scheme
-    if scheme.activations == "dynamic" and board.saturates():
-        scheme = dataclasses.replace(scheme, weight_bits=7)
+    scheme = known.scheme.saturating() if board.saturates() else known.scheme
     return replace(known, version=machine.runtime, threads=machine.threads, table=table, scheme=scheme)
 
 

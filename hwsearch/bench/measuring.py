@@ -125,7 +125,7 @@ class Measuring:
             for point in read_points(self.folder):
                 self.raw.append(raw[point.case.model])
                 self.cases.append(point.case)
-        except (OSError, msgspec.MsgspecError, KeyError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise CasesError(f"{self.folder / 'samples.json'} is damaged: {error}") from error
 
     def count(self, phase: Phase = "prefill") -> int:

@@ -115,7 +115,7 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
     A device without a row in it is refused, unless all its runtimes borrow: then what they borrow is written.
     """
     from hwsearch.bench.trtexec import names_trtexec, read_trtexec_cases
-    from hwsearch.latency.calibrate import matches
+    from hwsearch.latency.calibrate import matches, mismatch
     from hwsearch.latency.cases import read_cases
     from hwsearch.latency.refine import fit_or_refine
     from hwsearch.profiles import find_file, load_profile, save_profile, user_folder
@@ -140,6 +140,11 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
             f"{facts.name} is priced by its measured table in {', '.join(tables)}, where rows of whole models change "
             f"nothing: measure more points (hwsearch profile --device {facts.name}), or name another --runtime"
         )
+    others = [case for case in cases if case.runtime in facts.runtimes and runtime in (None, case.runtime)]
+    foreign = [why for case in others if (why := mismatch(case, facts)) and not why.endswith(f"/{case.runtime}")]
+    if foreign:
+        names = ", ".join(sorted(set(foreign)))
+        note(f"skipped {len(foreign)} rows of what the profile does not have: {names}")
     fitted, refined = fit_or_refine(facts, cases, file.name, only=runtime)
     note(
         "the rows are beside those that the profile rests on"
@@ -227,7 +232,7 @@ def _run_kit(device: str, runtime: str | None, host: str | None, **options: Any)
         check_host(host)
     if host is None:
         adopt.check_kit_here(device)
-    name = adopt.kit_name(device, runtime or "onnxruntime", options)
+    name = adopt.kit_name(device, runtime or "onnxruntime", {**options, "host": host})
     folder = platformdirs.user_cache_path("hwsearch") / "kits" / name
     if not (folder / "manifest.json").is_file():
         _write_kit(device, runtime, folder, **options)

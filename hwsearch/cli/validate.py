@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @json_option
 def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
     """How wrong is a profile on measured cases?"""
+    from hwsearch.latency.calibrate import mismatch
     from hwsearch.latency.cases import read_cases
     from hwsearch.latency.validate import validate as compare
 
@@ -36,8 +37,8 @@ def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
             "nothing to compare"
         )
     if result.skipped:
-        names = sorted({f"{case.device}/{case.runtime}" for case in result.skipped})
-        note(f"skipped {len(result.skipped)} cases of other devices or unknown runtimes: {', '.join(names)}")
+        names = sorted({mismatch(case, profile) for case in result.skipped})
+        note(f"skipped {len(result.skipped)} cases of what the profile does not have: {', '.join(names)}")
     if as_json:
         print_json(result.to_json())
         return

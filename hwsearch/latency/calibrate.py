@@ -61,8 +61,20 @@ def fit_device(
 
 
 def matches(case: Case, profile: DeviceProfile) -> bool:
-    """Whether a case is of this device and of a runtime that its profile has."""
-    return (case.device == profile.name or case.device in profile.aliases) and case.runtime in profile.runtimes
+    """Whether a case is one of this device."""
+    return not mismatch(case, profile)
+
+
+def mismatch(case: Case, profile: DeviceProfile) -> str:
+    """What a case is of that the profile has not; empty where it is a case of this device."""
+    if case.device not in (profile.name, *profile.aliases) or case.runtime not in profile.runtimes:
+        return f"{case.device}/{case.runtime}"
+    runtime = profile.runtimes[case.runtime]
+    if foreign := sorted(map(str, case.precisions - set(runtime.precisions))):
+        return f"{case.runtime} in {', '.join(foreign)}"
+    if runtime.threads and profile.cores and case.threads > profile.cores.value:
+        return f"{case.runtime} with {case.threads} threads"
+    return ""
 
 
 def estimate_cases(
@@ -89,7 +101,8 @@ def intervals_of(
 def _by_target(profile: DeviceProfile, cases: Sequence[Case]) -> dict[tuple[str, str, int], list[int]]:
     groups: dict[tuple[str, str, int], list[int]] = {}
     for i, case in enumerate(cases):
-        groups.setdefault((case.runtime, profile.power_mode_of(case.power_mode), case.threads), []).append(i)
+        threads = case.threads if profile.runtimes[case.runtime].threads else 0  # where there are none to choose
+        groups.setdefault((case.runtime, profile.power_mode_of(case.power_mode), threads), []).append(i)
     return groups
 
 

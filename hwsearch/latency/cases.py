@@ -83,8 +83,13 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def label(self) -> str:
         """Its precision in one word: "mixed" where parts differ."""
-        parts = {part for pair in self._plan() for part in pair}
-        return str(parts.pop()) if len(parts) == 1 else "mixed"
+        parts = self.precisions
+        return str(next(iter(parts))) if len(parts) == 1 else "mixed"
+
+    @property
+    def precisions(self) -> set[Precision]:
+        """Those of its parts."""
+        return {part for pair in self._plan() for part in pair}
 
     @property
     def identity(self) -> str:

@@ -73,6 +73,11 @@ def measured_facts(folder: Path) -> dict[str, Any]:
 def _read(folder: Path, _changed: int, runtime: bytes) -> LatencyTable:
     found = msgspec.json.decode(runtime, type=Runtime)
     points = [point for point in read_points(folder) if point.kernels]
+    written = measured_facts(folder).get("points", len(points))
+    if len(points) != written:
+        raise CasesError(
+            f"the latency table {folder} has kernels of {len(points)} of its {written} points; copy it again"
+        )
     if len(points) < 2:
         raise CasesError(f"the latency table {folder} has {len(points)} points with kernels; it needs 2 at least")
     tables = [point.case.ops(found) for point in points]

@@ -39,7 +39,7 @@ class Validation(msgspec.Struct, frozen=True):
 
     Attributes:
         rows: each case with predicted_ms, low_ms, high_ms, measured_ms and error (predicted / measured - 1).
-        skipped: cases of other devices or unknown runtimes, in the order of the file.
+        skipped: cases of other devices, or of what the profile does not have, in the order of the file.
     """
 
     rows: tuple[tuple[Case, tuple[float, float, float]], ...]

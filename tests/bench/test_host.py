@@ -336,6 +336,17 @@ def test_two_first_uses_at_once_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_
     assert said == ["another hwsearch is measuring this machine; this one waits for it"]
 
 
+def test_arm_processors_are_told_apart_by_their_numbers(tmp_path: Path) -> None:
+    cpuinfo, tree = tmp_path / "cpuinfo", tmp_path / "model"
+    found = set()
+    for part in ("0xd0c", "0xd40"):
+        cpuinfo.write_text(f"processor : 0\nCPU implementer : 0x41\nCPU part\t: {part}\nCPU revision : 1\n")
+        found.add(board.processor(cpuinfo, tree))
+    assert len(found) == 2
+    tree.write_text("Raspberry Pi 5 Model B\0")
+    assert board.processor(cpuinfo, tree) == "Raspberry Pi 5 Model B, implementer 0x41, part 0xd40, revision 1"
+
+
 def test_another_number_of_threads_is_another_machine() -> None:
     assert this_machine(1).key != this_machine(2).key
     assert this_machine(1) == this_machine(1)

@@ -1,6 +1,7 @@
 """Kits: written here, run in an interpreter that has only numpy and ONNX Runtime, and taken back."""
 
 import ast
+import fcntl
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import onnxruntime
 import pytest
 from msgspec.structs import replace
 
-from hwsearch.bench import board, carry
+from hwsearch.bench import adopt, board, carry
 from hwsearch.bench.adopt import adopt_kit
 from hwsearch.bench.answers import import_kit, kit_facts, kit_readings
 from hwsearch.bench.board import run as board_run
@@ -256,6 +257,32 @@ def test_a_damaged_kit_and_another_board_are_refused_on_the_board(
     (folder / "results" / "0001.json").unlink()
     assert board_run.main(["--kit", str(folder)]) == 1
     assert "was measured with runtime_version '0.1'" in capsys.readouterr().err
+    told = folder / "results" / "board.json"
+    told.write_text(json.dumps({**json.loads((measured / "results" / "board.json").read_text()), "graphics": "other"}))
+    assert board_run.main(["--kit", str(folder)]) == 1
+    assert "was measured with graphics 'other'" in capsys.readouterr().err
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert board_run.main(["--kit", str(folder)]) == 1
+    assert "another run is at work" in capsys.readouterr().err
+
+
+def test_too_few_models_and_an_unknown_power_mode_take_the_place_of_nothing(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kit"
+    shutil.copytree(measured, folder)
+    board = find_profile("jetson-orin")
+    monkeypatch.setattr(adopt, "_known", lambda _: board)
+    told = folder / "results" / "board.json"
+    told.write_text(json.dumps({**json.loads(told.read_text()), "power_mode": "MODE_40W"}))
+    with pytest.raises(CasesError, match=r"'MODE_40W', which the profile .* does not have \(have: MAXN"):
+        adopt_kit(folder, tmp_path / "own")
+    for number in range(2, POINTS + 1):
+        (folder / "results" / f"{number:04d}.json").unlink()
+    with pytest.raises(CasesError, match=f"1 of {POINTS} models were measured, too few"):
+        adopt_kit(folder, tmp_path / "own")
+    assert not (tmp_path / "own").exists()
 
 
 def test_a_model_that_the_board_cannot_run_keeps_back_no_other(
@@ -276,6 +303,7 @@ def test_a_model_that_the_board_cannot_run_keeps_back_no_other(
     assert "1 cannot be measured here, first " in said
     assert f"{POINTS - 1} of {POINTS} models are measured" in said
     assert tried.count("0002") == tried.count("0005") == 2
+    assert not (folder / "work").exists()
     cases, _ = import_kit(folder)
     assert len(cases) == POINTS - 1
 

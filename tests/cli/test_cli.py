@@ -168,15 +168,21 @@ def test_broken_architectures_are_one_clear_line(tmp_path: Path) -> None:
 
 def test_validate_prints_the_contract_and_names_what_it_skips(tmp_path: Path) -> None:
     rows = [{**ROW, "batch": str(2**i), "latency_ms": str(1.5 * 2**i), "model": f"m{i % 2}"} for i in range(6)]
-    path = write(tmp_path / "cases.csv", *rows, {**ROW, "device": "h100"}, {**ROW, "runtime": "ncnn"})
+    path = write(
+        tmp_path / "cases.csv",
+        *rows,
+        {**ROW, "device": "h100"},
+        {**ROW, "runtime": "ncnn"},
+        {**ROW, "precision": "int4"},
+    )
     status, out, err = run("validate", "--device", "t4", "--cases", str(path), "--json")
     assert status == 0
     found = json.loads(out)
     assert {"cases", "skipped", "mape", "within_10", "spearman", "coverage_90", "width_90", "groups", "rows"} == set(
         found
     )
-    assert (found["cases"], found["skipped"]) == (6, 2)
-    assert "h100/tensorrt, t4/ncnn" in err
+    assert (found["cases"], found["skipped"]) == (6, 3)
+    assert "h100/tensorrt, t4/ncnn, tensorrt in int4" in err
     assert found["groups"][0]["n"] == 6
     unseen = document("validate", "--device", "t4", "--cases", str(path), "--leave-one-model-out")
     assert unseen["mape"] != found["mape"]

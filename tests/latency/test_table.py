@@ -203,6 +203,11 @@ def test_tables_are_found_through_the_profile(
         for case in own
     ]
     assert [median for _, (median, _, _) in validate(profile, own).rows] == pytest.approx(prices)
+    # A table that was copied in part is none.
+    write_table(tmp_path / "part", table.points, {"kind": "measured", "points": len(table.points) + 1}, {})
+    part = replace(profile, runtimes={"onnxruntime": replace(runtime, table="part")})
+    with pytest.raises(CasesError, match=r"has kernels of \d+ of its \d+ points"):
+        estimator.Estimator(part, part.target(), workload).one(architecture)
     # Other threads than the table's are the model's business.
     other = profile.target(threads=1)
     assert other.threads != runtime.threads

@@ -23,6 +23,7 @@ def describe_board() -> dict[str, Any]:
         "release": release.read_text(encoding="utf-8").splitlines()[0] if release.is_file() else "",
         "power_mode": power_mode(),
         "cores": cores(),
+        "saturates": saturates(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -51,9 +52,14 @@ def saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return "vnni" not in cpuinfo.read_text(encoding="utf-8")
 
 
-def processor() -> str:
-    """The processor's model."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
-    return named[0] if named else platform.processor() or platform.machine()
+def processor(cpuinfo: Path = Path("/proc/cpuinfo"), tree: Path = Path("/proc/device-tree/model")) -> str:
+    """The processor's model; on 64-bit ARM, whose kernel names none, the board's and its cores' by their numbers."""
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    told = [[part.strip() for part in line.partition(":")[::2]] for line in lines if ":" in line]
+    named = [value for name, value in told if name.lower() in ("model name", "hardware")]
+    if named:
+        return named[0]
+    board = tree.read_text(encoding="utf-8").strip("\0 \n") if tree.is_file() else ""
+    wanted = ("CPU implementer", "CPU part", "CPU variant", "CPU revision")
+    kinds = sorted({f"{name[4:]} {value}" for name, value in told if name in wanted})
+    return ", ".join([board or platform.processor() or platform.machine(), *kinds])

@@ -7,6 +7,7 @@ Models take turns in batches (`turns`), then each runs back to back for a moment
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gc
 import json
 import shutil
@@ -31,6 +32,7 @@ WATCH_SECONDS = 2.0  # that a model runs back to back, at most: NVML's power is 
 SAME = (
     "manifest",
     "board",
+    "graphics",
     "runtime",
     "runtime_version",
     "interface",
@@ -67,6 +69,16 @@ def measure(kit: Path) -> int:
     results, work = kit / "results", kit / "work"
     for folder in (results, work):
         folder.mkdir(exist_ok=True)
+    with (kit / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise KitError(f"another run is at work in {kit}; wait for it to end") from error
+        return _measure(kit, manifest, results, work)
+
+
+def _measure(kit: Path, manifest: dict[str, Any], results: Path, work: Path) -> int:
+    for folder in (results, work):
         for left in folder.glob(".*.part"):
             left.unlink()
     points = manifest["points"]
@@ -80,8 +92,11 @@ def measure(kit: Path) -> int:
             for source in sources:
                 source.close()
     count = len(points) - len(failed)
-    if not count:
-        raise KitError(f"no model can be measured here, first {failed[0]}")
+    if 2 * count < len(points):
+        raise KitError(
+            f"{count} of {len(points)} models were measured, too few to go by; first failed {failed[0]}. "
+            "Run again: it goes on with the others"
+        )
     shutil.rmtree(work)
     weights = kit / "graphs" / manifest["weights"]["file"]
     if weights.exists():
@@ -152,30 +167,41 @@ class Session:
 
     def _measure(self, batch: list[dict[str, Any]]) -> dict[str, str]:
         """Measure models in turn; why some could not be, by their id."""
+        # Each runtime raises kinds of its own for a graph that it cannot run.
         models: dict[str, Any] = {}
         failed: dict[str, str] = {}
         for point in batch:
             try:
-                model = self._runtime.prepare(self._kit / point["file"], point, True)
+                model = models[point["id"]] = self._runtime.prepare(self._kit / point["file"], point, True)
                 model.warm()
-                models[point["id"]] = model
-            except Exception as error:  # each runtime raises kinds of its own for a graph that it cannot run
+            except Exception as error:
                 failed[point["id"]] = str(error)
+                close(models.pop(point["id"], None))
         if not models:
             return failed
         reference = Reference(self._yard.reference)
-        times = take_turns(models, self._manifest["seconds"] * len(models), reference)
+        try:
+            times = take_turns(models, self._manifest["seconds"] * len(models), reference)
+        except Exception as error:  # whose it was is seen when each is tried alone
+            for model in models.values():
+                close(model)
+            return {**failed, **dict.fromkeys(models, str(error))}
         for point in batch:
             if point["id"] in models:
                 model = models.pop(point["id"])
-                readings = self._watch(model)
                 try:
+                    readings = self._watch(model)
                     found = model.finish()
-                except RuntimeError as error:
+                except Exception as error:
                     failed[point["id"]] = str(error)
                     continue
+                finally:
+                    close(model)
                 when = getattr(model, "when", [])
                 self._keep(point, times[point["id"]], found, reference.at(when) if when else [], readings)
+                # All models' graphs and engines would take many times the disk of one.
+                for path in (self._kit / "work").glob(f"{Path(point['file']).stem}[-._]*"):
+                    path.unlink()
         return failed
 
     def _watch(self, model: Any) -> dict[str, Any]:
@@ -213,6 +239,12 @@ class Session:
             "readings": readings,
         }
         write_json(self._results / f"{point['id']}.json", document)
+
+
+def close(model: Any) -> None:
+    """Give back the device memory that a model may hold."""
+    if hasattr(model, "close"):
+        model.close()
 
 
 def _short(times: list[float]) -> list[float]:

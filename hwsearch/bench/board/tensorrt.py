@@ -166,10 +166,16 @@ class Model(Passes):
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         if sorted(names) != sorted(sizes):
             raise RuntimeError(f"an engine has the tensors {names}, its graph {sorted(sizes)}")
-        self._buffers = {name: cuda.buffer(size) for name, size in sizes.items()}
-        for name, array in inputs.items():
-            cuda.upload(self._buffers[name], array)
-        self._context = self._new_context()
+        self._buffers: dict[str, int] = {}
+        try:
+            for name, size in sizes.items():
+                self._buffers[name] = cuda.buffer(size)
+            for name, array in inputs.items():
+                cuda.upload(self._buffers[name], array)
+            self._context = self._new_context()
+        except Exception:
+            self.close()
+            raise
 
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()
@@ -187,15 +193,19 @@ class Model(Passes):
 
     def finish(self) -> dict[str, Any]:
         """Milliseconds of every layer, in a context of its own, since the profiler slows whole passes."""
-        found: dict[str, list[float]] = {}
-        if self._profiling:
-            layers, self._context = self._runtime.layer_times(), None
-            context = self._new_context()
-            context.profiler = layers
-            for _ in range(PASSES + 1):
-                context.execute_async_v3(self._runtime.cuda.stream)
-                self._runtime.cuda.synchronise()
-            found = {name: times[len(times) // (PASSES + 1) :] for name, times in layers.times.items()}
-        for address in self._buffers.values():
-            self._runtime.cuda.free(address)
+        if not self._profiling:
+            return {}
+        layers, self._context = self._runtime.layer_times(), None
+        context = self._new_context()
+        context.profiler = layers
+        for _ in range(PASSES + 1):
+            context.execute_async_v3(self._runtime.cuda.stream)
+            self._runtime.cuda.synchronise()
+        found = {name: times[len(times) // (PASSES + 1) :] for name, times in layers.times.items()}
         return {"layers": found} if found else {}
+
+    def close(self) -> None:
+        """Give its device memory back."""
+        self._context = None
+        while self._buffers:
+            self._runtime.cuda.free(self._buffers.popitem()[1])
