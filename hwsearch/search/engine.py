@@ -86,15 +86,12 @@ class Engine:
                 raise RunError("no student inside the budget was found; widen the options of the space, or --budget")
             reasons = "; ".join(sorted({trial.reason for trial in trials}))
             raise RunError(f"every trial failed in training: {reasons}")
-        ranked, overshot = self._ranked(complete), list[Result]()
-        picked = ranked[:FINALISTS]
+        picked, overshot = self._ranked(complete)[:FINALISTS], list[Result]()
         if self.measured:
-            picked, overshot = self.measured.holding(ranked, FINALISTS)
-            first = {result.trial for result in ranked[:FINALISTS]}
-            if again := self._to_be_resized(trials, [r for r in (*picked, *overshot) if r.trial in first]):
+            if again := self._to_be_resized(self.measured, trials, complete):
                 trials = self._trials(again)
                 complete = results_of(trials, len(self.plan.wishes.rungs))
-                picked, overshot = self.measured.holding(self._ranked(complete), FINALISTS)
+            picked, overshot = self.measured.holding(self._ranked(complete), FINALISTS)
             # What was measured has changed the prices of all that was not.
             complete = self.measured.repriced(complete, picked + overshot)
         finals = Finals(self.plan, self.trainer, self.run, self.progress, self.measured)
@@ -177,17 +174,28 @@ class Engine:
                 students.append((trial.result, scores))
         return stages(students, steps)
 
-    def _to_be_resized(self, trials: Sequence[Trial], measured: Sequence[Result]) -> list[tuple[Trial, float]]:
-        """Trials that miss the budget either way as `measured`, and were not tried in another size yet, each with the
-        share that it takes. Where the fastest is looked for, none is tried larger.
+    def _to_be_resized(
+        self, measured: Measurements, trials: Sequence[Trial], complete: Sequence[Result]
+    ) -> list[tuple[Trial, float]]:
+        """Trials that would be finalists and miss the budget either way when they are measured, and were not tried in
+        another size yet, each with the share that it takes. Where the fastest is looked for, none is tried larger.
 
-        Which they are is kept before the first is tried: one that a killed run has tried may be a finalist itself."""
-        wishes, (wanted, missing) = self.plan.wishes, self.study.described().get("again") or (0, [])
-        if wanted != wishes.trials:
-            fullest = ROOMY if wishes.min_quality is None else 0.0
-            filled = {r.trial: self.plan.filled(r.latency) for r in measured}
+        Which they are, and what was measured to know it, is kept before the first is tried: one that a killed run has
+        tried may be a finalist itself."""
+        wishes, kept = self.plan.wishes, self.study.described().get("again") or {}
+        if kept.get("trials") != wishes.trials:
+            ranked = self._ranked(complete)
+            picked, overshot = measured.holding(ranked, FINALISTS)
+            fullest, first = ROOMY if wishes.min_quality is None else 0.0, {r.trial for r in ranked[:FINALISTS]}
+            filled = {r.trial: self.plan.filled(r.latency) for r in (*picked, *overshot) if r.trial in first}
             missing = [[number, share] for number, share in filled.items() if not fullest <= share <= 1.0]
-            self.study.describe(again=[wishes.trials, missing])
+            ran = [r.trial for r in (*picked, *overshot)]
+            kept = {"trials": wishes.trials, "missing": missing, "measured": ran}
+            self.study.describe(again=kept)
+        else:
+            results = {result.trial: result for result in complete}
+            measured([results[number] for number in kept["measured"] if number in results])  # prices know of them
+        missing = kept["missing"]
         settings = [trial.settings for trial in trials]
         known = {trial.number: trial for trial in trials if settings.count(trial.settings) == 1}
         return [(known[number], share) for number, share in missing if number in known]
