@@ -17,6 +17,7 @@ from hwsearch.bench.measuring import reference_run
 from hwsearch.bench.onnxruntime import prepare_graph
 from hwsearch.bench.timing import Reference, Samples, take_turns
 from hwsearch.device import DeviceProfile, Target
+from hwsearch.errors import CasesError
 from hwsearch.latency.estimator import Latency
 from hwsearch.latency.table import SESSIONS, Z90
 from hwsearch.latency.tables import folder_of, measured_facts
@@ -120,12 +121,15 @@ def agreeing(
 
 
 def measurer_of(profile: DeviceProfile, target: Target, workload: Workload) -> HostMeasurer | None:
-    """Who measures students on a target: None unless its table was measured on this very machine, with the runtime that
-    is installed."""
+    """Who measures students on a target: None unless its table is here and was measured on this very machine, with the
+    runtime that is installed."""
     runtime = profile.runtimes[target.runtime]
     if not runtime.table or target.runtime not in LOCAL:
         return None
-    there = measured_facts(folder_of(runtime.table))
+    try:
+        there = measured_facts(folder_of(runtime.table))
+    except CasesError:  # a run that was moved from another machine
+        return None
     here = msgspec.structs.asdict(this_machine(target.threads, target.runtime))
     if any(there.get(name) != value for name, value in here.items()):
         return None

@@ -66,6 +66,8 @@ def latency(
     workload = Workload(options["batch"], options["sequence"], options["new_tokens"], options["repeat"])
     architecture = _read(file) if file else _build(profile.runtimes[target.runtime], **options)
     _check_precisions(architecture, profile, target.runtime)
+    if workload.new_tokens and architecture.block == "encoder":
+        raise ArchitectureError("an encoder writes no text: leave --new-tokens out, or give --block decoder")
     found = Estimator(profile, target, workload).one(architecture)
     needed = memory_mib(architecture, workload)
     if needed > profile.memory_mib.value:
@@ -122,6 +124,8 @@ def _build(runtime: Runtime, **options: Any) -> Architecture:
 def _check_precisions(architecture: Architecture, profile: DeviceProfile, name: str) -> None:
     runs = profile.runtimes[name].precisions
     used = {precision for layer in architecture.layers for precision in (layer.attention, layer.feed_forward)}
+    beside = (architecture.head_precision, architecture.embedding_precision, architecture.kv_precision)
+    used |= {precision for precision in beside if not precision.is_float}
     if foreign := sorted(map(str, used - set(runs))):
         raise ArchitectureError(
             f"{name} on {profile.name} runs {', '.join(map(str, runs))}; the architecture wants {', '.join(foreign)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -165,11 +166,12 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         teacher_dtype=options["teacher_dtype"],
         trust_remote_code=options["trust_remote_code"],
     )
-    workers = Workers(spec)
+    workers, measures = Workers(spec), measurer_of(profile, target, wishes.workload) is not None
     try:
         with Progress() as progress:
             if options["teacher"] and options["batch"] is None:
-                wishes, lone = with_room(wishes, profile, target, result_of(workers.open()).architecture), wishes
+                architecture = result_of(workers.open()).architecture
+                wishes, lone = with_room(wishes, profile, target, architecture, measures), wishes
                 if wishes is not lone:
                     progress.say(
                         f"no student of this teacher takes {budget} of its time on {lone.workload.batch} x "
@@ -178,7 +180,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
                     )
             if workers.few:
                 progress.say(
-                    f"{workers.count} students are trained at once: memory holds no more copies of the teacher in "
+                    f"{workers.count} students are trained at once: memory holds no more, each beside a teacher in "
                     f"{spec.teacher_dtype}. All share one in the floats that it is stored in: --teacher-dtype"
                 )
             progress.say(f"workload: {wishes.workload}, {wishes.workload.tokens:,} tokens")
@@ -254,6 +256,8 @@ def _deliver(workers: Workers, target: Target, workload: Workload) -> Deliver:
 
         write_tables(run.folder, outcome)
         write_page(run.folder / "report.html", document, outcome.trials)
+        if (run.folder / "chosen").exists():  # of an earlier answer
+            shutil.rmtree(run.folder / "chosen")
         if (chosen := outcome.chosen) is not None and chosen.trial is not None:
             state = run.student(chosen.trial, chosen.architecture, "long")
             where = (run.folder / "chosen", target.runtime, (workload.batch, workload.sequence), target.threads, False)

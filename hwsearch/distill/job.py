@@ -94,6 +94,7 @@ class Facts(msgspec.Struct, frozen=True):
         weights: hash of the teacher alone.
         text: hash of the text alone.
         subject: hash of what decides how far short runs may be trusted: the same for any seed and amount of text.
+        longest: tokens that the teacher has positions for; None where it computes them.
     """
 
     teacher: str
@@ -109,6 +110,7 @@ class Facts(msgspec.Struct, frozen=True):
     weights: str = ""
     text: str = ""
     importance: dict[str, tuple[tuple[float, ...], ...]] = {}
+    longest: int | None = None
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from hwsearch import __version__
 from hwsearch.distill.checks import check_labels, check_teachers
 from hwsearch.distill.data import SPLITS, Corpus, Split
-from hwsearch.distill.families import architecture_of, family_of, task_of
+from hwsearch.distill.families import architecture_of, family_of, longest_of, task_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import STATISTICS, Facts, TaskSpec
@@ -95,6 +95,7 @@ class Workshop:
             subject=self.subject,
             weights=self.teacher.digest,
             text=self.text,
+            longest=longest_of(config),
         )
 
     @property

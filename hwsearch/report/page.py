@@ -39,6 +39,8 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "workload": f"{workload}, {workload.tokens:,} tokens",
             "note": document.get("note", ""),
             "repriced_from": document.get("repriced_from", ""),
+            "lost": document.get("lost", ""),
+            "overshot": document.get("overshot", []),
             "students": {"chosen": chosen, **baselines} if chosen else {},
             "rivals": rivals(document),
             "speeds": speeds(document),

@@ -89,10 +89,8 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
     from rich.table import Table
 
     teacher, chosen = document["teacher"], document["chosen"]
-    if chosen is None and document.get("repriced_from"):
-        out.print(
-            f"The student chosen on {document['repriced_from']} cannot run here: the runtime lacks its precisions."
-        )
+    if chosen is None and document.get("lost"):
+        out.print(document["lost"])
     elif chosen is None and document.get("overshot") and not document["finalists"]:
         out.print("No finalist holds the budget as measured; the front below is what there is.")
     elif chosen is None and document["front"]:

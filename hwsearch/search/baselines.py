@@ -100,10 +100,12 @@ def hand_made_as_run(
         }
         made, _ = hand_made(space, price, latency_ms, ratios)
     kept = []
-    for found in tried.values():
+    for name, found in tried.items():
         inside = [pair for pair in found if pair[1].low_ms <= latency_ms]
-        slowest = max(inside, key=lambda pair: pair[1].median_ms, default=None)
-        kept.append((slowest or min(found, key=lambda pair: pair[1].median_ms))[0])
+        if inside:
+            kept.append(max(inside, key=lambda pair: pair[1].median_ms)[0])
+        else:
+            missing[name] = f"takes {format_ms(min(latency.median_ms for _, latency in found))} as measured"
     return kept, missing
 
 

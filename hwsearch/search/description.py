@@ -9,7 +9,7 @@ import msgspec
 
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import Facts, TaskSpec
-from hwsearch.errors import RunError
+from hwsearch.errors import CasesError, RunError
 from hwsearch.latency.tables import table_of_target
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.rates import best, rates_of
@@ -40,6 +40,7 @@ def describe(
         target=plan.target,
         folder=str(folder.resolve()),
         measures=plan.measures,
+        began=False,
         weights=facts.weights,
         text=facts.text,
         main=main,
@@ -76,7 +77,7 @@ class Description:
         self.target = msgspec.convert(self._known["target"], Target)
         self.main, self.until = self._known["main"], self._known.get("until")
         self.weights, self.text = self._known["weights"], self._known["text"]
-        self.ready, self.rate = "at_once" in self._known, best(rates_of(self._known))
+        self.ready, self.rate = bool(self._known.get("began")), best(rates_of(self._known))
 
     def open(self, trainer: Trainer, progress: Progress) -> tuple[Facts, Plan]:
         """The task on this machine, complete, and what the price decides, as the main job has it.
@@ -103,7 +104,14 @@ class Description:
         return facts, plan
 
     def _check(self, task: str) -> None:
-        identity, table = self._known["identity"], table_of_target(self.profile, self.target)
+        identity = self._known["identity"]
+        try:
+            table = table_of_target(self.profile, self.target)
+        except CasesError as error:
+            raise RunError(
+                f"study {self.name!r} is priced by a table that was measured on the main job's machine, which is not "
+                f"here ({error}); its workers run on that machine"
+            ) from error
         for what, there, here in (
             ("teacher, text or recipe", identity["task"], task),
             ("latency table", identity["table"], table.digest if table else None),

@@ -18,6 +18,8 @@ from hwsearch.search.plan import runs_graphs
 from hwsearch.search.result import Result, memory_mib
 from hwsearch.workload import Workload
 
+NO_WAY = "The chosen student cannot run here: this runtime lacks its precisions, or takes no layers of different sizes."
+
 
 def reprice(
     document: dict[str, Any], trials: Sequence[Result], profile: DeviceProfile, target: Target
@@ -76,7 +78,8 @@ def reprice(
             "latency": msgspec.to_builtins(floats[fastest]),
             "latency_fp32": msgspec.to_builtins(floats.get(Precision.FP32)),
         },
-        "chosen": _moved(document["chosen"], priced, runs),
+        "chosen": (chosen := _moved(document["chosen"], priced, runs)),
+        "lost": (document.get("lost") or NO_WAY if document["chosen"] and not chosen else ""),
         "front": [result.to_json() for result in front(there)],
         "finalists": [
             {**finalist, "predicted_ms": result["latency"]["median_ms"], "measured_ms": None, "result": result}

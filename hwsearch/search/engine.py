@@ -216,7 +216,7 @@ class Engine:
         at_once = study.described().get("at_once") or self.trainer.count
         until = time.time() + 60 * wishes.minutes if wishes.minutes is not None and not again else self._until
         self._until = until
-        study.describe(at_once=at_once, correction=self.plan.price.correction, until=until)
+        study.describe(at_once=at_once, correction=self.plan.price.correction, until=until, began=True)
         climbed = wishes.rungs[-1] - wishes.steps
         self._begun = self.trainer.work_done
         self._steps = (max(0, wishes.trials - len(before)) + len(again)) * (wishes.steps + climbed / KEEP)

@@ -115,6 +115,7 @@ def measure(
     curves = [dict(score.curve) for score in scores]
     full = [score.loss for score in scores]
     inside = [student.band for student in students]
+    _enough(sum(inside), "of those that can be trained lie within 10 % of one latency", LEAST_BAND)
 
     def judged(score: Sequence[float]) -> tuple[Agreement | None, Agreement | None]:
         own = [(s, t) for s, t, b in zip(score, full, inside, strict=True) if b]
@@ -198,7 +199,10 @@ def _shown(whole: Agreement | None, band: Agreement | None) -> dict[str, Any]:
 
 def keep(subject: str, document: dict[str, Any]) -> bool:
     """Keep what was found for a teacher and text (`Facts.subject`), for the reports of their runs and `--steps auto`;
-    says whether a short run passes."""
+    says whether a short run passes. What longer full training has found is not given up for less."""
+    before = kept(subject)
+    if before is not None and before["full_steps"] > document["full_steps"]:
+        return bool(document["passes"])
     found = {name: value for name, value in document.items() if name != "rows"}
     write_text(_path(subject), pretty({**found, "measured": time.time()}))
     return bool(document["passes"])

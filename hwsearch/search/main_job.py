@@ -13,7 +13,7 @@ import msgspec
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import Facts, TaskSpec
-from hwsearch.errors import ExportError, NothingFits
+from hwsearch.errors import ArchitectureError, ExportError, NothingFits
 from hwsearch.files import pretty, write_text
 from hwsearch.latency.tables import table_of_target
 from hwsearch.search.description import describe
@@ -76,6 +76,11 @@ def run_search(
     started = time.monotonic()
     facts = result_of(trainer.open())
     teacher = facts.architecture
+    if facts.longest is not None and wishes.workload.sequence + wishes.workload.new_tokens > facts.longest:
+        raise ArchitectureError(
+            f"{facts.teacher} reads and writes at most {facts.longest} tokens; --sequence and --new-tokens ask for "
+            f"{wishes.workload.sequence} and {wishes.workload.new_tokens}"
+        )
     measured = measured_teacher(profile, target, wishes.workload, teacher, measurer, progress) if measurer else None
     plan = Plan(wishes, profile, target, teacher, measures=measurer is not None, measured=measured)
     _introduce(plan, facts.teacher, facts.corpus, progress)
@@ -128,15 +133,15 @@ def _search(
         if stored is not None and stored.get("asked_trials", 0) >= wishes.trials:
             progress.say(f"this run was finished before; its answer stands in {run.folder}")
             return run.folder, stored
-        facts = complete(trainer, facts, progress)
-        progress.say(f"teacher: {TASKS[facts.task].metric} {facts.quality:.1%} on select")
-        known = kept(facts.subject)
-        if warning := trust(wishes.steps, known):
-            progress.say(f"{warning}. Students may be stopped too early; --steps auto takes what is known")
         study = Study(storage or run.path("study.db"), name or run.name)
         try:
             with membership() as main, reachable(study.address):
                 describe(study, plan, facts, identity, spec, run.folder, main)
+                facts = complete(trainer, facts, progress)
+                progress.say(f"teacher: {TASKS[facts.task].metric} {facts.quality:.1%} on select")
+                known = kept(facts.subject)
+                if warning := trust(wishes.steps, known):
+                    progress.say(f"{warning}. Students may be stopped too early; --steps auto takes what is known")
                 outcome = Engine(plan, facts, trainer, run, study, progress, measurer).search()
             if storage:
                 study.copy(run.path("study.db"))  # the folder holds all that a report needs

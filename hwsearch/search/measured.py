@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 import platformdirs
+import psutil
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
@@ -25,6 +26,7 @@ from hwsearch.units import format_ms
 from hwsearch.workload import Workload
 
 LARGEST_MIB = 1536.0  # of weights of a teacher that is measured: a graph holds 2 GiB
+COPIES = 5  # of its weights in memory while it is made and run
 FAR_OFF = 1.25  # factor either way by which estimates may be off before it is said
 
 
@@ -50,9 +52,11 @@ def measured_teacher(
 ) -> dict[Precision, Latency]:
     """The teacher's latencies as measured, by the float precisions that the runtime runs: what a share of them is a
     share of. Kept for what `measurer` measures, so that the same command has the same budget again; none of a teacher
-    with more weights than a graph holds."""
+    with more weights than a graph or the memory that is left holds."""
+    room = min(LARGEST_MIB, psutil.virtual_memory().available / 2**20 / COPIES)
     forms = {p: teacher.in_float(p) for p in profile.runtimes[target.runtime].precisions if p.is_float}
-    forms = {precision: form for precision, form in forms.items() if form.size_mib <= LARGEST_MIB}
+    # What is timed has a head of its own.
+    forms = {p: form for p, form in forms.items() if replace(form, tied=False).size_mib <= room}
     names = "".join(form.digest for form in forms.values())
     path = platformdirs.user_cache_path("hwsearch") / "teachers" / f"{measurer.subject}-{names}.json"
     found = read_or_drop(path, lambda path: read_as(path, dict[Precision, Latency])) if measurer.subject else None

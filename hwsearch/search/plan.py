@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OPEN = 1.04  # what measuring a student leaves open: upper end of its interval over the median
 ROOM = 4.0  # smallest students that a budget holds, where there is to be a choice
+ROUNDED = 1.005  # a time that is shown in three digits is no less than what it is
 MOST_AT_ONCE = 64  # sequences
 SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
 RUNGS = (SHORT, 0.4)  # of a long run's steps; from the last on the rate falls, and only finalists are trained
@@ -245,7 +246,7 @@ class Plan:
                 raise NothingFits(
                     f"nothing fits {format_ms(self.phases_ms[phase])} for one {phase.replace('_', ' ')} on "
                     f"{self.target}: the smallest student, {nearest.architecture.id}, takes up to "
-                    f"{format_ms(at_most)}. Raise {option} to that",
+                    f"{format_ms(at_most * ROUNDED)}. Raise {option} to that",
                     nearest,
                 )
         if (at_most := nearest.latency.median_ms * self._wide(nearest.latency)) > self.budget_ms:
@@ -253,7 +254,7 @@ class Plan:
             raise NothingFits(
                 f"nothing fits {format_ms(self.budget_ms)} on {self.target}: the smallest student, "
                 f"{nearest.architecture.id}, takes {format_ms(nearest.latency.median_ms)} "
-                f"(90 % interval {low} to {high}). Raise --budget to {format_ms(at_most)}",
+                f"(90 % interval {low} to {high}). Raise --budget to {format_ms(at_most * ROUNDED)}",
                 nearest,
             )
         if not self.admits(nearest.architecture):
@@ -268,16 +269,18 @@ class Plan:
             )
 
 
-def with_room(wishes: Wishes, profile: DeviceProfile, target: Target, teacher: Architecture) -> Wishes:
+def with_room(
+    wishes: Wishes, profile: DeviceProfile, target: Target, teacher: Architecture, measures: bool = False
+) -> Wishes:
     """The wishes with as many sequences at once as leave a choice, where nothing fits a share of the teacher's latency:
     one short text at a time is mostly the launching of kernels on an accelerator, which no student does without. As
     they are where something fits, or nothing does with more sequences either."""
-    if wishes.budget.share is None or _fits(Plan(wishes, profile, target, teacher), 1.0):
+    if wishes.budget.share is None or _fits(Plan(wishes, profile, target, teacher, measures), 1.0):
         return wishes
     batch = wishes.workload.batch
     while (batch := 2 * batch) <= MOST_AT_ONCE:
         wider = replace(wishes, workload=replace(wishes.workload, batch=batch))
-        if _fits(Plan(wider, profile, target, teacher), ROOM):
+        if _fits(Plan(wider, profile, target, teacher, measures), ROOM):
             return wider
     return wishes
 

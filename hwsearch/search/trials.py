@@ -146,7 +146,8 @@ class Trials:
                 return self.study.take(trial, owner)
             self.study.end(trial, f"{DEATHS} times the process that trained it was killed, for lack of memory perhaps")
         if self._time_left():
-            for number in promoted(trials, len(self.plan.wishes.rungs), self.plan.budget_ms, self._over(trials)):
+            alive = [trial for trial in trials if not trial.reason]  # one that failed takes nobody's place
+            for number in promoted(alive, len(self.plan.wishes.rungs), self.plan.budget_ms, self._over(trials)):
                 trial = trials[number]
                 return self.study.take(trial, owner, self._clock + self._work(trial))
         return None
@@ -230,7 +231,7 @@ class Trials:
             if len(trial.losses) == rungs:
                 self.study.end(trial)
             trials = self.study.trials()
-            for number in beaten(trials, rungs, self.plan.budget_ms):
+            for number in beaten([t for t in trials if not t.reason], rungs, self.plan.budget_ms):
                 self.study.end(trials[number])
 
     def _over(self, trials: list[Trial]) -> bool:

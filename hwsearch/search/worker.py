@@ -20,6 +20,7 @@ from hwsearch.errors import RunError
 from hwsearch.search.description import Description
 from hwsearch.search.owner import alive
 from hwsearch.search.run import state_of
+from hwsearch.search.storage import reachable
 from hwsearch.search.study import Study
 from hwsearch.search.trainer import Progress, Trainer
 from hwsearch.search.trials import Trials
@@ -48,6 +49,13 @@ def join(
         RunError: the study was begun with something else than this worker has, or its main job ended before the first
             trial.
     """
+    with reachable(study.address):
+        return _joined(study, make_trainer, progress, moved, out)
+
+
+def _joined(
+    study: Study, make_trainer: Callable[[TaskSpec], Trainer], progress: Progress, moved: Moved, out: Path | None
+) -> dict[str, Any]:
     while not (description := Description(study)).ready:
         if alive(description.main) is False:
             raise RunError(f"the main job of study {study.name!r} ended before its first trial; start it again")

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 from hwsearch.cli import cli, main
+from hwsearch.precision import Precision
 from hwsearch.profiles import find_file
+from hwsearch.search.null import TEACHER
 from tests.latency.test_cases import ROW, write
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +167,18 @@ def test_broken_architectures_are_one_clear_line(tmp_path: Path) -> None:
         status, _, err = run("latency", "--device", "t4", "--architecture", str(tmp_path / name))
         assert status == 1
         assert len(line_of(err)) > 20
+
+
+def test_latency_refuses_what_no_runtime_does(tmp_path: Path) -> None:
+    status, _, err = run("latency", "--device", "t4", *ENCODER, "--new-tokens", "16")
+    assert status == 1
+    assert "an encoder writes no text" in line_of(err)
+    file = tmp_path / "architecture.json"
+    found = replace(TEACHER, head_precision=Precision.INT4)
+    file.write_text(json.dumps(found.to_json()))
+    status, _, err = run("latency", "--device", "t4", "--architecture", str(file))
+    assert status == 1
+    assert "the architecture wants int4" in line_of(err)
 
 
 def test_validate_prints_the_contract_and_names_what_it_skips(tmp_path: Path) -> None:

@@ -179,3 +179,14 @@ def test_fidelity_of_the_null_score(plan: Plan, tmp_path: Path, monkeypatch: pyt
     again = kept(facts.subject)
     assert again is not None
     assert again["lengths"] == document["lengths"]
+
+
+def test_a_quick_trial_takes_the_place_of_no_longer_one() -> None:
+    long, quick = (
+        {"full_steps": steps, "passes": passes, "steps": 16} for steps, passes in ((1000, False), (40, True))
+    )
+    keep("some teacher", long)
+    assert keep("some teacher", quick)
+    found = kept("some teacher")
+    assert found is not None
+    assert found["full_steps"] == 1000

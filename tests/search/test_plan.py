@@ -137,3 +137,13 @@ def test_a_share_that_launching_kernels_forbids_is_asked_of_more_sequences() -> 
     Plan(wider, t4, t4.target(), small).check()
     for wishes in (Wishes(parse_budget("0.1ms"), Workload(1, 128)), Wishes(parse_budget("0.8x"), Workload(1, 128))):
         assert with_room(wishes, t4, t4.target(), small) == wishes
+
+
+@pytest.mark.parametrize("device", ["jetson-orin", "t4", "graviton3"])
+@pytest.mark.parametrize("workload", [Workload(), Workload(4, 64), Workload(64, 128, 0, 256)])
+def test_a_budget_that_is_raised_as_told_holds_something(device: str, workload: Workload) -> None:
+    profile = find_profile(device)
+    with pytest.raises(NothingFits) as miss:
+        Plan(Wishes(parse_budget("1us"), workload), profile, profile.target(), TEACHER).check()
+    told = str(miss.value).rpartition("Raise --budget to ")[2].replace(" ", "")
+    Plan(Wishes(parse_budget(told), workload), profile, profile.target(), TEACHER).check()

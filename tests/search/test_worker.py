@@ -94,7 +94,7 @@ def test_a_worker_does_not_wait_for_a_main_job_that_died_before_its_first_trial(
         search(tmp_path / "run", Dying(3))
     begun = Study(tmp_path / "run" / "study.db", "run")
     early = Study(tmp_path / "early.db", "early")
-    early.describe(**{name: fact for name, fact in begun.described().items() if name != "at_once"})
+    early.describe(**{name: fact for name, fact in begun.described().items() if name != "began"})
     with pytest.raises(RunError, match=r"main job of study 'early' ended before its first trial"):
         join(early, lambda _: NullTrainer(), Told())
     begun.close()
@@ -144,4 +144,15 @@ def test_a_worker_elsewhere_keeps_its_students_where_it_is_told(tmp_path: Path) 
     study = Study(tmp_path / "run" / "study.db", "run")
     join(study, lambda _: Counting(), Told(), out=tmp_path / "mine")
     assert any((tmp_path / "mine" / "students").iterdir())
+    study.close()
+
+
+def test_a_storage_that_goes_away_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", Dying(3))
+    path = tmp_path / "run" / "study.db"
+    study = Study(path, "run")
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(RunError, match="cannot be reached any more"):
+        join(study, lambda _: NullTrainer(), Told())
     study.close()
