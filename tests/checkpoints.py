@@ -13,7 +13,7 @@ DISTIL = {"dim": 96, "n_layers": 3, "n_heads": 6, "hidden_dim": 128}
 SEES = {"image_size": 32, "patch_size": 8}
 # By type, what it is for, and its sizes.
 CHECKPOINTS: dict[str, tuple[TaskName, dict[str, Any]]] = {
-    "llama": ("text-generation", {**SIZES, **KV, "tie_word_embeddings": True}),
+    "llama": ("text-generation", {**SIZES, **KV, "tie_word_embeddings": True, "mlp_bias": True}),
     "mistral": ("text-generation", {**SIZES, **KV, "sliding_window": None}),
     "qwen2": ("text-generation", {**SIZES, **KV, "tie_word_embeddings": True}),
     "qwen3": ("text-generation", {**SIZES, **KV}),

@@ -28,8 +28,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="of a text, at most")
     options = parser.parse_args()
     torch.manual_seed(0)
-    train, held_out = (pd.read_csv(path, keep_default_na=False) for path in (options.data, options.eval))
+    train, held_out = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (options.data, options.eval))
     names = sorted(train["label"].unique())
+    if strange := sorted(set(held_out["label"]) - set(names)):
+        parser.error(f"{options.eval} has labels that {options.data} does not have: {', '.join(strange)}")
     numbers = {name: i for i, name in enumerate(names)}
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForSequenceClassification.from_pretrained(

@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hwsearch.distill.families import attention_of, check_type, image_of, task_of, tasks_of
+from hwsearch.distill.families import attention_of, check_type, family_of, image_of, task_of, tasks_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import DType
 from hwsearch.errors import TeacherError
@@ -83,6 +83,8 @@ class Checkpoint(NamedTuple):
             ) from error
         if broken := [name for name, weight in model.state_dict().items() if not bool(torch.isfinite(weight).all())]:
             raise TeacherError(f"the checkpoint {folder} has weights that are not finite: {_some(broken)}")
+        for name, _ in model.named_parameters():
+            family_of(config).axes(name)  # what a student cannot have is told before anything is computed
         if hasattr(processor, "get_vocab") and (ids := len(processor)) > config.vocab_size:
             raise TeacherError(
                 f"the checkpoint {folder} has {config.vocab_size} embeddings for a tokenizer of {ids} tokens; "

@@ -124,11 +124,11 @@ def text_files(data: Path, held_out: Path | None = None) -> Corpus:
         # Every tenth block is held out, from all over the file, to select and to report in turn.
         for i, block in enumerate(blocks):
             texts[("select", "report")[i // 10 % 2] if i % 10 == 9 else "train"].append(block)
+        blocks = texts["train"]
     else:
-        aside = _blocks(held_out)
-        for i, block in enumerate(aside):
+        for i, block in enumerate(_blocks(held_out)):
             texts[("select", "report")[i % 2]].append(block)
-        texts["train"], left_out = _without("".join(blocks), "".join(aside))
+    texts["train"], left_out = _without("".join(blocks), "".join([*texts["select"], *texts["report"]]))
     for split, found in texts.items():
         if not found:
             raise DataError(

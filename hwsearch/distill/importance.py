@@ -154,9 +154,9 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
     return Importance(
         heads=torch.stack([sums[f"taylor.attention.{i}"] for i in every]),
         ffn=torch.stack([sums[f"taylor.feed_forward.{i}"] for i in every]),
-        stream={name: sums[name] / tokens for name in streams},
-        attention=tuple(sums[f"attention.{i}"] / tokens for i in every),
-        feed_forward=tuple(sums.get(f"feed_forward.{i}", nothing) / tokens for i in every),
+        stream={name: sums[name].div_(tokens) for name in streams},  # in place: they take gigabytes
+        attention=tuple(sums[f"attention.{i}"].div_(tokens) for i in every),
+        feed_forward=tuple(sums.get(f"feed_forward.{i}", nothing).div_(tokens) for i in every),
         channels={axis: sums[f"taylor.{axis}"] for axis in axes.values() if f"taylor.{axis}" in sums},
         inputs=fitted,
         behind=behind,
@@ -212,7 +212,7 @@ def ffn_dimensions(model: PreTrainedModel, objective: Objective, chunks: Tensor)
     handles = [layer.get_submodule(last).register_forward_pre_hook(add) for layer in family.layers_of(model)]
     try:
         with torch.no_grad():
-            objective.logits(model, chunks)
+            model.base_model(**objective.inputs(chunks))
     finally:
         for handle in handles:
             handle.remove()

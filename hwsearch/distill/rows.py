@@ -5,6 +5,7 @@ They come as CSV, TSV, JSONL or Parquet, as a folder that `datasets` has saved, 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -142,6 +143,7 @@ def draw_texts(
         seed: of the draw; None takes them evenly.
     """
     drawn = places(len(texts), count, seed)
+    tokenizer = copy.deepcopy(tokenizer)  # it would keep the length in what a student's folder gets
     filled = _filled(tokenizer, sequence, pair=any(BESIDE in texts[place] for place in drawn))
     rows = np.empty((len(drawn), sequence + 1), np.int64)
     rows[:, -1] = np.asarray(labels, np.int64)[drawn]
@@ -162,19 +164,30 @@ def draw_tagged(
     """The same of texts whose words have a class each, which stands at the word's first token, [texts, 2 x sequence]:
     token ids, then classes."""
     drawn = places(len(texts), count, seed)
+    tokenizer = copy.deepcopy(tokenizer)  # it would keep the length in what a student's folder gets
     filled = _filled(tokenizer, sequence, pair=False)
     rows = np.full((len(drawn), 2 * sequence), NO_ANSWER, np.int64)
     for first in range(0, len(drawn), AT_ONCE):
         some = drawn[first : first + AT_ONCE]
-        encoded = tokenizer([texts[place].split(" ") for place in some], is_split_into_words=True, **filled)
+        encoded = tokenizer([texts[place] for place in some], return_offsets_mapping=True, **filled)
         rows[first : first + AT_ONCE, :sequence] = encoded["input_ids"]
         for row, place in enumerate(some):
-            before = None
-            for position, word in enumerate(encoded.word_ids(row)):
+            before, words = None, _words(texts[place])
+            for position, (start, end) in enumerate(encoded["offset_mapping"][row]):
+                word = words[end - 1] if end > start else None
                 if word is not None and word != before:
                     rows[first + row, sequence + position] = labels[place][word]
                 before = word
     return rows
+
+
+def _words(text: str) -> list[int]:
+    """Which word each character belongs to, words between single spaces; a space to the one before."""
+    found, word = [], 0
+    for letter in text:
+        found.append(word)
+        word += letter == " "
+    return found
 
 
 def _filled(tokenizer: PreTrainedTokenizerBase, sequence: int, pair: bool) -> dict[str, Any]:

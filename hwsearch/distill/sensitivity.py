@@ -8,6 +8,7 @@ those of one question together.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hwsearch.distill.families import rows_at_once
+from hwsearch.distill.objectives.outputs import TopK
 from hwsearch.distill.quantise import parts_of, quantise, restore
 from hwsearch.distill.rows import NO_ANSWER
 from hwsearch.precision import Precision, Scheme
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 BATCH = 4  # chunks at once
 CHUNKS = 16  # that are looked at
+ROWS = 512  # answers at once: their logarithms take several times the room of the logits
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
@@ -57,7 +61,7 @@ def measured_losses(
     parts, answers = parts_of(model), 0
     found = np.zeros(len(parts))
     with torch.inference_mode():
-        for part in chunks.split(BATCH * objective.inputs_a_chunk):
+        for part in _parts(model, objective, chunks):
             own = objective.logits(model, part)
             answers += _asked(objective, part)
             for i, (module, names) in enumerate(parts):
@@ -85,7 +89,7 @@ def estimated_losses(
     generator = torch.Generator().manual_seed(0)
     model.requires_grad_(True)
     try:
-        for part in chunks.split(BATCH * objective.inputs_a_chunk):
+        for part in _parts(model, objective, chunks):
             each = objective.logits(model, part)
             logits, together = each.flatten(0, 1), each.shape[1] == 1
             answers += _asked(objective, part)
@@ -133,13 +137,12 @@ def sensitivity_in_worker(
     quantise_parts(model, architecture, scheme)
     model.load_state_dict(trained["model"])
     model.eval().requires_grad_(False)
-    parts = few.split(BATCH * objective.inputs_a_chunk)
+    parts, plain = _parts(model, objective, few), copy.deepcopy(model)
+    restore(plain)
     with torch.inference_mode():
-        whole = [objective.logits(model, part) for part in parts]
-        restore(model)
-        plain = [objective.logits(model, part) for part in parts]
-    joint = sum(_kl(p, q) for p, q in zip(plain, whole, strict=True)) / sum(_asked(objective, part) for part in parts)
-    given = (model, objective, scheme)
+        joint = sum(_kl(objective.logits(plain, part), objective.logits(model, part)) for part in parts)
+    joint /= sum(_asked(objective, part) for part in parts)
+    given = (plain, objective, scheme)
     return Sensitivity(
         measured={p: tuple(measured_losses(*given, p, few).tolist()) for p in precisions},
         estimated={p: tuple(estimated_losses(*given, p, few).tolist()) for p in precisions},
@@ -147,7 +150,20 @@ def sensitivity_in_worker(
     )
 
 
+def _parts(model: PreTrainedModel, objective: Objective, chunks: Tensor) -> tuple[Tensor, ...]:
+    """Chunks that are looked at at once: fewer where these are long or there is much to choose from, unless they are
+    answers to each other."""
+    size = BATCH * objective.inputs_a_chunk
+    if objective.outputs is TopK:
+        size = min(size, rows_at_once(model.config, chunks.shape[1], size))
+    parts: tuple[Tensor, ...] = chunks.split(size)
+    return parts
+
+
 def _kl(p: Tensor, q: Tensor) -> float:
     """Summed KL of `q` from `p`, logits."""
-    first, second = p.float().log_softmax(-1), q.float().log_softmax(-1)
-    return max(0.0, float((first.exp() * (first - second)).sum()))
+    found = 0.0
+    for some, others in zip(p.flatten(0, -2).split(ROWS), q.flatten(0, -2).split(ROWS), strict=True):
+        first, second = some.float().log_softmax(-1), others.float().log_softmax(-1)
+        found += float((first.exp() * (first - second)).sum())
+    return max(0.0, found)

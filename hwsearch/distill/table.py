@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LABEL_COLUMN = "label"  # that is looked for unasked
-AS_WRITTEN: dict[str, Any] = {"encoding": "utf-8", "keep_default_na": False, "dtype": str}  # "01" is not 1
+AS_WRITTEN: dict[str, Any] = {  # "01" is not 1, and no column is anything but what its name says
+    "encoding": "utf-8",
+    "keep_default_na": False,
+    "dtype": str,
+    "index_col": False,
+}
 FORMS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
 
 
@@ -56,7 +62,9 @@ def _read(path: Path) -> pd.DataFrame:
         )
     kind = "folder that datasets has saved" if path.is_dir() else f"{path.suffix[1:]} file in UTF-8"
     try:
-        return _saved(path) if path.is_dir() else readers[path.suffix]()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than there are columns
+            return _saved(path) if path.is_dir() else readers[path.suffix]()
     except DataError:
         raise
     except OSError as error:

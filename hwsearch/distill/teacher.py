@@ -219,6 +219,8 @@ def _digest(model: PreTrainedModel, processor: Any, objective: Objective, code: 
     # What stands beside the tokenizer's own file: which token pads, and how a sentence's vector comes about.
     roles = getattr(processor, "special_tokens_map", {})
     digest.update(repr((sorted(roles.items()), getattr(objective, "pooling", None))).encode())
+    if first := getattr(objective, "first", None):
+        digest.update(repr(first).encode())
     fast = getattr(processor, "backend_tokenizer", None)
     known = _vocabulary(processor)
     if isinstance(known, dict):

@@ -25,7 +25,7 @@ import psutil
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.checkpoint import Checkpoint
-from hwsearch.distill.gpus import at_once, free_bytes, gpus
+from hwsearch.distill.gpus import PER_WEIGHT, at_once, free_bytes, gpus
 from hwsearch.distill.job import STATISTICS, Facts, Job, ProxyScore, TaskSpec, work_of
 from hwsearch.errors import RunError, TrainingError
 
@@ -109,9 +109,10 @@ def _wanted(spec: TaskSpec, cores: int) -> int:
 
 
 def _held(spec: TaskSpec) -> int:
-    """How many processes memory holds the teacher's weights for."""
-    own = Checkpoint.of(spec.teacher, dtype=spec.teacher_dtype).own_bytes()
-    return max(1, int(ROOM * psutil.virtual_memory().available / own)) if own else MOST
+    """How many processes memory holds the teacher's weights for, and a student of half as many in training."""
+    teacher = Checkpoint.of(spec.teacher, dtype=spec.teacher_dtype)
+    each = teacher.own_bytes() + PER_WEIGHT / 2 * sum(count for _, count in teacher.weights())
+    return min(MOST, max(1, int(ROOM * psutil.virtual_memory().available / each))) if each else MOST
 
 
 def _start(spec: TaskSpec, threads: int, counter: Any, numbers: Any) -> None:

@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 import platformdirs
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from hwsearch import __version__
 from hwsearch.distill.checks import check_labels, check_teachers
@@ -253,7 +254,10 @@ class Workshop:
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with whole(path) as temporary:
-        temporary.write_bytes(save(tensors))  # a full disk is an OSError here
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(str(error)) from error
 
 
 def _falling(values: torch.Tensor) -> tuple[tuple[float, ...], ...]:

@@ -35,10 +35,14 @@ class _Whole(nn.Module):
     def __init__(self, student: PreTrainedModel, objective: Objective) -> None:
         super().__init__()
         self.student, self.objective = student, objective
+        self.counts = hasattr(student.base_model, "wpe")  # GPT-2 learns positions, others compute or compare them
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Every answer; inputs in the order of `Objective.axes`."""
-        return self.objective.answer(self.student, dict(zip(self.objective.axes, inputs, strict=True))).float()
+        given = dict(zip(self.objective.axes, inputs, strict=True))
+        if self.counts:
+            given["position_ids"] = _positions(given["attention_mask"])
+        return self.objective.answer(self.student, given).float()
 
 
 class _Continued(nn.Module):
@@ -49,11 +53,10 @@ class _Continued(nn.Module):
         self.student = student
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, past: list[list[Tensor]]) -> tuple[Tensor, ...]:
-        """Logits of the last position, and all keys and values. Positions count from the first token that is there:
-        what is said of the last one fills shorter texts up at their beginning."""
+        """Logits of the last position, and all keys and values."""
         from transformers import DynamicCache
 
-        positions = (attention_mask.cumsum(-1) - 1).clamp_min(0)
+        positions = _positions(attention_mask)
         given: Any = {
             "attention_mask": attention_mask,
             "position_ids": positions[:, past[0][0].shape[2] :],
@@ -63,6 +66,12 @@ class _Continued(nn.Module):
         found = self.student(input_ids=input_ids, logits_to_keep=1, **given)
         present = [tensor for layer in found.past_key_values.layers for tensor in (layer.keys, layer.values)]
         return (found.logits.float(), *present)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """They count from the first token that is there: shorter texts may be filled up at their beginning, so that what
+    is said of the last position is of a text's last token."""
+    return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
 def float_graph(

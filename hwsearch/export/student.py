@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from hwsearch.architecture import Architecture
 from hwsearch.distill.proxy import load_state
 from hwsearch.distill.quantise import QuantisedLinear, quantise_parts
@@ -113,5 +115,6 @@ class TrainedStudent:
                 if to.exists():
                     to.replace(Path(name) / "earlier")  # it goes with the temporary folder
                 temporary.replace(to)
-        except OSError as error:
-            raise RunError(f"cannot write {to}: {error.strerror}") from error
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(f"cannot write {to}: {reason}") from error

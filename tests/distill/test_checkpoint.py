@@ -162,11 +162,12 @@ def test_weights_in_their_own_floats_are_mapped(
     assert other.digest != own.digest
     # Without room for a copy each, processes are fewer; one there is always.
     spec = TaskSpec(str(folder), teacher_dtype="bfloat16")
-    monkeypatch.setattr(workers, "ROOM", 3 * other.checkpoint.own_bytes() / psutil.virtual_memory().total)
+    each = (2 + workers.PER_WEIGHT / 2) * other.model.num_parameters()  # a student in training beside it
+    monkeypatch.setattr(workers, "ROOM", 3 * each / psutil.virtual_memory().total)
     few = Workers(spec, 8)
     assert few.count in (1, 2)
     assert few.few
-    assert Workers(replace(spec, teacher_dtype="float32"), 8).count == 8
+    assert few.count <= Workers(replace(spec, teacher_dtype="float32"), 8).count < 8
 
 
 def test_a_teacher_may_answer_in_eight_bits(tiny_teacher: Path, text_file: Path) -> None:

@@ -11,6 +11,7 @@ from hwsearch.distill.data import (
     standard_library,
     text_files,
 )
+from hwsearch.distill.objectives.next_token import NextToken
 from hwsearch.errors import DataError
 
 
@@ -89,6 +90,37 @@ def test_a_passage_that_is_held_out_is_not_trained_on(text_file: Path, tmp_path:
     assert len(left) > 0.9 * sum(map(len, [*lines[:first], *lines[last:]]))
     held_out.write_text("return None\n" + "nothing of that kind stands there, whatever number it has\n" * 200)
     assert "".join(text_files(text_file, held_out).texts["train"]) == "".join(lines)
+
+
+def test_what_is_repeated_stands_on_one_side(tmp_path: Path) -> None:
+    lines = [
+        f"line {i} of a text whose lines are all their own, and long enough to be known again: {i * i}\n" * 3
+        for i in range(1000)
+    ]
+    path = tmp_path / "twice.txt"
+    path.write_text("".join(lines + lines[100:]))
+    corpus = text_files(path)
+    aside = "".join([*corpus.texts["select"], *corpus.texts["report"]])
+    assert "without" in corpus.name
+    assert not [line for line in lines if line in aside and line in "".join(corpus.texts["train"])]
+
+
+def test_a_text_begins_as_its_tokenizer_begins_it(tiny_teacher: Path, text_file: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
+    texts = text_files(text_file).texts["train"]
+    plain = NextToken(tokenizer).draw(texts, None, 4, 16, 0)
+    assert NextToken(tokenizer).first == []
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
+    begun = NextToken(tokenizer)
+    rows = begun.draw(texts, None, 4, 16, 0)
+    assert begun.first == [0]
+    assert rows.shape == plain.shape
+    assert (rows[:, 0] == 0).all()
+    with pytest.raises(DataError, match="no room"):
+        begun.draw(texts, None, 4, 1, 0)
 
 
 def test_text_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from hwsearch.distill.data import SPLITS
 from hwsearch.distill.rows import BESIDE, UNLABELLED, class_of, labelled_texts, sentences, tagged_texts
+from hwsearch.distill.table import table
 from hwsearch.errors import DataError
 
 NAMES = {"red": 0, "green": 1, "blue": 2}
@@ -114,6 +115,13 @@ def test_cells_are_taken_as_they_are_written(tmp_path: Path) -> None:
         text: label for split in SPLITS for text, label in zip(corpus.texts[split], corpus.labels[split], strict=True)
     }
     assert found == {str(i): i % 4 for i in range(400)}
+
+
+def test_a_row_with_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "commas.csv"
+    path.write_text("text,label\nHello, world,1\ngood morning,0\nbye,1\n")
+    with pytest.raises(DataError, match=r"commas\.csv is no csv file"):
+        list(table(path, "text", "label"))
 
 
 def test_a_quotation_mark_in_a_tsv_is_a_character_like_others(tmp_path: Path) -> None:

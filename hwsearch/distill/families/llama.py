@@ -43,7 +43,10 @@ LLAMA = Family(
         "self_attn.o_proj.bias": ("width",),
         "post_attention_layernorm.weight": ("width",),
         "mlp.gate_proj.weight": ("ffn", "width"),
+        "mlp.gate_proj.bias": ("ffn",),
         "mlp.up_proj.weight": ("ffn", "width"),
+        "mlp.up_proj.bias": ("ffn",),
         "mlp.down_proj.weight": ("width", "ffn"),
+        "mlp.down_proj.bias": ("width",),
     },
 )

@@ -8,6 +8,7 @@ different widths.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "cls"]
 OLDER = "pooling_mode_"
 POOLING = Path("1_Pooling") / "config.json"  # as sentence-transformers keeps it
+PROMPTS = "config_sentence_transformers.json"
+SETTINGS = ("sentence_bert_config.json", PROMPTS)
 MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
 
 
@@ -52,14 +55,17 @@ class Neighbours(Padded):
     Args:
         tokenizer: of the teacher.
         pooling: how the last hidden states become one vector.
+        beside: files of the teacher's folder that a student's gets as they are, by name.
     """
 
     output = "sentence_embedding"
     outputs: ClassVar[type[Outputs]] = Vectors
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, pooling: Pooling) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, pooling: Pooling, beside: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(tokenizer)
-        self.pooling = pooling
+        self.pooling, self.beside = pooling, dict(beside or {})
 
     def read(self, spec: TaskSpec) -> Corpus:
         """Texts, or pairs of them."""
@@ -153,6 +159,23 @@ class Neighbours(Padded):
             "pooling_mode_mean_tokens": self.pooling == "mean",
         }
         write_text(folder / POOLING, pretty(pooling) + "\n")
+        for name, text in self.beside.items():
+            write_text(folder / name, text)
+
+
+def settings_of(folder: Path) -> dict[str, str]:
+    """What else sentence-transformers reads of a checkpoint: its longest text and its prompts, by file.
+
+    Raises:
+        TeacherError: texts are put behind a prompt, which students do not read.
+    """
+    found = {name: (folder / name).read_text(encoding="utf-8") for name in SETTINGS if (folder / name).is_file()}
+    if PROMPTS in found and (prompt := read_json(folder / PROMPTS).get("default_prompt_name")):
+        raise TeacherError(
+            f"{folder} puts its prompt {prompt!r} before every text, which students are not trained for; put it before "
+            f"the texts, and set default_prompt_name to null in {PROMPTS}"
+        )
+    return found
 
 
 def pooling_of(folder: Path) -> Pooling:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from hwsearch.distill.data import Corpus, draw_chunks, standard_library, text_files
@@ -25,20 +26,26 @@ class NextToken(Plain):
 
     Args:
         tokenizer: of the teacher.
+
+    Attributes:
+        first: what every text begins with (Llama's and Mistral's `<s>`): what is deployed reads it.
     """
 
     inputs_a_chunk, rate = 1, 1.0
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.first = tokenizer, first_tokens(tokenizer)
 
     def read(self, spec: TaskSpec) -> Corpus:
         """Plain text; the standard library by default."""
         return read_text(spec)
 
     def draw(self, texts: Any, labels: Any, count: int, sequence: int, seed: int | None) -> NDArray[Any]:  # noqa: ARG002
-        """Neighbouring chunks share a token."""
-        return draw_chunks(texts, self.tokenizer, count, sequence, seed)
+        """Neighbouring chunks share a token; each begins as the tokenizer begins a text."""
+        if (inside := sequence - len(self.first)) < 1:
+            raise DataError(f"--sequence {sequence} leaves no room behind the tokens that a text begins with")
+        chunks = draw_chunks(texts, self.tokenizer, count, inside, seed)
+        return np.column_stack([np.tile(np.asarray(self.first, np.int64), (len(chunks), 1)), chunks])
 
     def labels(self, chunks: Any) -> Any:
         """The next tokens."""
@@ -73,6 +80,14 @@ class NextToken(Plain):
             hidden = model.base_model(input_ids=chunks[:, :-1], use_cache=False).last_hidden_state
         hidden = hidden.flatten(0, 1)
         return head.rounded(hidden) if isinstance(head, QuantisedLinear) else (hidden, head.weight)
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that a tokenizer puts before a text by itself."""
+    text = "a"
+    whole = list(tokenizer(text)["input_ids"])
+    bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return whole[: next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)]
 
 
 def read_text(spec: TaskSpec) -> Corpus:
