@@ -147,7 +147,7 @@ def test_a_worker_elsewhere_keeps_its_students_where_it_is_told(tmp_path: Path) 
     study.close()
 
 
-def test_a_storage_that_goes_away_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_storage_that_goes_away_before_a_worker_begins_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "run", Dying(3))
     path = tmp_path / "run" / "study.db"
