@@ -37,6 +37,14 @@ def close_storage(storage: optuna.storages.BaseStorage) -> None:
         engine.dispose()
 
 
+def file_of(address: Address) -> Path | None:
+    """The file that a storage is; None for a server."""
+    url = str(address)
+    if "://" not in url:
+        return Path(url)
+    return Path(url.split(":///", 1)[-1]) if url.startswith("sqlite") else None
+
+
 @contextmanager
 def locked(address: Address, storage: optuna.storages.BaseStorage, study: int) -> Iterator[None]:
     """Alone with a study, among all processes that use this.
@@ -47,8 +55,7 @@ def locked(address: Address, storage: optuna.storages.BaseStorage, study: int) -
         study: its id there.
     """
     url = str(address)
-    if "://" not in url or url.startswith("sqlite"):
-        path = address if isinstance(address, Path) else Path(url.split(":///", 1)[-1])
+    if (path := file_of(address)) is not None:
         with FileLock(f"{path}.alone"):  # ".lock" is what Optuna's journal calls its own
             yield
         return

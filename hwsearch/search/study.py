@@ -31,7 +31,7 @@ from hwsearch.files import whole
 from hwsearch.search.owner import LEFT, alive
 from hwsearch.search.result import Result
 from hwsearch.search.rungs import leveled
-from hwsearch.search.storage import Address, close_storage, locked, open_storage, public
+from hwsearch.search.storage import Address, close_storage, file_of, locked, open_storage, public
 
 DIRECTIONS = (optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MINIMIZE)
 METRICS = ("latency_ms", "loss")
@@ -117,6 +117,8 @@ class Study:
     """
 
     def __init__(self, address: Address, name: str, make: bool = True) -> None:
+        if not make and (path := file_of(address)) is not None and not path.exists():
+            raise RunError(f"no study {name!r} in {public(address)}: there is no such file")
         try:
             self._storage = open_storage(address)
             names = optuna.get_all_study_names(self._storage)

@@ -147,6 +147,13 @@ def test_a_worker_elsewhere_keeps_its_students_where_it_is_told(tmp_path: Path) 
     study.close()
 
 
+@pytest.mark.parametrize("form", ["sqlite:///{}", "{}"])
+def test_a_storage_that_is_not_there_is_not_begun(tmp_path: Path, form: str) -> None:
+    with pytest.raises(RunError, match="there is no such file"):
+        Study(form.format(tmp_path / "typo.db"), "run", make=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_storage_that_goes_away_before_a_worker_begins_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "run", Dying(3))
