@@ -214,7 +214,8 @@ def test_a_copy_holds_everything(storage: Path | str, tmp_path: Path) -> None:
 
 
 def test_what_is_no_study_is_one_clear_line_without_a_password(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no study 'mine' .*have: none"):
+    Study(f"sqlite:///{tmp_path / 'study.db'}", "other").close()
+    with pytest.raises(RunError, match=r"no study 'mine' .*have: other"):
         Study(f"sqlite:///{tmp_path / 'study.db'}", "mine", make=False)
     with pytest.raises(RunError, match=r"can be opened|driver") as error:
         Study("postgresql://me:secret@127.0.0.1:1/none", "mine")
