@@ -53,15 +53,17 @@ def measured_teacher(
     """The teacher's latencies as measured, by the float precisions that the runtime runs: what a share of them is a
     share of. Kept for what `measurer` measures, so that the same command has the same budget again; none of a teacher
     with more weights than a graph or the memory that is left holds."""
-    room = min(LARGEST_MIB, psutil.virtual_memory().available / 2**20 / COPIES)
     forms = {p: teacher.in_float(p) for p in profile.runtimes[target.runtime].precisions if p.is_float}
-    # What is timed has a head of its own.
-    forms = {p: form for p, form in forms.items() if replace(form, tied=False).size_mib <= room}
     names = "".join(form.digest for form in forms.values())
     path = platformdirs.user_cache_path("hwsearch") / "teachers" / f"{measurer.subject}-{names}.json"
     found = read_or_drop(path, lambda path: read_as(path, dict[Precision, Latency])) if measurer.subject else None
-    if found is not None or not forms:
-        return found or {}
+    if found is not None:
+        return found
+    room = min(LARGEST_MIB, psutil.virtual_memory().available / 2**20 / COPIES)
+    # What is timed has a head of its own.
+    forms = {p: form for p, form in forms.items() if replace(form, tied=False).size_mib <= room}
+    if not forms:
+        return {}
     progress.stage("measuring the teacher", 1.0)
     latencies = measurer.measure([*forms.values()], progress.at)
     price = Estimator(profile, target, workload)
