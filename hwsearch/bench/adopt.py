@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from hwsearch import __version__
 from hwsearch.bench import onnxruntime
-from hwsearch.bench.answers import import_kit, kit_facts
+from hwsearch.bench.answers import import_kit, kit_facts, ran_on
 from hwsearch.bench.host import fitted
 from hwsearch.bench.kit import Manifest, read_manifest
 from hwsearch.bench.machine import check_here
@@ -72,7 +72,7 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     place = (to.resolve() if to else own_tables()) / table
     known = _known(device)
     _check(manifest, cases, raw, known)
-    on = str(about.get("graphics") if name != "onnxruntime" and about.get("graphics") else about.get("board", device))
+    on = ran_on(name, str(about.get("board", device)), str(about.get("graphics", "")))
     facts = known.runtimes.get(name, manifest.facts) if known else manifest.facts
     runtime = replace(
         facts,

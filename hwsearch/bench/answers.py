@@ -47,11 +47,6 @@ class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     date: str
     clocks: dict[str, float]
 
-    @property
-    def measured(self) -> str:
-        """What ran the models: the graphics card of a runtime that needs one, where it is known."""
-        return self.graphics if self.graphics and self.runtime != "onnxruntime" else self.board
-
 
 class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the board measured of one model.
@@ -80,6 +75,11 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     readings: Readings
 
 
+def ran_on(runtime: str, board: str, graphics: str) -> str:
+    """What ran a kit's models: the graphics card of a runtime that needs one, where it is known."""
+    return graphics if graphics and runtime != "onnxruntime" else board
+
+
 def import_kit(folder: Path, results: Path | None = None) -> tuple[list[Case], list[Raw]]:
     """What a board measured, as `Measuring` holds it. Models that it has not measured yet are left out.
 
@@ -103,7 +103,7 @@ def import_kit(folder: Path, results: Path | None = None) -> tuple[list[Case], l
                 threads=board.threads,
                 power_mode=board.power_mode,
                 io="compute",
-                source=f"hwsearch kit on {board.measured}",
+                source=f"hwsearch kit on {ran_on(board.runtime, board.board, board.graphics)}",
             )
         )
     usual = Reference(lambda: None, known=[spell for raw in raws for spell in raw.reference[::5]]).usual

@@ -115,8 +115,7 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
     A device without a row in it is refused, unless all its runtimes borrow: then what they borrow is written.
     """
     from hwsearch.bench.trtexec import names_trtexec, read_trtexec_cases
-    from hwsearch.latency.calibrate import matches, mismatch
-    from hwsearch.latency.cases import read_cases
+    from hwsearch.latency.cases import is_of, matches, mismatch, read_cases
     from hwsearch.latency.refine import fit_or_refine
     from hwsearch.profiles import find_file, load_profile, save_profile, user_folder
 
@@ -129,6 +128,11 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
         raise ProfileError(
             f"no runtime {runtime!r} in {template} (have: {', '.join(facts.runtimes)}); add its facts there first"
         )
+    own = [case for case in cases if is_of(case, facts) and case.runtime in facts.runtimes]
+    foreign = [why for case in own if runtime in (None, case.runtime) and (why := mismatch(case, facts))]
+    if foreign:
+        names = ", ".join(sorted(set(foreign)))
+        note(f"skipped {len(foreign)} rows of what the profile does not have: {names}")
     if not any(matches(case, facts) and runtime in (None, case.runtime) for case in cases):
         if runtime is not None or not all(found.borrows for found in facts.runtimes.values()):
             known = runtime or " or ".join(facts.runtimes)
@@ -140,11 +144,6 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
             f"{facts.name} is priced by its measured table in {', '.join(tables)}, where rows of whole models change "
             f"nothing: measure more points (hwsearch profile --device {facts.name}), or name another --runtime"
         )
-    others = [case for case in cases if case.runtime in facts.runtimes and runtime in (None, case.runtime)]
-    foreign = [why for case in others if (why := mismatch(case, facts)) and not why.endswith(f"/{case.runtime}")]
-    if foreign:
-        names = ", ".join(sorted(set(foreign)))
-        note(f"skipped {len(foreign)} rows of what the profile does not have: {names}")
     fitted, refined = fit_or_refine(facts, cases, file.name, only=runtime)
     note(
         "the rows are beside those that the profile rests on"

@@ -166,11 +166,12 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         teacher_dtype=options["teacher_dtype"],
         trust_remote_code=options["trust_remote_code"],
     )
-    workers, measures = Workers(spec), measurer_of(profile, target, wishes.workload) is not None
+    workers = Workers(spec)
     try:
         with Progress() as progress:
             if options["teacher"] and options["batch"] is None:
                 architecture = result_of(workers.open()).architecture
+                measures = measurer_of(profile, target, wishes.workload) is not None
                 wishes, lone = with_room(wishes, profile, target, architecture, measures), wishes
                 if wishes is not lone:
                     progress.say(

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 @json_option
 def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
     """How wrong is a profile on measured cases?"""
-    from hwsearch.latency.calibrate import mismatch
-    from hwsearch.latency.cases import read_cases
+    from hwsearch.latency.cases import mismatch, read_cases
     from hwsearch.latency.validate import validate as compare
 
     profile = find(device)

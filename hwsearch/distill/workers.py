@@ -33,7 +33,7 @@ T = TypeVar("T")
 SAMPLE = 32  # chunks that a student as it is cut out is looked at on
 PATIENCE = 2.0  # seconds for processes to end by themselves
 MOST = 8  # processes; each holds a teacher and its outputs
-ROOM = 0.5  # of the memory that is there, for copies of the teacher
+ROOM = 0.5  # of the memory that is there, for copies of the teacher and students in training
 
 
 class Workers:
@@ -41,8 +41,8 @@ class Workers:
 
     Args:
         spec: of the task.
-        count: processes; by default one a core, as far as memory holds a teacher for each, and GPUs, where there are
-            any, a student for each.
+        count: processes; by default one a core, as far as memory holds a teacher and a student for each, and GPUs,
+            where there are any, a student for each.
 
     Attributes:
         few: processes are fewer than that for lack of memory.

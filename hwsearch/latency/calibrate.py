@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Error, Figure, Fit, Parameters, Runtime, Target
 from hwsearch.latency.analytic import AnalyticModel
-from hwsearch.latency.cases import Case, digest, table_of
+from hwsearch.latency.cases import Case, digest, matches, table_of
 from hwsearch.latency.estimator import Estimates, estimate_with, log_gradient, medians_us
 from hwsearch.latency.hulls import hulls_of, reach_of
 from hwsearch.latency.prior import Belief, prior_of
@@ -58,23 +58,6 @@ def fit_device(
         for name, runtime in profile.runtimes.items()
     }
     return replace(profile, runtimes=runtimes)
-
-
-def matches(case: Case, profile: DeviceProfile) -> bool:
-    """Whether a case is one of this device."""
-    return not mismatch(case, profile)
-
-
-def mismatch(case: Case, profile: DeviceProfile) -> str:
-    """What a case is of that the profile has not; empty where it is a case of this device."""
-    if case.device not in (profile.name, *profile.aliases) or case.runtime not in profile.runtimes:
-        return f"{case.device}/{case.runtime}"
-    runtime = profile.runtimes[case.runtime]
-    if foreign := sorted(map(str, case.precisions - set(runtime.precisions))):
-        return f"{case.runtime} in {', '.join(foreign)}"
-    if runtime.threads and profile.cores and case.threads > profile.cores.value:
-        return f"{case.runtime} with {case.threads} threads"
-    return ""
 
 
 def estimate_cases(

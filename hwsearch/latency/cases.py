@@ -205,6 +205,28 @@ def _case(row: dict[str | None, str | None], place: str) -> Case:
         raise CasesError(f"{place}: {error}") from error
 
 
+def matches(case: Case, profile: DeviceProfile) -> bool:
+    """Whether a case is one of this device."""
+    return not mismatch(case, profile)
+
+
+def mismatch(case: Case, profile: DeviceProfile) -> str:
+    """What a case is of that the profile has not; empty where it is a case of this device."""
+    if not is_of(case, profile) or case.runtime not in profile.runtimes:
+        return f"{case.device}/{case.runtime}"
+    runtime = profile.runtimes[case.runtime]
+    if foreign := sorted(map(str, case.precisions - set(runtime.precisions))):
+        return f"{case.runtime} in {', '.join(foreign)}"
+    if runtime.threads and profile.cores and case.threads > profile.cores.value:
+        return f"{case.runtime} with {case.threads} threads"
+    return ""
+
+
+def is_of(case: Case, profile: DeviceProfile) -> bool:
+    """Whether a case names the device."""
+    return case.device in (profile.name, *profile.aliases)
+
+
 def table_of(profile: DeviceProfile, cases: Sequence[Case]) -> OpTable:
     """The kernels of what each case measured, one architecture a case, of one runtime."""
     return concatenate([case.ops(profile.runtimes[case.runtime]) for case in cases])

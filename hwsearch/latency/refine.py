@@ -18,13 +18,12 @@ from hwsearch.latency.calibrate import (
     estimate_cases,
     fit_device,
     judged,
-    matches,
     rounded,
     stretch_of,
     update,
     with_belief,
 )
-from hwsearch.latency.cases import Case, digest
+from hwsearch.latency.cases import Case, digest, matches
 from hwsearch.latency.hulls import spanned
 from hwsearch.latency.prior import Belief, stored
 

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 
 from hwsearch.device import DeviceProfile
-from hwsearch.latency.calibrate import intervals_of, leave_one_model_out, matches
-from hwsearch.latency.cases import Case
+from hwsearch.latency.calibrate import intervals_of, leave_one_model_out
+from hwsearch.latency.cases import Case, matches
 from hwsearch.latency.estimator import estimate
 
 

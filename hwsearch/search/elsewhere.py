@@ -79,7 +79,7 @@ def reprice(
             "latency_fp32": msgspec.to_builtins(floats.get(Precision.FP32)),
         },
         "chosen": (chosen := _moved(document["chosen"], priced, runs)),
-        "lost": (document.get("lost") or NO_WAY if document["chosen"] and not chosen else ""),
+        "lost": NO_WAY if document["chosen"] and not chosen else document.get("lost", ""),
         "front": [result.to_json() for result in front(there)],
         "finalists": [
             {**finalist, "predicted_ms": result["latency"]["median_ms"], "measured_ms": None, "result": result}

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -163,11 +164,13 @@ def test_weights_in_their_own_floats_are_mapped(
     # Without room for a copy each, processes are fewer; one there is always.
     spec = TaskSpec(str(folder), teacher_dtype="bfloat16")
     each = (2 + workers.PER_WEIGHT / 2) * other.model.num_parameters()  # a student in training beside it
-    monkeypatch.setattr(workers, "ROOM", 3 * each / psutil.virtual_memory().total)
-    few = Workers(spec, 8)
-    assert few.count in (1, 2)
-    assert few.few
-    assert few.count <= Workers(replace(spec, teacher_dtype="float32"), 8).count < 8
+    mapped_too = replace(spec, teacher_dtype="float32")
+    for room, counts in ((0.0, (1, 1)), (1.9, (1, 2)), (3.9, (3, 4)), (7.5, (7, 8)), (100.0, (8, 8))):
+        left = SimpleNamespace(available=room * each / workers.ROOM)
+        monkeypatch.setattr(workers.psutil, "virtual_memory", lambda left=left: left)
+        few = Workers(spec, 8)
+        assert (few.count, Workers(mapped_too, 8).count) == counts
+        assert few.few == (counts[0] < 8)
 
 
 def test_a_teacher_may_answer_in_eight_bits(tiny_teacher: Path, text_file: Path) -> None:

@@ -544,47 +544,36 @@ def test_a_teacher_that_no_graph_holds_is_estimated() -> None:
     assert not ruler.measured
 
 
-class Deep(NullMeasurer):
+class Scaled(NullMeasurer):
+    """What is measured is what is estimated, times what `scale` says of the architecture."""
+
+    def __init__(self, scale: Callable[[Architecture], float]) -> None:
+        profile = find_profile("jetson-orin")
+        super().__init__(Estimator(profile, profile.target(), BULK))
+        self.scale = scale
+
+    def measure(
+        self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
+    ) -> list[Latency]:
+        found = zip(super().measure(architectures, progress), map(self.scale, architectures), strict=True)
+        return [
+            replace(one, median_ms=s * one.median_ms, low_ms=s * one.low_ms, high_ms=s * one.high_ms)
+            for one, s in found
+        ]
+
+
+def deep(depth: int) -> Scaled:
     """What is of one depth is faster than estimated."""
-
-    def __init__(self, depth: int) -> None:
-        profile = find_profile("jetson-orin")
-        super().__init__(Estimator(profile, profile.target(), BULK))
-        self.depth = depth
-
-    def measure(
-        self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
-    ) -> list[Latency]:
-        found = super().measure(architectures, progress)
-        scales = [0.7 if a.depth == self.depth else 1.0 for a in architectures]
-        return [
-            replace(one, median_ms=s * one.median_ms, low_ms=s * one.low_ms, high_ms=s * one.high_ms)
-            for one, s in zip(found, scales, strict=True)
-        ]
+    return Scaled(lambda a: 0.7 if a.depth == depth else 1.0)
 
 
-class Scattering(NullMeasurer):
+def scattering(salt: str) -> Scaled:
     """What is measured lies 0.55 to 0.9 times what is estimated, by the architecture."""
-
-    def __init__(self, salt: str) -> None:
-        profile = find_profile("jetson-orin")
-        super().__init__(Estimator(profile, profile.target(), BULK))
-        self.salt = salt
-
-    def measure(
-        self, architectures: Sequence[Architecture], progress: Callable[[float], None] = lambda _: None
-    ) -> list[Latency]:
-        scales = [
-            0.55 + 0.35 * hashlib.sha256((self.salt + a.digest).encode()).digest()[0] / 255 for a in architectures
-        ]
-        return [
-            replace(one, median_ms=s * one.median_ms, low_ms=s * one.low_ms, high_ms=s * one.high_ms)
-            for one, s in zip(super().measure(architectures, progress), scales, strict=True)
-        ]
+    return Scaled(lambda a: 0.55 + 0.35 * hashlib.sha256((salt + a.digest).encode()).digest()[0] / 255)
 
 
 def test_finalists_that_leave_room_are_tried_larger(tmp_path: Path) -> None:
-    ruler = Deep(2)
+    ruler = deep(2)
     _, outcome = search(tmp_path / "run", measurer=ruler, budget="300ms")
     assert outcome is not None
     assert outcome.chosen is not None
@@ -606,13 +595,13 @@ def test_finalists_that_leave_room_are_tried_larger(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("left", "ruler"),
     [
-        (1, Deep(2)),
-        (3, Deep(2)),
-        (6, Deep(2)),
-        (9, Scattering("c")),
-        (8, Scattering("e")),
-        (5, Scattering("e")),
-        (5, Scattering("f")),
+        (1, deep(2)),
+        (3, deep(2)),
+        (6, deep(2)),
+        (9, scattering("c")),
+        (8, scattering("e")),
+        (5, scattering("e")),
+        (5, scattering("f")),
     ],
 )
 def test_a_run_that_was_killed_while_finalists_are_resized_ends_alike(
@@ -642,7 +631,7 @@ def test_any_seed_will_do(tmp_path: Path) -> None:
 
 
 def test_hand_made_students_take_as_long_as_the_chosen_one_when_they_are_run(tmp_path: Path) -> None:
-    _, outcome = search(tmp_path / "run", measurer=Deep(TEACHER.depth), depths=(2, 3))
+    _, outcome = search(tmp_path / "run", measurer=deep(TEACHER.depth), depths=(2, 3))
     assert outcome is not None
     assert outcome.chosen is not None
     latency_ms = outcome.chosen.latency.median_ms
