@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from hwsearch.cli.output import note
+
 if TYPE_CHECKING:
     from hwsearch.device import DeviceProfile
+    from hwsearch.latency.cases import Case
 
 HOST = "host"
 device_option = click.option(
@@ -29,3 +33,11 @@ def find(
     with Progress() as progress:
         progress.stage("measuring this machine", 1.0)
         return host_profile(threads, progress.say, progress.at, runtime, bool(new_tokens))
+
+
+def note_modes(profile: DeviceProfile, cases: Sequence[Case]) -> None:
+    """Say which rows state a power mode that the profile does not have: they count as the default's."""
+    stated = [case.power_mode for case in cases if case.power_mode and not profile.named_power_mode(case.power_mode)]
+    if stated:
+        names = ", ".join(map(repr, sorted(set(stated))))
+        note(f"{len(stated)} rows state no power mode of the profile, taken as {profile.power_mode_of('')}: {names}")

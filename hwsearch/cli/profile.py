@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hwsearch.cli.device import HOST
+from hwsearch.cli.device import HOST, note_modes
 from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.types import Positive, RangeType
 from hwsearch.errors import HwsearchError, ProfileError
@@ -133,12 +133,14 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
     if foreign:
         names = ", ".join(sorted(set(foreign)))
         note(f"skipped {len(foreign)} rows of what the profile does not have: {names}")
-    if not any(matches(case, facts) and runtime in (None, case.runtime) for case in cases):
+    mine = [case for case in own if runtime in (None, case.runtime) and matches(case, facts)]
+    note_modes(facts, mine)
+    if not mine:
         if runtime is not None or not all(found.borrows for found in facts.runtimes.values()):
             known = runtime or " or ".join(facts.runtimes)
             raise HwsearchError(f"{file} has no row of {facts.name!r} with runtime {known}; nothing to fit")
         note(f"{file} has no row of {facts.name!r}: its runtimes get what they borrow, and nothing else")
-    there = {case.runtime for case in cases if matches(case, facts) and runtime in (None, case.runtime)}
+    there = {case.runtime for case in mine}
     if tables := sorted(name for name in there if facts.runtimes[name].table):
         raise ProfileError(
             f"{facts.name} is priced by its measured table in {', '.join(tables)}, where rows of whole models change "

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from hwsearch.cli.device import device_option, find
+from hwsearch.cli.device import device_option, find, note_modes
 from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.errors import HwsearchError
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
@@ -38,6 +35,7 @@ def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
     if result.skipped:
         names = sorted({mismatch(case, profile) for case in result.skipped})
         note(f"skipped {len(result.skipped)} cases of what the profile does not have: {', '.join(names)}")
+    note_modes(profile, [case for case, _ in result.rows])
     if as_json:
         print_json(result.to_json())
         return

@@ -198,12 +198,24 @@ def test_validate_prints_the_contract_and_names_what_it_skips(tmp_path: Path) ->
     )
     assert (found["cases"], found["skipped"]) == (6, 3)
     assert "h100/tensorrt, t4/ncnn, tensorrt in int4" in err
+    assert "power mode" not in err
     assert found["groups"][0]["n"] == 6
     unseen = document("validate", "--device", "t4", "--cases", str(path), "--leave-one-model-out")
     assert unseen["mape"] != found["mape"]
     status, out, _ = run("validate", "--device", "t4", "--cases", str(path))
     assert status == 0
     assert "tensorrt" in out
+
+
+def test_rows_in_a_power_mode_that_a_profile_has_not_are_counted(tmp_path: Path) -> None:
+    stated = ("", "default", "40 W", "not stated", "40 W")
+    rows = [{**ROW, "power_mode": mode, "latency_ms": str(1.5 + i)} for i, mode in enumerate(stated)]
+    path = str(write(tmp_path / "cases.csv", *rows))
+    said = "3 rows state no power mode of the profile, taken as default: '40 W', 'not stated'"
+    for command in (("validate", "--cases", path), ("profile", "--from-cases", path, "--to", str(tmp_path))):
+        status, _, err = run(*command, "--device", "t4")
+        assert status == 0
+        assert said in err
 
 
 def test_cases_that_nobody_meant_are_refused(tmp_path: Path) -> None:
