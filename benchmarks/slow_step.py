@@ -19,13 +19,13 @@ import numpy as np
 from msgspec.structs import replace
 
 from hwsearch.bench import machine
-from hwsearch.device import Runtime
 from hwsearch.errors import ProfileError
 from hwsearch.latency.cases import Case
 from hwsearch.latency.drift import suspect_points, suspects
 from hwsearch.latency.points import Point, read_points
 from hwsearch.latency.table import LatencyTable
 from hwsearch.profiles import find_profile
+from hwsearch.runtime import Runtime
 from hwsearch.workload import OpTable
 
 LONG_MS = 2.0  # what takes longer is also counted by itself

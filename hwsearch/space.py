@@ -14,9 +14,9 @@ import msgspec
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.device import Runtime
 from hwsearch.errors import ArchitectureError
 from hwsearch.precision import Precision
+from hwsearch.runtime import Runtime
 
 T = TypeVar("T")
 NARROWEST = 6  # a student is at least a sixth of the teacher's width and feed-forward size

@@ -18,7 +18,7 @@ from hwsearch.bench.kit import Manifest, read_manifest
 from hwsearch.bench.machine import check_here
 from hwsearch.bench.measuring import Measuring, Raw
 from hwsearch.bench.points import Ranges
-from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
+from hwsearch.device import DeviceProfile, PowerMode
 from hwsearch.errors import CasesError
 from hwsearch.latency.cases import Case
 from hwsearch.latency.kernels import kernels_of
@@ -27,6 +27,7 @@ from hwsearch.latency.prior import REACHED, REACHED_BANDWIDTH
 from hwsearch.latency.refine import fit_or_refine
 from hwsearch.precision import Precision, Scheme
 from hwsearch.profiles import check_name, file_named, full_name, load_profile, own_tables, user_folder, write_profile
+from hwsearch.runtime import Figure, Runtime
 
 FACTS = {  # what holds for a runtime on any device that runs it
     "onnxruntime": onnxruntime.FACTS,

@@ -24,11 +24,11 @@ from hwsearch.bench.graph import build_graph
 from hwsearch.bench.points import GFLOPS, Ranges, case_of, first_points, reference_model
 from hwsearch.bench.tensorrt import PRECISIONS, build_typed_graph
 from hwsearch.bench.weights import KINDS, Store, Weights
-from hwsearch.device import Runtime
 from hwsearch.errors import CasesError
 from hwsearch.files import pretty
 from hwsearch.latency.cases import Case
 from hwsearch.precision import Precision
+from hwsearch.runtime import Runtime
 
 FORMAT = board_manifest.FORMAT
 BATCH = 10  # models that take turns on the board, all in its memory at once

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from hwsearch.architecture import Architecture
 from hwsearch.bench import onnxruntime, torch
-from hwsearch.device import Runtime
 from hwsearch.errors import ProfileError
+from hwsearch.runtime import Runtime
 from hwsearch.workload import Phase, Workload
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 
 from hwsearch.bench.board import machine as board
 from hwsearch.bench.local import local
-from hwsearch.device import DeviceProfile, Figure, PowerMode, Runtime
+from hwsearch.device import DeviceProfile, PowerMode
 from hwsearch.errors import ProfileError
+from hwsearch.runtime import Figure, Runtime
 
 FORM = 2  # of the tables in the cache
 FIRST = "onnxruntime"  # of the runtimes, where none is named

@@ -23,7 +23,6 @@ from hwsearch.architecture import Architecture
 from hwsearch.bench.local import PartTimes, local
 from hwsearch.bench.points import GFLOPS, Ranges, candidates_of, case_of, first_points, reference_model
 from hwsearch.bench.timing import Reference, Samples, drift_of, quiet_of, take_turns
-from hwsearch.device import Runtime
 from hwsearch.errors import CasesError
 from hwsearch.latency.cases import Case
 from hwsearch.latency.drift import suspect_points
@@ -31,6 +30,7 @@ from hwsearch.latency.kernels import kernel_name, kernels_of
 from hwsearch.latency.points import Point, read_points, reconciled, write_table
 from hwsearch.latency.table import LatencyTable
 from hwsearch.latency.tables import measured_facts
+from hwsearch.runtime import Runtime
 from hwsearch.workload import OpTable, Phase, Workload, concatenate
 
 if TYPE_CHECKING:

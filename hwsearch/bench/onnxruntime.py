@@ -12,8 +12,8 @@ import numpy as np
 from hwsearch.architecture import Architecture
 from hwsearch.bench.board.onnxruntime import NodeTimes, keeping, options_of, profiling
 from hwsearch.bench.graph import build_graph, example_input, parts_of
-from hwsearch.device import Runtime
 from hwsearch.precision import Precision, Scheme
+from hwsearch.runtime import Runtime
 from hwsearch.workload import Phase, Workload
 
 if TYPE_CHECKING:

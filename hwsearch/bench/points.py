@@ -9,9 +9,9 @@ import numpy as np
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.device import Runtime
 from hwsearch.latency.cases import Case
 from hwsearch.precision import Precision
+from hwsearch.runtime import Runtime
 from hwsearch.workload import DECODE_TOKEN, PREFILL, Phase, Workload, lower
 
 GROUPED = 0.5  # of the decoders may have fewer key-value heads than heads

@@ -14,9 +14,9 @@ import numpy as np
 
 from hwsearch.architecture import Architecture, Layer
 from hwsearch.bench.graph import example_input, positions
-from hwsearch.device import Runtime
 from hwsearch.errors import ArchitectureError
 from hwsearch.precision import Precision, Scheme
+from hwsearch.runtime import Runtime
 from hwsearch.workload import Phase, Workload
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from hwsearch.errors import ArchitectureError
 
 if TYPE_CHECKING:
     from hwsearch.architecture import Architecture
-    from hwsearch.device import DeviceProfile, Runtime
+    from hwsearch.device import DeviceProfile
+    from hwsearch.runtime import Runtime
 
 
 @click.command()

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Figure, Hull, Parameters, Runtime, Target
+from hwsearch.device import DeviceProfile, Target
 from hwsearch.precision import PRECISIONS, Precision
+from hwsearch.runtime import BY_PRECISION, SCALARS, Figure, Hull, Parameters, Runtime
 from hwsearch.workload import KIND, KINDS, PREFILL, OpTable
 
 if TYPE_CHECKING:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec.structs import replace
 
-from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Error, Figure, Fit, Parameters, Runtime, Target
+from hwsearch.device import DeviceProfile, Target
 from hwsearch.latency.analytic import AnalyticModel
 from hwsearch.latency.cases import Case, digest, matches, table_of
 from hwsearch.latency.estimator import Estimates, estimate_with, log_gradient, medians_us
 from hwsearch.latency.hulls import hulls_of, reach_of
 from hwsearch.latency.prior import Belief, prior_of
 from hwsearch.latency.table import LatencyTable
+from hwsearch.runtime import BY_PRECISION, SCALARS, Error, Figure, Fit, Parameters, Runtime
 from hwsearch.workload import OpTable
 
 if TYPE_CHECKING:

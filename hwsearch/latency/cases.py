@@ -13,9 +13,10 @@ import msgspec
 import numpy as np
 
 from hwsearch.architecture import LARGEST, Architecture, Block, Head, parse_precisions, uniform_layers
-from hwsearch.device import DeviceProfile, Runtime
+from hwsearch.device import DeviceProfile
 from hwsearch.errors import ArchitectureError, CasesError
 from hwsearch.precision import Precision
+from hwsearch.runtime import Runtime
 from hwsearch.workload import PHASES, OpTable, Phase, Workload, concatenate, lower
 
 SHORTEST_MS, LONGEST_MS = 1e-4, 1e9  # beyond which a unit was mistaken

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwsearch.device import DeviceProfile, Hull
+from hwsearch.device import DeviceProfile
 from hwsearch.latency.cases import Case, table_of
 from hwsearch.precision import PRECISIONS
 from hwsearch.profiles import find_profile
+from hwsearch.runtime import Hull
 from hwsearch.workload import KIND
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwsearch.device import BY_PRECISION, SCALARS, DeviceProfile, Runtime
+from hwsearch.device import DeviceProfile
 from hwsearch.errors import ProfileError
 from hwsearch.latency.analytic import figures_of
 from hwsearch.profiles import find_profile
+from hwsearch.runtime import BY_PRECISION, SCALARS, Runtime
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from msgspec.structs import replace
 
-from hwsearch.device import DeviceProfile, Error, Fit, Hull, Runtime
+from hwsearch.device import DeviceProfile
 from hwsearch.latency.calibrate import (
     NOISE,
     estimate_cases,
@@ -26,6 +26,7 @@ from hwsearch.latency.calibrate import (
 from hwsearch.latency.cases import Case, digest, matches
 from hwsearch.latency.hulls import spanned
 from hwsearch.latency.prior import Belief, stored
+from hwsearch.runtime import Error, Fit, Hull, Runtime
 
 ALL = 0.2  # sd of the logarithm of the factor on all times
 EACH = 0.05  # and of each parameter beside it

@@ -10,13 +10,14 @@ import msgspec
 import platformdirs
 
 from hwsearch import __version__
-from hwsearch.device import DeviceProfile, Runtime, Target
+from hwsearch.device import DeviceProfile, Target
 from hwsearch.errors import CasesError
 from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.interpolate import Hyper
 from hwsearch.latency.points import read_points, reconciled
 from hwsearch.latency.table import LatencyTable
 from hwsearch.profiles import data_folder, own_tables
+from hwsearch.runtime import Runtime
 
 
 def roots() -> tuple[Path, Path]:

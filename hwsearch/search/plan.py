@@ -11,11 +11,12 @@ import numpy as np
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
-from hwsearch.device import DeviceProfile, Runtime, Target
+from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import Facts
 from hwsearch.errors import ArchitectureError, NothingFits, ProfileError
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.precision import Precision
+from hwsearch.runtime import Runtime
 from hwsearch.search.proposer import Proposer
 from hwsearch.search.result import Result, memory_mib
 from hwsearch.space import SearchSpace, derive

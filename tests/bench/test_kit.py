@@ -30,10 +30,10 @@ from hwsearch.bench.measuring import Measuring
 from hwsearch.bench.points import Ranges
 from hwsearch.bench.tensorrt import build_typed_graph
 from hwsearch.bench.timing import Reference
-from hwsearch.device import Runtime
 from hwsearch.errors import ArchitectureError, CasesError
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
+from hwsearch.runtime import Runtime
 from tests.bench.fake_tensorrt import Driver, tensorrt
 
 RANGES = Ranges(depth=(1, 2), width=(64, 128), sequence=(16, 48), batch=(1, 2), vocab=(200, 400))

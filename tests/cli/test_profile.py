@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from hwsearch.bench.machine import check_here, facts, this_machine
 from hwsearch.cli import cli
-from hwsearch.device import Figure
 from hwsearch.errors import ProfileError
 from hwsearch.profiles import find_profile
+from hwsearch.runtime import Figure
 
 SMALL = ["--depth", "1-2", "--width", "64", "--sequence", "16-32", "--batch", "1-2"]
 

@@ -4,13 +4,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from hwsearch.device import DeviceProfile, Figure
+from hwsearch.device import DeviceProfile
 from hwsearch.latency.analytic import figures_of
 from hwsearch.latency.calibrate import CONFORMAL_ROWS, estimate_cases, fit_device, leave_one_model_out
 from hwsearch.latency.cases import Case
 from hwsearch.latency.validate import validate
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
+from hwsearch.runtime import Figure
 
 replace = msgspec.structs.replace
 TRUTH = {"pass_us": 80.0, "kernel_us": 6.0, "bandwidth_gbs": 200.0, "rate_tops.fp16": 30.0, "rate_tops.int8": 70.0}

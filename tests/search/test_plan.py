@@ -5,11 +5,12 @@ import pytest
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.device import DeviceProfile, Figure
+from hwsearch.device import DeviceProfile
 from hwsearch.errors import ArchitectureError, NothingFits
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
+from hwsearch.runtime import Figure
 from hwsearch.search.baselines import hand_made
 from hwsearch.search.null import TEACHER, NullTrainer
 from hwsearch.search.plan import Plan, Wishes, with_room
