@@ -227,5 +227,6 @@ def _quantise(
         },
     )
     quantiser.quantize_model()
+    quantiser.model.topological_sort()  # nodes that were added stand behind those that read them
     quantised: onnx.ModelProto = quantiser.model.model
     return quantised

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SHELL = """\
 #!/bin/sh
 # An engine of model.onnx, and what it takes, by the trtexec that comes with TensorRT 10 or 11 (and with JetPack).
+PATH="$PATH:/usr/src/tensorrt/bin:/usr/local/tensorrt/bin:/opt/tensorrt/bin"  # where JetPack and installers put it
 cd "$(dirname "$0")" &&
 trtexec --onnx=model.onnx --saveEngine=model.plan --stronglyTyped{shapes} --noDataTransfers --useCudaGraph
 """

@@ -65,6 +65,17 @@ def test_the_folder_computes_what_was_trained(
     assert "2 x 16 tokens: " in done.stdout
 
 
+@pytest.mark.parametrize(("scheme", "plan"), [(DYNAMIC, "int8,fp32"), (STATIC, "int8,fp32"), (DYNAMIC, "int4/w8a16")])
+def test_graphs_are_valid_and_name_no_file_of_this_machine(
+    make_student: Make, tmp_path: Path, scheme: Scheme, plan: str
+) -> None:
+    student, workshop = make_student("decoder", scheme, plan)
+    for name in write_onnx(student, workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1):
+        graph = onnx.load(tmp_path / "out" / name)
+        onnx.checker.check_model(graph)
+        assert b".py" not in graph.SerializeToString()
+
+
 @pytest.mark.parametrize("weights", ["tensor", "channel"])
 def test_weights_of_seven_bits_where_eight_would_overflow(make_student: Make, tmp_path: Path, weights: str) -> None:
     scheme = Scheme("dynamic", "uint8", weights, weight_bits=7)  # type: ignore[arg-type]
