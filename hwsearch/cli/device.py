@@ -1,4 +1,4 @@
-"""Finding a device by what a person typed; "host" is measured on first use."""
+"""Finding a device by what a person typed; "host" is measured on first use. And what of its cases a profile lacks."""
 
 from __future__ import annotations
 

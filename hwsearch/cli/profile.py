@@ -128,12 +128,13 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
         raise ProfileError(
             f"no runtime {runtime!r} in {template} (have: {', '.join(facts.runtimes)}); add its facts there first"
         )
-    own = [case for case in cases if is_of(case, facts) and case.runtime in facts.runtimes]
-    foreign = [why for case in own if runtime in (None, case.runtime) and (why := mismatch(case, facts))]
+    asked = facts.runtimes if runtime is None else (runtime,)
+    own = [case for case in cases if is_of(case, facts) and case.runtime in asked]
+    foreign = [why for case in own if (why := mismatch(case, facts))]
     if foreign:
         names = ", ".join(sorted(set(foreign)))
         note(f"skipped {len(foreign)} rows of what the profile does not have: {names}")
-    mine = [case for case in own if runtime in (None, case.runtime) and matches(case, facts)]
+    mine = [case for case in own if matches(case, facts)]
     note_modes(facts, mine)
     if not mine:
         if runtime is not None or not all(found.borrows for found in facts.runtimes.values()):

@@ -144,10 +144,9 @@ def _write(
     quantised parts."""
     objective = student.teacher.objective
     model = onnx_model(student.model, objective, student.scheme, half, shape, graph is continued)
+    # Where in this machine's files torch traced each node: paths, and a quarter of a small file.
     for node in model.graph.node:
-        del node.metadata_props[
-            :
-        ]  # where in this machine's files torch traced it: paths, and a quarter of a small file
+        node.ClearField("metadata_props")
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)  # what is larger has no size to ask for
     onnx.save(model, path, save_as_external_data=weights > MOST_BYTES, location=f"{path.name}.data")
     own, trained, plain = sides
