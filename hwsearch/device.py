@@ -27,6 +27,11 @@ class PowerMode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bandwidth: Figure
     aliases: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for factor in (self.compute.value, self.bandwidth.value):
+            if not 1e-3 <= factor <= 1e3:
+                raise ValueError(f"factors of a power mode lie between 0.001 and 1000; got {factor:g}")
+
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A device: facts with their sources, and its runtimes.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,10 @@ import msgspec
 from hwsearch.errors import RunError
 
 T = TypeVar("T")
+
+TEMPORARY = ".hwsearch-tmp-"
+"""How the names of what is being written begin; nothing else is ever deleted by its name."""
+_WRITTEN_S = 3600  # no writer takes so long over one file
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def whole(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
     os.close(handle)
@@ -44,10 +47,11 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what writers that were killed have left in a folder; only for who knows that none is at work there."""
-    for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # as tempfile names them
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Delete what writers of files that were killed have left in a folder; others may be at work there."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # a writer may just have ended
+            if path.is_file() and time.time() - path.stat().st_mtime > _WRITTEN_S:
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -74,7 +78,7 @@ def read_as(path: Path, kind: type[T]) -> T:
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
 
 

@@ -52,10 +52,14 @@ def load_profile(path: Path) -> DeviceProfile:
 
     try:
         with path.open("rb") as file:
-            return msgspec.convert(tomllib.load(file), DeviceProfile)
+            profile = msgspec.convert(tomllib.load(file), DeviceProfile)
+        check_name(profile.name)
+        return profile
+    except ProfileError as error:
+        raise ProfileError(f"broken profile {path}: {error}") from error
     except OSError as error:
         raise ProfileError(f"cannot read the profile {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProfileError(f"the profile {path} is not TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise ProfileError(f"broken profile {path}: {error}") from error

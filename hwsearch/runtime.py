@@ -151,6 +151,8 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         fused_attention: whether the score matrix stays on chip.
         stored_bits: width of an activation in memory, by precision, where it is not the precision's own.
         scheme: how it quantises.
+        int8_products: whether the cases that its parameters are of have attention's own products in int8 too, which
+            exports leave in float: students are priced so.
         alignment: channels that the matrix units want a multiple of.
         threads: that the parameters stand for; 0 where there is nothing to choose.
         borrows: runtimes ("runtime" of the same device, or "device/runtime") whose parameters stand in for what the
@@ -165,6 +167,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fused_attention: bool
     scheme: Scheme
     stored_bits: dict[str, int] = {}
+    int8_products: bool = False
     alignment: int = 16
     threads: int = 0
     borrows: tuple[str, ...] = ()

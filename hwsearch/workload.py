@@ -10,7 +10,7 @@ there is one path for one architecture and for 100,000.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -142,9 +142,13 @@ _WEIGHT_BYTES = np.array([precision.weight_bits / 8 for precision in PRECISIONS]
 _ACTIVATION_BYTES = np.array([precision.activation_bits / 8 for precision in PRECISIONS])
 
 
-def lower(architectures: Sequence[Architecture], workload: Workload) -> OpTable:
-    """The kernels that `workload` takes on each of `architectures`."""
+def lower(architectures: Sequence[Architecture], workload: Workload, float_products: bool = False) -> OpTable:
+    """The kernels that `workload` takes on each of `architectures`; with `float_products` the two products inside an
+    int8 part's attention are in the float beside it."""
     parts = _read(architectures)
+    if float_products:
+        int8 = parts.a_precision == Precision.INT8.code
+        parts = replace(parts, products=np.where(int8, parts.embedding_precision[parts.a_owner], parts.products))
     rows = _Rows()
     batch, sequence = float(workload.batch), float(workload.sequence)
     # With a generation to follow, only the last position's logits are wanted; a lone forward pass gives all of them.
@@ -171,6 +175,7 @@ class _Parts:
     a_owner: Ints  # attention parts: the architecture, how many, precision, channels
     a_count: Floats
     a_precision: Ints
+    products: Ints  # precision of the two products inside
     heads: Ints
     queries: Ints
     keys: Ints
@@ -212,6 +217,7 @@ def _read(architectures: Sequence[Architecture]) -> _Parts:
         a_owner=a_owner,
         a_count=a_count,
         a_precision=a_precision,
+        products=a_precision,
         heads=heads,
         queries=heads * head_dim[a_owner],
         keys=kv_heads * head_dim[a_owner],
@@ -272,7 +278,7 @@ def _add_pass(rows: _Rows, p: _Parts, phase: int, tokens: float, context: float,
     rows.add(
         p.a_owner, kind=KIND["attention"], k=p.queries, n=context, flops=4.0 * tokens * context * p.queries,
         weight_bytes=cached if phase == DECODE_TOKEN else 0.0, elements=tokens * (2 * p.queries + 2 * p.keys),
-        scores=tokens * context * p.heads, variant=p.decoder[p.a_owner], **a,
+        scores=tokens * context * p.heads, variant=p.decoder[p.a_owner], **{**a, "precision": p.products},
     )  # fmt: skip
     rows.add(
         p.a_owner, kind=KIND["projection"], k=p.queries, n=width, weight_bytes=width * p.queries * bytes_each,

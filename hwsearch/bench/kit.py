@@ -25,7 +25,7 @@ from hwsearch.bench.points import GFLOPS, Ranges, case_of, first_points, referen
 from hwsearch.bench.tensorrt import PRECISIONS, build_typed_graph
 from hwsearch.bench.weights import KINDS, Store, Weights
 from hwsearch.errors import CasesError
-from hwsearch.files import pretty
+from hwsearch.files import TEMPORARY, pretty
 from hwsearch.latency.cases import Case
 from hwsearch.precision import Precision
 from hwsearch.runtime import Runtime
@@ -172,7 +172,7 @@ def write_kit(
     ]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder.parent) as temporary:
             inside = Path(temporary) / "kit"
             manifest = _write(inside, facts, device, name, cases, seconds, batch)
             inside.replace(folder)  # an empty folder may be in its place

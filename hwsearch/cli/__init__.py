@@ -69,8 +69,16 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; what was finished is kept, and the same command goes on from there", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         sys.exit(1)
+    except OSError as error:  # of stdout: files say their own
+        _silence()
+        _fail(f"cannot write the output: {error.strerror or error}", 1)
+
+
+def _silence() -> None:
+    """Nothing more goes to stdout, not what is still kept back for it either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> Any:

@@ -35,7 +35,7 @@ def devices(name: str | None, as_json: bool) -> None:
 
     table = Table(box=None)
     for column in ("device", "also", "runtimes (rows measured)", "how it is known"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for found in profiles:
         runtimes = ", ".join(
             f"{name} ({runtime.fit.rows if runtime.fit else 0})" for name, runtime in found.runtimes.items()
@@ -104,7 +104,7 @@ def _describe(profile: DeviceProfile) -> None:
 
         table = Table(box=None, title=f"{name} {runtime.version}: {runtime.note}".rstrip(": "), title_justify="left")
         for column in ("parameter", "value", "sd of log", "source"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for parameter, figure in figures_of(runtime.parameters).items():
             table.add_row(parameter, f"{figure.value:.4g}", f"{figure.sd:.2f}", figure.source)
         out.print(table)
@@ -116,7 +116,7 @@ def evidence(profile: DeviceProfile) -> Any:
 
     table = Table(box=None, title="evidence", title_justify="left")
     for column in ("runtime", "how", "rows", "models", "mean error on unseen models (rows, in 90 % interval)"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for name, runtime in profile.runtimes.items():
         fit = runtime.fit
         errors = fit.leave_one_model_out if fit else {}

@@ -111,7 +111,7 @@ def distill(
         "recipe": {"name": recipe_name or "answers", "source": recipe.source or read_recipe("answers").source},
         "assistants": assistants,
         "state": str(state.relative_to(folder)),
-        "folder": str(to) if failure is None else None,
+        "folder": str(to) if failure is None or run.architecture.uniform else None,
     }
     for path in (folder / "distilled.json", kept / f"{run.trial}.json"):  # the last one, and that of each trial
         write_text(path, pretty(document))

@@ -42,7 +42,7 @@ def fidelity(
     from hwsearch.files import pretty, write_text
     from hwsearch.report.page import write_page
     from hwsearch.search.description import Description
-    from hwsearch.search.fidelity import keep, measure
+    from hwsearch.search.fidelity import keep, measure, refused
     from hwsearch.search.finished import open_study, stored_summary, stored_trials
 
     study = open_study(folder)
@@ -70,8 +70,11 @@ def fidelity(
     write_text(folder / "fidelity.json", pretty(document))
     if (folder / "summary.json").is_file():
         write_page(folder / "report.html", stored_summary(folder), stored_trials(folder))
-    if keep(facts.subject, document):
-        note(f"{document['steps']} steps rank as full training for this teacher and text: --steps auto takes them")
+    known = keep(facts.subject, document)
+    if (reason := refused(plan.wishes, known)) is None:
+        note(f"{known['steps']} steps rank as full training for this teacher and text: --steps auto takes them")
+    else:
+        note(f"{reason}: --steps auto takes {plan.wishes.steps}")
     if as_json:
         print_json(document)
     else:
@@ -84,7 +87,7 @@ def print_fidelity(document: dict[str, Any], out: Console) -> None:
 
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for column in ("score", "cost", "Kendall tau", "80 % interval", "Spearman", "tau in band", "80 % interval", ""):
-        table.add_column(column, justify="left" if column in ("score", "") else "right")
+        table.add_column(column, justify="left" if column in ("score", "") else "right", overflow="fold")
 
     def line(name: str, cost: float, row: dict[str, Any], mark: str = "") -> None:
         texts = []

@@ -88,7 +88,7 @@ def latency(
 
     table = Table(box=None, header_style="dim")
     for column in ("where it goes", "time", "share"):
-        table.add_column(column, justify="left" if column.startswith("where") else "right")
+        table.add_column(column, justify="left" if column.startswith("where") else "right", overflow="fold")
     for kind, ms in sorted(found.ops.items(), key=lambda item: -item[1]):
         table.add_row(kind, format_ms(ms), f"{ms / found.median_ms:.0%}")
     out.print(table)

@@ -17,7 +17,9 @@ def print_json(value: Any) -> None:
     """One JSON document to stdout; what is not a number is null."""
     from hwsearch.files import pretty
 
-    click.echo(pretty(value))
+    # click.echo takes a full disk for a pipe that nobody reads any more, and says nothing.
+    sys.stdout.write(pretty(value) + "\n")
+    sys.stdout.flush()
 
 
 def console() -> Console:

@@ -253,10 +253,11 @@ def _deliver(workers: Workers, target: Target, workload: Workload) -> Deliver:
         from hwsearch.export.forms import deliver as write
         from hwsearch.report.page import write_page
         from hwsearch.report.tables import write_tables
+        from hwsearch.search.finished import with_later
         from hwsearch.search.trainer import result_of
 
         write_tables(run.folder, outcome)
-        write_page(run.folder / "report.html", document, outcome.trials)
+        write_page(run.folder / "report.html", with_later(document, run.folder), outcome.trials)
         if (run.folder / "chosen").exists():  # of an earlier answer
             shutil.rmtree(run.folder / "chosen")
         if (chosen := outcome.chosen) is not None and chosen.trial is not None:

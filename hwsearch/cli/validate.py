@@ -53,7 +53,9 @@ def validate(device: str, file: Path, unseen: bool, as_json: bool) -> None:
         "in 90 % interval",
         "width",
     ):
-        table.add_column(column, justify="left" if column in ("device", "runtime", "precision") else "right")
+        table.add_column(
+            column, justify="left" if column in ("device", "runtime", "precision") else "right", overflow="fold"
+        )
     rows: list[tuple[tuple[str, str, str], Any]] = list(result.groups().items())
     if (overall := result.scores()) is not None:
         rows.append((("all", "", ""), overall))

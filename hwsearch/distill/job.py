@@ -50,6 +50,12 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     teacher_dtype: DType = "float32"
     trust_remote_code: bool = False
 
+    @property
+    def placeless(self) -> TaskSpec:
+        """The same without the places of its files, which are known by what they hold."""
+        recipe = msgspec.structs.replace(self.recipe, teachers=())
+        return msgspec.structs.replace(self, teacher="", data="", held_out="", recipe=recipe)
+
 
 class Moved(NamedTuple):
     """What a person says anew of a run's files: where they lie now or here, if elsewhere than when it was begun.

@@ -27,7 +27,7 @@ from hwsearch.architecture import Architecture
 from hwsearch.distill.checkpoint import Checkpoint
 from hwsearch.distill.gpus import PER_WEIGHT, at_once, free_bytes, gpus
 from hwsearch.distill.job import STATISTICS, Facts, Job, ProxyScore, TaskSpec, work_of
-from hwsearch.errors import RunError, TrainingError
+from hwsearch.errors import HwsearchError, RunError, TrainingError
 
 T = TypeVar("T")
 SAMPLE = 32  # chunks that a student as it is cut out is looked at on
@@ -158,11 +158,13 @@ def mendable(what: str) -> Iterator[None]:
     """Raise what is no fault of the work itself as an error of the run."""
     try:
         yield
-    except (OSError, MemoryError, RuntimeError) as error:
+    except HwsearchError:
+        raise
+    except Exception as error:  # some cannot travel between processes: they would end the pool
         raise RunError(
             f"{what} was stopped: {type(error).__name__}: {error}; once its cause is mended, the same command goes on "
             "from there"
-        ) from error
+        ) from None
 
 
 def _ask(method: str, *arguments: Any) -> Any:

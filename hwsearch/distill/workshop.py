@@ -61,6 +61,7 @@ class Workshop:
         corpus = self.teacher.objective.read(spec)
         check_labels(spec, corpus, task_of(self.teacher.model.config))
         self.corpus, self.text = corpus.name, corpus.digest
+        recipe = spec.placeless.recipe
         settings = msgspec.json.encode(
             (
                 __version__,
@@ -68,14 +69,14 @@ class Workshop:
                 spec.sequence,
                 spec.chunks,
                 spec.held_out_chunks,
-                spec.recipe,
+                recipe,
                 spec.scheme,
                 spec.precisions,
             )
         )
         sources = " ".join([*(t.digest for t in (self.teacher, *self._further)), self.text, ""]).encode()
         self.digest = hashlib.sha256(sources + settings).hexdigest()[:16]
-        recipe = msgspec.structs.replace(spec.recipe, seed=0)
+        recipe = msgspec.structs.replace(recipe, seed=0)
         kind = msgspec.json.encode((FORMAT, spec.sequence, recipe, spec.scheme))
         self.subject = hashlib.sha256(sources + kind).hexdigest()[:16]
         self._cache = platformdirs.user_cache_path("hwsearch")

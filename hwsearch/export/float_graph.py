@@ -12,6 +12,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hwsearch.distill.quantise import QuantisedLinear, restore
+from hwsearch.errors import ExportError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +79,11 @@ def _positions(mask: Tensor) -> Tensor:
 def float_graph(
     student: PreTrainedModel, objective: Objective, half: bool, shape: Shape | None, cached: bool
 ) -> onnx.ModelProto:
-    """What PyTorch's exporter makes of a student with every layer in float."""
+    """What PyTorch's exporter makes of a student with every layer in float.
+
+    Raises:
+        ExportError: it cannot write such a model.
+    """
     model = copy.deepcopy(student).eval()
     head = model.get_output_embeddings()
     if isinstance(head, QuantisedLinear):  # and what it may share its weights with is not
@@ -111,17 +117,21 @@ def float_graph(
         parts = [f"{i}.{part}" for i in range(count) for part in ("key", "value")]
         names += [f"past.{part}" for part in parts]
         outputs += [f"present.{part}" for part in parts]
-    with _quiet():
-        program = torch.onnx.export(
-            _Continued(model) if cached else _Whole(model, objective),
-            inputs,
-            input_names=names,
-            output_names=outputs,
-            dynamic_shapes=None if shape and not cached else axes,
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Continued(model) if cached else _Whole(model, objective),
+                inputs,
+                input_names=names,
+                output_names=outputs,
+                dynamic_shapes=None if shape and not cached else axes,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = next(filter(None, map(str.strip, str(error.__cause__ or error).splitlines())), type(error).__name__)
+        raise ExportError(f"PyTorch's exporter cannot write this model as a graph: {shorten(reason, 200)}") from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     return proto

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hwsearch.architecture import Architecture
+from hwsearch.errors import ExportError
 from hwsearch.export.float_graph import Shape
 from hwsearch.export.huggingface import save_huggingface, write_huggingface
 from hwsearch.export.onnx import write_onnx
@@ -65,7 +66,11 @@ def deliver(
     beside: bool,
 ) -> dict[str, Parity]:  # fmt: skip
     """Write a student as a Transformers folder, `beside` it in a folder of its own as the graph that its runtime takes;
-    where its layers differ in size, as that graph alone. For `Workers.run`."""
+    where its layers differ in size, as that graph alone. For `Workers.run`.
+
+    Raises:
+        ExportError: as of `write_graph`; the Transformers folder stands all the same.
+    """
     student = TrainedStudent.load(workshop.teacher, workshop.spec.scheme, architecture, state)
     form = graph_form(runtime, architecture)
     if not architecture.uniform:
@@ -75,4 +80,8 @@ def deliver(
         return {}
     with student.folder(to) as folder:
         save_huggingface(student, folder)
-        return write_graph(student, workshop, form, folder / form, shape, threads)
+        try:
+            return write_graph(student, workshop, form, folder / form, shape, threads)
+        except ExportError as error:
+            failure = error
+    raise ExportError(f"{failure}. For Transformers it stands in {to}")

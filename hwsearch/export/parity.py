@@ -48,8 +48,9 @@ class Parity(msgspec.Struct, frozen=True):
         kl_of_rounding: of the student from itself with every part in float; 0 without int8 parts.
         kl_from_float: of the graph from the student with every part in float.
         disagreements: answers whose likeliest class differs.
-        margin: the largest lead that the student's likeliest class has in one of these, in logits.
-        step: root mean square of what quantisation changes a logit by.
+        margin: of these, the lead that the student's likeliest class has where it is the largest beside what
+            quantisation does there, in logits.
+        step: most that quantisation changes a logit of that answer by, and no less than the root mean square over all.
         half: whether float parts are in float16.
         student: what the student was computed in.
     """
@@ -82,7 +83,8 @@ class Parity(msgspec.Struct, frozen=True):
             return f"the KL from the student is {self.kl:.2e} nats; {most:.2e} at most"
         if quantised and self.margin > self.step:
             return (
-                f"the answer changes where it leads by {self.margin:.2g}; rounding changes a logit by {self.step:.2g}"
+                f"the answer changes where it leads by {self.margin:.2g}; rounding changes its logits by "
+                f"{self.step:.2g} at most"
             )
         return None
 
@@ -107,7 +109,8 @@ def compare(
     """
     kl = rounding = from_float = square = 0.0
     answers = logits = differ = 0
-    largest = difference = margin = 0.0
+    largest = difference = 0.0
+    leads = [(0.0, 0.0)]  # of answers that change: the student's, and most that quantisation changes a logit by
     for inputs in texts:
         with torch.inference_mode():
             wanted = choices(own(inputs)).detach().float()
@@ -124,7 +127,10 @@ def compare(
         changed = wanted.argmax(-1) != found.argmax(-1)
         best = wanted[changed].topk(2).values
         differ += int(changed.sum())
-        margin = max([margin, *(best[:, 0] - best[:, 1]).tolist()])
+        moved = (wanted - plain)[changed].abs().amax(-1)
+        leads += zip((best[:, 0] - best[:, 1]).tolist(), moved.tolist(), strict=True)
+    least = (square / logits) ** 0.5
+    margin, moved_by = max(leads, key=lambda lead: lead[0] / max(lead[1], least, 1e-12))
     return Parity(
         answers=answers,
         difference=difference / max(largest, 1e-12),
@@ -133,7 +139,7 @@ def compare(
         kl_from_float=max(0.0, from_float / answers),
         disagreements=differ,
         margin=margin,
-        step=(square / logits) ** 0.5,
+        step=max(moved_by, least),
         half=half,
     )
 
@@ -146,7 +152,8 @@ def demand(parity: Parity, name: str) -> None:
     """
     if fault := parity.fault:
         raise ExportError(
-            f"{name} does not compute what the student computes: {fault}. Nothing was written; report this as a bug"
+            f"{name} does not compute what the student computes: {fault}. No such graph was written; report this as a "
+            "bug"
         )
 
 

@@ -17,7 +17,7 @@ from hwsearch.distill.quantise import QuantisedLinear, quantise_parts
 from hwsearch.distill.student import empty_student
 from hwsearch.distill.teacher import Teacher
 from hwsearch.errors import RunError
-from hwsearch.files import pretty, write_text
+from hwsearch.files import TEMPORARY, pretty, write_text
 from hwsearch.precision import Precision, Scheme
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def refuse(to: Path) -> None:
         raise RunError(f"{to} is a file; choose another --to")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent):
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=to.parent):
             pass
     except OSError as error:
         raise RunError(f"cannot write {to}: {error.strerror}; choose another --to") from error
@@ -105,13 +105,15 @@ class TrainedStudent:
         """
         refuse(to)
         try:
-            with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as name:
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=to.parent) as name:
                 temporary = Path(name) / "student"
                 temporary.mkdir()
                 yield temporary
                 self.teacher.processor.save_pretrained(temporary)
                 write_text(temporary / "architecture.json", pretty(self.architecture.to_json()) + "\n")
                 write_text(temporary / PLAN, pretty(self.plan) + "\n")
+                for path in filter(Path.is_file, temporary.rglob("*")):
+                    path.chmod(path.stat().st_mode | 0o444)  # safetensors are their owner's alone
                 if to.exists():
                     to.replace(Path(name) / "earlier")  # it goes with the temporary folder
                 temporary.replace(to)

@@ -154,7 +154,8 @@ class Estimator:
         """Latencies as the profile and the table have them, whatever was learned since."""
         # A few thousand at a time stay in cache; all at once would spend most of the time on fresh memory.
         parts = [architectures[i : i + AT_ONCE] for i in range(0, max(1, len(architectures)), AT_ONCE)]
-        return join([estimate(lower(part, self.workload), self.profile, self.target) for part in parts])
+        in_float = self.profile.runtimes[self.target.runtime].int8_products
+        return join([estimate(lower(part, self.workload, in_float), self.profile, self.target) for part in parts])
 
     def one(self, architecture: Architecture) -> Latency:
         """The latency of one architecture."""

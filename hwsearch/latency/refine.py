@@ -13,8 +13,10 @@ import numpy as np
 from msgspec.structs import replace
 
 from hwsearch.device import DeviceProfile
+from hwsearch.errors import CasesError
 from hwsearch.latency.calibrate import (
     NOISE,
+    believe,
     estimate_cases,
     fit_device,
     judged,
@@ -30,6 +32,9 @@ from hwsearch.runtime import Error, Fit, Hull, Runtime
 
 ALL = 0.2  # sd of the logarithm of the factor on all times
 EACH = 0.05  # and of each parameter beside it
+# Of ten runtimes with published rows the farthest is at 2.4 times what was expected of it without them; another unit is
+# a thousand off.
+IMPLAUSIBLE = 20.0
 FAR = 0.25  # of how far the rows are from the fit, for each parameter: at twice its times it is known within 20 %
 
 
@@ -49,8 +54,12 @@ def fit_or_refine(
         only: the runtime to fit.
 
     Returns: the profile, and whether it was refined.
+
+    Raises:
+        CasesError: the rows of a runtime are in another unit than milliseconds.
     """
     mine = [case for case in cases if matches(case, profile) and only in (None, case.runtime)]
+    _check_unit(profile, mine)
     fits = {name: runtime.fit for name, runtime in profile.runtimes.items() if runtime.fit and runtime.parameters}
     if not mine or not fits:
         return fit_device(profile, cases, origin, only), False
@@ -67,6 +76,24 @@ def fit_or_refine(
     for name in dict.fromkeys(case.runtime for case in fresh):
         runtimes[name] = _refined(profile, name, [case for case in fresh if case.runtime == name], origin)
     return replace(profile, runtimes=runtimes), True
+
+
+def _check_unit(profile: DeviceProfile, cases: Sequence[Case]) -> None:
+    """Raise where the rows of a runtime are far from anything that its datasheet, or what it borrows from, lets expect.
+
+    Raises:
+        CasesError: they are.
+    """
+    for name in sorted({case.runtime for case in cases}):
+        rows = [case for case in cases if case.runtime == name]
+        expected = with_belief(profile, name, *believe(profile, name, []), [], "")
+        medians = [median for median, _, _ in estimate_cases(expected, rows)]
+        times = float(np.median([case.latency_ms / median for case, median in zip(rows, medians, strict=True)]))
+        if not 1 / IMPLAUSIBLE < times < IMPLAUSIBLE:
+            raise CasesError(
+                f"latency_ms is in milliseconds: {name} rows of {profile.name!r} are {times:.3g} times what its "
+                f"datasheet or related runtimes let expect (a factor of {IMPLAUSIBLE:g} at most)"
+            )
 
 
 def _refined(profile: DeviceProfile, name: str, rows: Sequence[Case], origin: str) -> Runtime:

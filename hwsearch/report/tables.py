@@ -114,7 +114,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     metrics = teacher.get("metrics", {})
     for column in ("", "architecture", "latency", "accuracy", "of teacher's", "KL to it", *metrics, "steps"):
-        table.add_column(column, justify="left" if column in ("", "architecture") else "right")
+        table.add_column(column, justify="left" if column in ("", "architecture") else "right", overflow="fold")
     quality = teacher["quality"]
     table.add_row(
         "teacher",
@@ -168,7 +168,7 @@ def _ran(finalists: Sequence[dict[str, Any]], overshot: Container[int]) -> Any:
         box=None, header_style="dim", padding=(0, 2, 0, 0), title="finalists, run on the target", title_justify="left"
     )
     for column in ("trial", "architecture", "predicted", "measured", "at most", "inside the budget"):
-        table.add_column(column, justify="left" if column == "architecture" else "right")
+        table.add_column(column, justify="left" if column == "architecture" else "right", overflow="fold")
     for finalist in finalists:
         at_most = finalist["result"]["latency"]["high_ms"]
         table.add_row(
@@ -189,7 +189,7 @@ def _front(document: dict[str, Any]) -> Any:
         box=None, header_style="dim", padding=(0, 2, 0, 0), title="front of the short runs", title_justify="left"
     )
     for column in ("trial", "architecture", "latency", "interval", "expected loss", "accuracy", "steps"):
-        table.add_column(column, justify="left" if column == "architecture" else "right")
+        table.add_column(column, justify="left" if column == "architecture" else "right", overflow="fold")
     for result in document["front"]:
         latency = result["latency"]
         interval = f"{format_ms(latency['low_ms'])} to {format_ms(latency['high_ms'])}"

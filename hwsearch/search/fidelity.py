@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from hwsearch.search.trainer import Progress, Trainer, result_of
 SHARES = (0.05, 0.08, 0.1, 0.15, 0.2, 0.3, RUNGS[-1])  # of full training: lengths of a short run that are judged
 PASSES = {"tau": 0.9, "tau_low": 0.8, "tau_band": 0.75, "tau_band_low": 0.5}  # at least
 LEAST = 8  # students; fewer say nothing of an order
-LEAST_BAND = 3  # of them in the band
+LEAST_BAND = 4  # of them in the band; an order of three is right by chance too often to pass
+CHANCE = 0.05  # that an order at random agrees as well, at most
 
 
 class Length(msgspec.Struct, frozen=True):
@@ -77,7 +79,7 @@ def measure(
     Raises:
         RunError: there are too few students inside the budget, or too few can be trained.
     """
-    band = max(3, round(0.4 * candidates))
+    band = max(LEAST_BAND, round(0.4 * candidates))
     proposer = plan.proposer(facts)
     fullest = [a for corner in proposer.corners() if (a := proposer(Given(corner), ())) is not None]
     most = float(plan.price(fullest).median_ms.max())
@@ -123,8 +125,11 @@ def measure(
 
     evaluation = spec.held_out_chunks / spec.recipe.batch / 3  # a pass forward is a third of a step
     lengths = [length(steps, full_steps, *judged([curve[steps] for curve in curves]), evaluation) for steps in shorts]
-    chosen = next((found for found in lengths if found.passes), None) or max(
-        lengths, key=lambda found: (found.all.low if found.all else -1.0, -found.steps)
+    reliable = list(takewhile(lambda found: found.passes, reversed(lengths)))  # one that passes between others is luck
+    chosen = (
+        reliable[-1]
+        if reliable
+        else max(lengths, key=lambda found: (found.all.low if found.all else -1.0, -found.steps))
     )
     free = {
         "parameters": [-float(s.architecture.parameters) for s in students],
@@ -145,7 +150,7 @@ def measure(
         "steps": chosen.steps,
         "full_steps": full_steps,
         "cost_share": chosen.cost_share,
-        "passes": chosen.passes,
+        "passes": bool(reliable),
         "lengths": [
             {"steps": f.steps, "cost_share": f.cost_share, "passes": f.passes, **_shown(f.all, f.band)} for f in lengths
         ],
@@ -181,6 +186,7 @@ def length(steps: int, full_steps: int, whole: Agreement | None, band: Agreement
     share = (steps + evaluation) / (full_steps + evaluation)
     shown = _shown(whole, band)
     passes = all(shown[name] is not None and shown[name] >= least for name, least in PASSES.items())
+    passes = passes and all(found is not None and found.chance <= CHANCE for found in (whole, band))
     return Length(steps, share, whole, band, passes)
 
 
@@ -190,22 +196,24 @@ def _shown(whole: Agreement | None, band: Agreement | None) -> dict[str, Any]:
         "tau_low": whole.low if whole else None,
         "tau_high": whole.high if whole else None,
         "spearman": whole.spearman if whole else None,
+        "chance": whole.chance if whole else None,
         "tau_band": band.tau if band else None,
         "tau_band_low": band.low if band else None,
         "tau_band_high": band.high if band else None,
         "spearman_band": band.spearman if band else None,
+        "chance_band": band.chance if band else None,
     }
 
 
-def keep(subject: str, document: dict[str, Any]) -> bool:
+def keep(subject: str, document: dict[str, Any]) -> dict[str, Any]:
     """Keep what was found for a teacher and text (`Facts.subject`), for the reports of their runs and `--steps auto`;
-    says whether a short run passes. What longer full training has found is not given up for less."""
+    returns what is known now. What longer full training has found is not given up for less."""
     before = kept(subject)
     if before is not None and before["full_steps"] > document["full_steps"]:
-        return bool(document["passes"])
+        return before
     found = {name: value for name, value in document.items() if name != "rows"}
     write_text(_path(subject), pretty({**found, "measured": time.time()}))
-    return bool(document["passes"])
+    return found
 
 
 def kept(subject: str) -> dict[str, Any] | None:
@@ -222,17 +230,23 @@ def measured_steps(wishes: Wishes, subject: str, progress: Progress) -> Wishes:
             "Measure some on this run once it is done: hwsearch fidelity DIR"
         )
         return wishes
-    if not found["passes"]:
-        progress.say(f"{trust(wishes.steps, found)}; {wishes.steps} steps are taken")
-        return wishes
-    if found["full_steps"] < wishes.long_steps / 2:  # a trial of the command, say
-        progress.say(
-            f"hwsearch fidelity took {found['full_steps']} steps for full training, less than half of "
-            f"{wishes.long_steps}; {wishes.steps} steps are taken"
-        )
+    if reason := refused(wishes, found):
+        progress.say(f"{reason}; {wishes.steps} steps are taken")
         return wishes
     progress.say(f"{found['steps']} of {found['full_steps']} steps rank as full training does (hwsearch fidelity)")
     return msgspec.structs.replace(wishes, steps=found["steps"], full_steps=found["full_steps"])
+
+
+def refused(wishes: Wishes, found: dict[str, Any]) -> str | None:
+    """Why `--steps auto` does not take what was found; None where it does."""
+    if not found["passes"]:
+        return trust(wishes.steps, found)
+    if found["full_steps"] < wishes.long_steps / 2:  # a trial of the command, say
+        return (
+            f"hwsearch fidelity took {found['full_steps']} steps for full training, less than half of "
+            f"{wishes.long_steps}"
+        )
+    return None
 
 
 def trust(steps: int, found: dict[str, Any] | None) -> str | None:

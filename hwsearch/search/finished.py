@@ -58,6 +58,10 @@ def stored_summary(folder: Path) -> dict[str, Any]:
         raise RunError(f"{path} is no summary of a run: it lacks {', '.join(missing)}")
     try:
         msgspec.convert(document["workload"], Workload)
+        if not all(isinstance(document[name], dict) for name in ("target", "teacher", "trials", "versions")):
+            raise TypeError("target, teacher, trials and versions have entries of their own")
+        if not isinstance(document["budget_ms"], (int, float)) or not isinstance(document["seconds"], (int, float)):
+            raise TypeError("budget_ms and seconds are numbers")
         for result in [document["chosen"], *document["front"], *document["baselines"].values()]:
             if result is not None:
                 msgspec.convert(result["latency"], Latency)
@@ -65,16 +69,25 @@ def stored_summary(folder: Path) -> dict[str, Any]:
         Architecture.from_json(document["teacher"]["architecture"])
     except (msgspec.ValidationError, HwsearchError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{path} is damaged: {type(error).__name__}: {error}") from error
-    measured = folder / "fidelity.json"  # since the run
+    return with_later(document, folder)
+
+
+def with_later(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A run's summary with what `hwsearch fidelity` and `hwsearch distill` have left beside it.
+
+    Raises:
+        RunError: that is damaged.
+    """
+    found, measured = dict(document), folder / "fidelity.json"
     if measured.is_file():
-        document["fidelity"] = read_json(measured)
-        if missing := sorted(FIDELITY_KEYS - set(document["fidelity"])):
+        found["fidelity"] = read_json(measured)
+        if missing := sorted(FIDELITY_KEYS - set(found["fidelity"])):
             raise RunError(
                 f"{measured} lacks {', '.join(missing)}; delete it, or measure anew: hwsearch fidelity {folder}"
             )
     if (distilled := _distilled(folder / "distilled.json", folder)) is not None:
-        document["distilled"] = distilled
-    return document
+        found["distilled"] = distilled
+    return found
 
 
 def stored_trials(folder: Path) -> list[Result]:
@@ -107,7 +120,7 @@ def open_study(folder: Path) -> Study:
     path = folder / "study.db"
     if not path.is_file():
         raise RunError(f"{folder} holds no study (no study.db)")
-    return Study(path, folder.name)
+    return Study(path, folder.name, make=False)
 
 
 class Finished(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from hwsearch.files import pretty, write_text
 from hwsearch.latency.tables import table_of_target
 from hwsearch.search.description import describe
 from hwsearch.search.engine import Engine
-from hwsearch.search.fidelity import kept, trust
+from hwsearch.search.fidelity import kept, refused, trust
 from hwsearch.search.measured import Measurer, measured_teacher
 from hwsearch.search.outcome import Outcome
 from hwsearch.search.owner import membership
@@ -126,7 +126,7 @@ def _search(
 ) -> tuple[Path, dict[str, Any]]:
     """The search itself, in the folder of its run."""
     wishes = plan.wishes
-    identity = _identity(plan, facts.digest, spec)
+    identity = _identity(plan, facts, spec)
     run = Run(out or default_folder(plan.profile.name, budget_text, facts.teacher, identity), identity)
     try:
         stored = run.read("summary.json")
@@ -141,7 +141,8 @@ def _search(
                 progress.say(f"teacher: {TASKS[facts.task].metric} {facts.quality:.1%} on select")
                 known = kept(facts.subject)
                 if warning := trust(wishes.steps, known):
-                    progress.say(f"{warning}. Students may be stopped too early; --steps auto takes what is known")
+                    way = "; --steps auto takes what is known" if known and not refused(wishes, known) else ""
+                    progress.say(f"{warning}. Students may be stopped too early{way}")
                 outcome = Engine(plan, facts, trainer, run, study, progress, measurer).search()
             if storage:
                 study.copy(run.path("study.db"))  # the folder holds all that a report needs
@@ -178,16 +179,18 @@ def _sensitivity(plan: Plan, outcome: Outcome, run: Run, trainer: Trainer) -> di
     return explained(chosen.architecture, precisions, found, lambda options: plan.price(options).median_ms, head)
 
 
-def _identity(plan: Plan, task: str, spec: TaskSpec) -> dict[str, Any]:
-    """Everything that changes a score, a price or the choice; not how many trials are wanted."""
+def _identity(plan: Plan, facts: Facts, spec: TaskSpec) -> dict[str, Any]:
+    """Everything that changes a score, a price or the choice; not how many trials are wanted, nor where files lie."""
     wishes: dict[str, Any] = msgspec.to_builtins(plan.wishes)
     for name in ("trials", "minutes", "budget", "budget_ttft", "budget_tpot"):
         wishes.pop(name)
     own = plan.profile.runtimes[plan.target.runtime]  # others may be measured between two parts of a run
     profile = {**msgspec.to_builtins(plan.profile), "runtimes": msgspec.to_builtins(own)}
     identity = {
-        "task": task,
-        "spec": spec,
+        "task": facts.digest,
+        "teacher": facts.weights,
+        "text": facts.text,
+        "spec": spec.placeless,
         "target": plan.target,
         "table": table.digest if (table := table_of_target(plan.profile, plan.target)) else None,
         "profile": hashlib.sha256(msgspec.json.encode(profile)).hexdigest()[:12],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Run:
             self._lock = FileLock(folder / ".lock", timeout=0)
             self._lock.acquire()
             for inner in (folder, folder / "students"):
-                sweep(inner)  # the lock says that nobody is writing
+                sweep(inner)
         except Timeout as error:
             raise RunError(f"another hwsearch is at work in {folder}; wait for it or choose another --out") from error
         except OSError as error:
@@ -95,11 +96,16 @@ class Run:
 
 def differences(stored: dict[str, Any], identity: dict[str, Any]) -> str:
     """In what two identities differ."""
-    return ", ".join(
-        f"{name} ({_short(stored.get(name))} there, {_short(identity.get(name))} now)"
-        for name in sorted({*stored, *identity})
-        if stored.get(name) != identity.get(name)
-    )
+    return ", ".join(_differences("", stored, identity))
+
+
+def _differences(place: str, there: Any, now: Any) -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(now, dict):
+        for name in sorted({*there, *now}):
+            if there.get(name) != now.get(name):
+                yield from _differences(f"{place}.{name}" if place else name, there.get(name), now.get(name))
+    else:
+        yield f"{place} ({_short(there)} there, {_short(now)} now)"
 
 
 def _short(value: Any) -> str:

@@ -24,6 +24,7 @@ import optuna
 from msgspec.structs import asdict, replace
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from hwsearch.architecture import Architecture
 from hwsearch.errors import RunError
@@ -125,10 +126,13 @@ class Study:
             self.name = next(iter(names), name) if isinstance(address, Path) else name
             if not make and self.name not in names:
                 raise RunError(f"no study {name!r} in {public(address)} (have: {', '.join(names) or 'none'})")
-            self._study = optuna.create_study(
-                storage=self._storage, study_name=self.name, directions=list(DIRECTIONS), load_if_exists=True
-            )
-            if self._study.metric_names is None:
+            if self.name in names:  # it may lie where nothing can be written
+                self._study = optuna.load_study(storage=self._storage, study_name=self.name)
+            else:
+                self._study = optuna.create_study(
+                    storage=self._storage, study_name=self.name, directions=list(DIRECTIONS), load_if_exists=True
+                )
+            if make and self._study.metric_names is None:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                     self._study.set_metric_names(list(METRICS))
@@ -281,13 +285,20 @@ class Study:
         return {name.removeprefix(OURS): json.loads(fact) for name, fact in kept.items() if name.startswith(OURS)}
 
     def copy(self, path: Path) -> None:
-        """Write the whole study to an SQLite file."""
+        """Write the whole study to an SQLite file.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         with whole(path) as temporary:
-            there = open_storage(temporary)
-            optuna.copy_study(
-                from_study_name=self.name, from_storage=self._storage, to_storage=there, to_study_name=self.name
-            )
-            close_storage(there)
+            try:
+                there = open_storage(temporary)
+                optuna.copy_study(
+                    from_study_name=self.name, from_storage=self._storage, to_storage=there, to_study_name=self.name
+                )
+                close_storage(there)
+            except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:  # a full disk, say
+                raise OSError(str(error.__cause__ or error).partition("\n")[0]) from error
 
     def close(self) -> None:
         """Release the storage."""

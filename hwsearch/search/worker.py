@@ -67,7 +67,10 @@ def _joined(
     if not folder.is_dir():
         folder = out or platformdirs.user_cache_path("hwsearch") / "studies" / study.name
         progress.say(f"this machine has no {description.folder}; students in training are kept in {folder}")
-    (folder / "students").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "students").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}. Choose another --out") from error
     trials = Trials(
         plan,
         plan.proposer(facts),
