@@ -31,7 +31,7 @@ def whole(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+        handle, name = tempfile.mkstemp(path.suffix, TEMPORARY, dir=path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
     os.close(handle)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hwsearch.errors import DataError, TeacherError
 
-CHECKPOINT = ["*.safetensors", "*.json", "*.txt", "*.model"]  # neither pickles nor code
+CHECKPOINT = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]  # neither pickles nor code
+TWICE = ["consolidated*", "original/*"]  # the same weights in another form
 FILE = re.compile(r"hf://datasets/([^/]+/[^/@]+)/(.+)")
 
 
@@ -31,7 +32,7 @@ def checkpoint(name: str, code: bool = False) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(str(snapshot_download(name, allow_patterns=CHECKPOINT + ["*.py"] * code)))
+        return Path(str(snapshot_download(name, allow_patterns=CHECKPOINT + ["*.py"] * code, ignore_patterns=TWICE)))
     except Exception as error:  # of the network, of the Hub, of the disk: a dozen kinds
         raise TeacherError(
             f"there is no folder {name}, and the Hub gave no checkpoint of that name: {_reason(error)}"

@@ -64,6 +64,8 @@ def test_aliases_are_unique() -> None:
         ("value = 65,", "value = -65,", "positive"),
         ("[power_modes.default]", "[power_modes.default]\ncolour = 3", "unknown field `colour`"),
         ('name = "t4"\n', "", "missing required field `name`"),
+        ('name = "t4"\n', 'name = "../t4"\n', "a device's name has small letters"),
+        ('name = "t4"\n', f"name = {'[' * 5000}\n", "is not TOML"),
         ('precisions = ["fp32", "fp16", "int8"]', 'precisions = ["int8"]', "float precision"),
         ("[peaks]", "[peaks", "not TOML"),
         (', source = "NVIDIA Tesla T4 announcement 2018-09-13, quoted by geektopia.es"', ', source = ""', "source"),

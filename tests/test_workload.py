@@ -74,3 +74,18 @@ def test_workloads_are_checked_and_read_well() -> None:
     assert Workload(64, 128, 0, 256).tokens == 2_097_152
     with pytest.raises(ValueError, match="at least 1"):
         Workload(batch=0)
+
+
+def test_products_inside_attention_may_be_in_float_beside_int8() -> None:
+    """As exports for TensorRT have them."""
+    plan = [(Precision.INT8, Precision.INT8), (Precision.FP16, Precision.INT8), (Precision.W8A16, Precision.FP16)]
+    model = Architecture(
+        "encoder", 64, 32, uniform_layers(3, 2, 2, 64, plan), embedding_precision=Precision.FP16,
+        head_precision=Precision.FP16,
+    )  # fmt: skip
+    own, beside = (lower([model], Workload(4, 16), float_products=float_) for float_ in (False, True))
+    inside = own.kind == KIND["attention"]
+    before, after = (sorted(table.precision[inside].tolist()) for table in (own, beside))
+    assert before == sorted(p.code for p in (Precision.INT8, Precision.FP16, Precision.W8A16))
+    assert after == sorted(p.code for p in (Precision.FP16, Precision.FP16, Precision.W8A16))
+    assert np.array_equal(own.precision[~inside], beside.precision[~inside])

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
 IMAGES = "preprocessor_config.json"
+PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+NARROW = ("I4", "U4", "I8", "U8", "F4", "F8", "F8_E4M3", "F8_E5M2")  # types of weights that take scales to be read
 
 
 def embedded_teacher() -> Path:
@@ -70,7 +72,9 @@ class Checkpoint(NamedTuple):
                 f"no safetensors in {folder}; pickled weights are not loaded. Save the model with save_pretrained"
             )
         try:
-            check_type(read_json(folder / "config.json").get("model_type"))
+            entries = read_json(folder / "config.json")
+            check_type(entries.get("model_type"))
+            self._check_floats(entries)
             model = self.model()
             processor = self._processor(image_of(model.config.to_dict()) is not None)
             config = model.config
@@ -105,6 +109,8 @@ class Checkpoint(NamedTuple):
 
         folder = self.folder
         config = transformers.AutoConfig.from_pretrained(folder, **self._local)
+        for name, value in PLAIN.items():  # what a pass gives back besides, students and graphs have no place for
+            setattr(config, name, value)
         if self.task and self.task not in tasks_of(config):
             raise TeacherError(
                 f"a {config.model_type} is a teacher for {', '.join(tasks_of(config))}; --task asks for {self.task}"
@@ -140,17 +146,38 @@ class Checkpoint(NamedTuple):
     def weights(self) -> list[tuple[str, int]]:
         """The type of each stored tensor, as safetensors calls it, and how many values it has; none where that cannot
         be told."""
+        return [(kind, count) for _, kind, count in self._stored()]
+
+    def _stored(self) -> list[tuple[str, str, int]]:
+        """Name, type and number of values of each stored tensor."""
         from safetensors import SafetensorError, safe_open
 
         found = []
         try:
             for path in self.folder.glob("*.safetensors"):
+                if path.name.startswith("consolidated"):  # the same once more, under other names
+                    continue
                 with safe_open(path, framework="np") as file:
-                    parts = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 - no mapping
-                    found += [(str(part.get_dtype()), math.prod(part.get_shape())) for part in parts]
+                    for name in file.keys():  # noqa: SIM118 - no mapping
+                        part = file.get_slice(name)
+                        found.append((name, str(part.get_dtype()), math.prod(part.get_shape())))
         except (OSError, SafetensorError):  # told once it is read
             return []
         return found
+
+    def _check_floats(self, entries: dict[str, Any]) -> None:
+        """Raise where weights are quantised already: there is no float to cut students out of.
+
+        Raises:
+            TeacherError: they are.
+        """
+        kinds = sorted({kind for name, kind, _ in self._stored() if name.endswith("weight") and kind in NARROW})
+        if (how := entries.get("quantization_config")) or kinds:
+            method = how.get("quant_method") if isinstance(how, dict) else None
+            raise TeacherError(
+                f"the checkpoint {self.folder} is quantised already ({method or ', '.join(kinds) or how}); students "
+                "are cut out of float weights: give the checkpoint that it was made from"
+            )
 
     def own_bytes(self) -> int:
         """What every process has of the weights for itself: all that are not stored in the floats that are asked for;

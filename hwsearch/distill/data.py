@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hwsearch.distill.table import ROWS, table
 from hwsearch.errors import DataError
 
 if TYPE_CHECKING:
@@ -111,13 +112,18 @@ def standard_library(root: Path | None = None) -> Corpus:
     return Corpus("python standard library", {split: tuple(found) for split, found in texts.items()})
 
 
-def text_files(data: Path, held_out: Path | None = None) -> Corpus:
-    """Plain text of one's own: split by blocks of lines, or with a second file for what is held out.
+def text_files(data: Path, held_out: Path | None = None, column: str = "text") -> Corpus:
+    """Text of one's own: split by blocks of lines, or with a second file for what is held out.
+
+    Args:
+        data: plain text, or a table with a text in each row.
+        held_out: another one.
+        column: of the texts.
 
     Raises:
-        DataError: a file that cannot be read, is not UTF-8 text, or is too short to be split.
+        DataError: a file that cannot be read, is not UTF-8 text, has no such column, or is too short to be split.
     """
-    blocks, left_out = _blocks(data), 0
+    blocks, left_out = _blocks(data, column), 0
     refuse_same(data, held_out)
     texts: dict[Split, list[str]] = {split: [] for split in SPLITS}
     if held_out is None:
@@ -126,7 +132,7 @@ def text_files(data: Path, held_out: Path | None = None) -> Corpus:
             texts[("select", "report")[i // 10 % 2] if i % 10 == 9 else "train"].append(block)
         blocks = texts["train"]
     else:
-        for i, block in enumerate(_blocks(held_out)):
+        for i, block in enumerate(_blocks(held_out, column)):
             texts[("select", "report")[i % 2]].append(block)
     texts["train"], left_out = _without("".join(blocks), "".join([*texts["select"], *texts["report"]]))
     for split, found in texts.items():
@@ -177,19 +183,22 @@ def _passages(lines: Sequence[str]) -> Iterator[tuple[int, int, int]]:
         size -= len(line)
 
 
-def _blocks(path: Path) -> list[str]:
-    """The text of a file in blocks of whole lines, longer lines cut.
+def _blocks(path: Path, column: str) -> list[str]:
+    """The text of a file in blocks of whole lines, longer lines cut; the texts of a table stand one below the other.
 
     Raises:
         DataError: it cannot be read, is not UTF-8, or holds no text.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if path.is_dir() or path.suffix in ROWS:
+            texts = "".join(f"{text}\n" for text, _ in table(path, column, None) if isinstance(text, str))
+        else:
+            texts = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8 (byte {error.start}); convert it first") from error
-    blocks = _in_blocks(lines)
+    blocks = _in_blocks(texts.splitlines(keepends=True))
     if not "".join(blocks).strip():
         raise DataError(f"{path} holds no text")
     return blocks

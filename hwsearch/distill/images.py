@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +44,10 @@ def labelled_images(
     places: dict[str, Path] = {}
 
     def rows(source: Path) -> Iterator[tuple[str, int]]:
+        unlabelled = bool(held_out) and source == data
+        listed = _listed(source, column, label_column, names, unlabelled)
         with _hashes(source) as known:
-            for row, (path, label) in enumerate(_listed(source, column, label_column), start=1):
+            for row, (path, label) in enumerate(listed, start=1):
                 found = _hash(path, known)
                 places[found] = path
                 yield found, class_of(label, names, source, row)
@@ -72,7 +74,9 @@ def open_image(path: Path) -> Image:
         raise DataError(f"cannot read the image {path}: {reason}; repair it or leave it out") from error
 
 
-def _listed(source: Path, column: str, label_column: str) -> Iterator[tuple[Path, Any]]:
+def _listed(
+    source: Path, column: str, label_column: str, names: Iterable[str], unlabelled: bool
+) -> Iterator[tuple[Path, Any]]:
     """Paths of the images of a folder or table, and what is said to be their class."""
     if source.is_dir() and not (source / "state.json").is_file() and not (source / "dataset_dict.json").is_file():
         files = sorted(path for path in source.rglob("*") if path.suffix.lower() in KINDS)
@@ -81,7 +85,7 @@ def _listed(source: Path, column: str, label_column: str) -> Iterator[tuple[Path
         for path in files:
             yield path, None if path.parent == source else path.relative_to(source).parts[0]
         return
-    for cell, label in table(source, column, label_column):
+    for cell, label in table(source, column, label_column, known=names, unlabelled=unlabelled):
         yield _path_of(cell, source), label
 
 

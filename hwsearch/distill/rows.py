@@ -56,9 +56,10 @@ def labelled_texts(
         DataError: a file that cannot be read, lacks the column of text, holds a class that the teacher does not know,
             or too few rows.
     """
+    read = _reader(data, held_out, text_column, label_column, names)
 
     def rows(path: Path) -> Iterable[tuple[str, int]]:
-        for row, (given, label) in enumerate(table(path, text_column, label_column, pairs), start=1):
+        for row, (given, label) in enumerate(read(path, pairs=pairs), start=1):
             if text := _joined(given):
                 yield text, class_of(label, names, path, row)
 
@@ -70,9 +71,10 @@ def tagged_texts(
 ) -> Corpus:
     """Texts with a class for each of their words, which a single space parts; arguments and errors as of
     `labelled_texts`. A row holds a list of words and one of classes, or a text alone."""
+    read = _reader(data, held_out, text_column, label_column, names)
 
     def rows(path: Path) -> Iterable[tuple[str, tuple[int, ...]]]:
-        for row, (text, label) in enumerate(table(path, text_column, label_column), start=1):
+        for row, (text, label) in enumerate(read(path), start=1):
             words = [re.sub(r"\s+", "_", str(word)) or "_" for word in _as_list(text)]
             tags = _as_list(label) or [None] * len(words)
             if len(words) != len(tags):
@@ -88,9 +90,10 @@ def sentences(data: Path, held_out: Path | None, text_column: str, label_column:
     "first,second", are pairs of texts, joined by `BESIDE`, whose label says how near, in `SCORE`ths; arguments and
     errors as of `labelled_texts`."""
     numbers: dict[str, int] = {}
+    read = _reader(data, held_out, text_column, label_column)
 
     def rows(path: Path) -> Iterable[tuple[str, int]]:
-        for row, (text, label) in enumerate(table(path, text_column, label_column, pairs=True), start=1):
+        for row, (text, label) in enumerate(read(path, pairs=True), start=1):
             if not (joined := _joined(text)):
                 continue
             single = isinstance(text, str)
@@ -103,6 +106,17 @@ def sentences(data: Path, held_out: Path | None, text_column: str, label_column:
             yield joined, number
 
     return split_rows(data, held_out, rows)
+
+
+def _reader(
+    data: Path, held_out: Path | None, text_column: str, label_column: str, names: Iterable[str] = ()
+) -> Callable[..., Iterable[tuple[Any, Any]]]:
+    """`table` of one of two files; what is trained on needs no labels where something else is held out."""
+
+    def read(path: Path, pairs: bool = False) -> Iterable[tuple[Any, Any]]:
+        return table(path, text_column, label_column, pairs, names, unlabelled=bool(held_out) and path == data)
+
+    return read
 
 
 def _joined(given: Any) -> str:
@@ -248,6 +262,8 @@ def split_rows(data: Path, held_out: Path | None, rows: Callable[[Path], Iterabl
                 f"{way_out}"
             )
     name = f"{data.name} without {left_out} rows that are held out" if left_out else data.name
+    if all(np.all(np.asarray(label) == UNLABELLED) for label in (*labels["select"], *labels["report"])):
+        name += "; nobody has labelled what is held out, so that the teacher's own answers count as right"
     return Corpus(
         name,
         {split: tuple(found) for split, found in texts.items()},

@@ -259,12 +259,16 @@ def with_layers(model: PreTrainedModel, layers: Sequence[int], run: Callable[[],
     """What `run` returns while `model` has only some of its layers."""
     config, family = model.config, family_of(model.config)
     place, entry = family.layers, family.entries["depth"]
-    depth = getattr(config, entry)
+    depth, kinds = getattr(config, entry), getattr(config, "layer_types", None)
     whole = model.get_submodule(place)
     try:
         model.set_submodule(place, nn.ModuleList([whole.get_submodule(str(i)) for i in layers]))
         setattr(config, entry, len(layers))
+        if kinds:
+            config.layer_types = [kinds[layer] for layer in layers]
         return run()
     finally:
         model.set_submodule(place, whole)
         setattr(config, entry, depth)
+        if kinds:
+            config.layer_types = kinds

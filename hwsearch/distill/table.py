@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hwsearch.errors import DataError
 from hwsearch.files import read_json
@@ -22,18 +25,38 @@ AS_WRITTEN: dict[str, Any] = {  # "01" is not 1, and no column is anything but w
     "dtype": str,
     "index_col": False,
 }
-FORMS = (".csv", ".tsv", ".jsonl", ".parquet", ".txt")
+ROWS = (".csv", ".tsv", ".jsonl", ".parquet")  # whose rows have columns
+FORMS = (*ROWS, ".txt")
 
 
-def table(path: Path, text_column: str, label_column: str | None, pairs: bool = False) -> Iterable[tuple[Any, Any]]:
-    """(text, label) of each row; None for a label where there is no column, or none of the usual name. Of two columns,
-    where `pairs` may be, a text is a tuple."""
+def table(
+    path: Path,
+    text_column: str,
+    label_column: str | None,
+    pairs: bool = False,
+    known: Iterable[str] = (),
+    unlabelled: bool = False,
+) -> Iterable[tuple[Any, Any]]:
+    """(text, label) of each row; None for a label where there is no column.
+
+    Args:
+        path: of the file or folder.
+        text_column: its name; of two, where `pairs` may be, a text is a tuple.
+        label_column: likewise; the usual one need not be there.
+        pairs: as said.
+        known: names of classes. Numbers that the file itself has names for (`datasets`' ClassLabel) become these, where
+            any of them is known.
+        unlabelled: a label's column of another name need not be there either.
+
+    Raises:
+        DataError: the file cannot be read, or lacks a column.
+    """
     table = _read(path)
     columns = text_column.split(",") if pairs and text_column not in table else [text_column]
     if len(columns) > 2:
         raise DataError(f"--text-column names one column, or the two of a pair; got {text_column!r}")
     asked = [("--text-column", column) for column in columns]
-    if label_column not in (None, LABEL_COLUMN):
+    if label_column not in (None, LABEL_COLUMN) and not unlabelled:
         asked.append(("--label-column", label_column))
     for option, column in asked:
         if column not in table:
@@ -41,8 +64,44 @@ def table(path: Path, text_column: str, label_column: str | None, pairs: bool = 
                 f"{path} has no column {column!r} (have: {', '.join(map(str, table))}); name it with {option}"
             )
     given = table[label_column] if label_column in table else [None] * len(table)
+    if label_column and label_column in table and (names := class_names(path, label_column)):
+        theirs = {name.casefold(): name for name in known}
+        if any(name.casefold() in theirs for name in names):
+            given = [_named(cell, [theirs.get(name.casefold(), name) for name in names]) for cell in given]
     texts = zip(*(table[column] for column in columns), strict=True) if len(columns) > 1 else table[text_column]
     return zip(texts, given, strict=True)
+
+
+def class_names(path: Path, column: str) -> list[str]:
+    """The names that a Parquet file or a saved folder has for the numbers of a column, as `datasets` keeps them; none
+    where it has none."""
+    features: Any = {}
+    if path.is_dir() and (path / "dataset_info.json").is_file():
+        features = read_json(path / "dataset_info.json").get("features")
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet as pq  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+        kept = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+        try:
+            features = json.loads(kept)["info"]["features"]
+        except (ValueError, KeyError, TypeError):
+            return []
+    feature = features.get(column) if isinstance(features, dict) else None
+    while isinstance(feature, dict) and "feature" in feature:  # of each word
+        feature = feature["feature"]
+    names = feature.get("names") if isinstance(feature, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _named(cell: Any, names: list[str]) -> Any:
+    """A number, or some, by name; what has none stays."""
+    if isinstance(cell, (list, tuple, np.ndarray)):
+        return [_named(one, names) for one in cell]
+    try:
+        number = int(cell)
+    except (TypeError, ValueError):
+        return cell
+    return names[number] if 0 <= number < len(names) else None
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -52,9 +111,9 @@ def _read(path: Path) -> pd.DataFrame:
     readers: dict[str, Callable[[], pd.DataFrame]] = {
         ".csv": lambda: pd.read_csv(path, **AS_WRITTEN),
         ".tsv": lambda: _tabbed(path),
-        ".jsonl": lambda: pd.read_json(path, lines=True, encoding="utf-8", dtype=False),
+        ".jsonl": lambda: pd.read_json(path, lines=True, encoding="utf-8-sig", dtype=False),
         ".parquet": lambda: pd.read_parquet(path),
-        ".txt": lambda: pd.DataFrame({"text": path.read_text(encoding="utf-8").splitlines()}),
+        ".txt": lambda: pd.DataFrame({"text": path.read_text(encoding="utf-8-sig").splitlines()}),
     }
     if path.suffix not in FORMS and not path.is_dir():
         raise DataError(

@@ -7,6 +7,7 @@ so that a changed teacher or text never meets old outputs.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,7 @@ from hwsearch.distill.families import architecture_of, rows_at_once, task_of
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import DType, TaskSpec
 from hwsearch.distill.objectives import objective_of
-from hwsearch.distill.objectives.classes import Pairs
+from hwsearch.distill.objectives.classes import Pairs, names_of
 from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.objectives.outputs import TEMPERATURE, TOP_K, Outputs
 from hwsearch.errors import TeacherError
@@ -140,7 +141,7 @@ def load_further(source: str, teacher: Teacher) -> Teacher:
         raise TeacherError(
             f"{source} reads its inputs otherwise than {teacher.name}; a further teacher has the same tokenizer"
         )
-    known, others = (dict(t.model.config.label2id or {}) for t in (teacher, further))
+    known, others = (names_of(t.model.config) for t in (teacher, further))
     if known != others:
         raise TeacherError(f"{source} knows other classes than {teacher.name}; a further teacher has the same")
     by_answers = TASKS[task_of(teacher.model.config)].head != "none"  # embeddings are set beside each other alone
@@ -215,7 +216,9 @@ def _vocabulary(processor: Any) -> Any:
 
 
 def _digest(model: PreTrainedModel, processor: Any, objective: Objective, code: bytes) -> str:
-    digest = hashlib.sha256(model.config.to_json_string().encode() + code)
+    config = json.loads(model.config.to_json_string())
+    config.pop("transformers_version", None)  # of who has written or read it last
+    digest = hashlib.sha256(json.dumps(config).encode() + code)
     # What stands beside the tokenizer's own file: which token pads, and how a sentence's vector comes about.
     roles = getattr(processor, "special_tokens_map", {})
     digest.update(repr((sorted(roles.items()), getattr(objective, "pooling", None))).encode())

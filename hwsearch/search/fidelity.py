@@ -29,7 +29,7 @@ from hwsearch.search.trainer import Progress, Trainer, result_of
 SHARES = (0.05, 0.08, 0.1, 0.15, 0.2, 0.3, RUNGS[-1])  # of full training: lengths of a short run that are judged
 PASSES = {"tau": 0.9, "tau_low": 0.8, "tau_band": 0.75, "tau_band_low": 0.5}  # at least
 LEAST = 8  # students; fewer say nothing of an order
-LEAST_BAND = 4  # of them in the band; an order of three is right by chance too often to pass
+LEAST_BAND = 3  # of them in the band, and one more to begin with: an order of three is right by chance too often
 CHANCE = 0.05  # that an order at random agrees as well, at most
 
 
@@ -79,7 +79,7 @@ def measure(
     Raises:
         RunError: there are too few students inside the budget, or too few can be trained.
     """
-    band = max(LEAST_BAND, round(0.4 * candidates))
+    band = max(LEAST_BAND + 1, round(0.4 * candidates))
     proposer = plan.proposer(facts)
     fullest = [a for corner in proposer.corners() if (a := proposer(Given(corner), ())) is not None]
     most = float(plan.price(fullest).median_ms.max())

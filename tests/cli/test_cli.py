@@ -1,5 +1,6 @@
 """Every command on real files, right and wrong; one clear line for each error."""
 
+import io
 import json
 import re
 import shutil
@@ -319,3 +320,32 @@ def test_help_and_latency_are_light() -> None:
 def test_the_command_is_installed() -> None:
     done = subprocess.run(["hwsearch", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("hwsearch, version ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+@pytest.mark.parametrize("arguments", [("devices", "--json"), ("devices",)])
+def test_an_output_that_cannot_be_written_is_an_error(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "hwsearch", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Error: cannot write the output: No space left on device\n"
+
+
+def test_rows_in_another_unit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    for factor in (1e-3, 1e3, 1e6):
+        path = write(tmp_path / "cases.csv", {**ROW, "latency_ms": str(4.0 * factor)})
+        status, _, err = run("profile", "--device", "t4", "--from-cases", str(path))
+        assert status == 1
+        assert "latency_ms is in milliseconds: tensorrt rows of 't4' are" in line_of(err)
+    assert not (tmp_path / "home").exists()
+
+
+def test_names_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    narrow = Console(file=io.StringIO(), width=80, highlight=False, markup=False)
+    monkeypatch.setattr("hwsearch.cli.devices.console", lambda: narrow)
+    run("devices")
+    assert "\u2026" not in narrow.file.getvalue()  # type: ignore[attr-defined]

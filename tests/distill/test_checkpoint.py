@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from hwsearch.distill import workers
 from hwsearch.distill.job import Moved, TaskSpec
+from hwsearch.distill.objectives.classes import names_of
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.teacher import load_teacher
 from hwsearch.distill.workers import Workers
 from hwsearch.distill.workshop import Workshop
-from hwsearch.errors import TeacherError
+from hwsearch.errors import RunError, TeacherError
 from hwsearch.export.huggingface import write_huggingface
 from hwsearch.export.student import TrainedStudent
 
@@ -199,3 +200,70 @@ def test_eight_bits_without_their_libraries_are_one_clear_line(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(TeacherError, match=r"pip install 'hwsearch\[large\]'"):
         teacher.at("cpu")
+
+
+def test_what_a_config_adds_to_an_answer_is_left_out(tiny_classifier: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_classifier, tmp_path / "teacher")
+    config = json.loads((folder / "config.json").read_text())
+    wordy = {"output_attentions": True, "output_hidden_states": True, "return_dict": False}
+    (folder / "config.json").write_text(json.dumps({**config, **wordy}))
+    plain, found = load_teacher(str(tiny_classifier)), load_teacher(str(folder))
+    assert plain.digest == found.digest
+    ids = torch.zeros((1, 8), dtype=torch.int64)
+    assert set(found.model(input_ids=ids)) == {"logits"}
+
+
+def test_classes_are_called_as_pipelines_call_them(tiny_classifier: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_classifier, tmp_path / "teacher")
+    config = json.loads((folder / "config.json").read_text())
+
+    def names(**entries: object) -> dict[str, int]:
+        kept = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
+        (folder / "config.json").write_text(json.dumps({**kept, **entries}))
+        return names_of(load_teacher(str(folder)).model.config)
+
+    numbers = {"red": 0, "green": 1, "blue": 2}
+    by_number = {str(number): name for name, number in numbers.items()}
+    stale = {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    assert names(id2label=by_number) == numbers
+    assert names(id2label=by_number, label2id=stale) == numbers
+    assert names(id2label={str(n): name for name, n in stale.items()}, label2id=numbers) == numbers
+
+
+def test_weights_that_are_quantised_already_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(TeacherError, match=r"is quantised already \(gptq\)"):
+        load_teacher(str(folder))
+    (folder / "config.json").write_text(json.dumps(config))
+    found = load_file(folder / "model.safetensors")
+    name = next(name for name in found if name.endswith("up_proj.weight"))
+    found[name] = found[name].to(torch.int8)
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TeacherError, match=r"is quantised already \(I8\)"):
+        load_teacher(str(folder))
+
+
+def test_errors_of_any_kind_come_back_from_a_worker(tiny_teacher: Path, text_file: Path) -> None:
+    """One that cannot be pickled would end the pool as if the process had been killed."""
+    pool = Workers(TaskSpec(teacher=str(tiny_teacher), data=str(text_file), sequence=32), 1)
+    try:
+        with pytest.raises(RunError, match="the work was stopped: Unpicklable"):
+            pool.run(_fails).result()
+        assert pool.run(_works).result() == 1
+    finally:
+        pool.close()
+
+
+class Unpicklable(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def _fails(_: object) -> None:
+    raise Unpicklable(1, 2)
+
+
+def _works(_: object) -> int:
+    return 1

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hwsearch.distill.data import (
@@ -150,3 +151,21 @@ def test_chunks_share_one_token_and_come_back_the_same(tiny_teacher: Path, text_
     assert not np.array_equal(drawn, draw_chunks(texts, tokenizer, 20, 16, seed=4))
     with pytest.raises(DataError, match="fills no chunk"):
         draw_chunks(("x",), tokenizer, 20, 16, None)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_language_model_reads_the_texts_of_rows(text_file: Path, tmp_path: Path, form: str) -> None:
+    pieces = [piece.strip() for piece in text_file.read_text().split("\n\n\n") if piece.strip()]
+    table, path, plain = (
+        pd.DataFrame({"said": pieces, "number": range(len(pieces))}),
+        tmp_path / f"texts.{form}",
+        tmp_path / "a.txt",
+    )
+    if form == "csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_json(path, orient="records", lines=True)
+    plain.write_bytes(b"\xef\xbb\xbf" + "".join(f"{piece}\n" for piece in pieces).encode())
+    assert text_files(path, column="said").texts == text_files(plain).texts
+    with pytest.raises(DataError, match=r"has no column 'text' \(have: said, number\)"):
+        text_files(path)

@@ -23,6 +23,7 @@ from hwsearch.distill.objectives.image_classes import ImageClasses
 from hwsearch.distill.objectives.masked_token import MaskedToken
 from hwsearch.distill.objectives.neighbours import Neighbours, pooling_of
 from hwsearch.distill.objectives.next_token import NextToken
+from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.objectives.tags import Tags
 from hwsearch.distill.rotation import basis_of, rotate
 from hwsearch.distill.rows import NO_ANSWER, NO_SCORE, UNLABELLED
@@ -229,18 +230,28 @@ def test_a_head_that_is_not_known_is_one_clear_line(tiny_classifier: Path, tmp_p
     assert load_teacher(str(folder), "sentence-similarity").objective.output == "sentence_embedding"
 
 
-def test_layers_attend_as_those_of_the_teacher_that_they_are_cut_from(tmp_path: Path, text_file: Path) -> None:
-    folder = save_checkpoint(tmp_path / "modernbert", "modernbert", text_file)
+@pytest.mark.parametrize(
+    ("name", "objective", "ways"),
+    [
+        ("modernbert", Classes, ["full_attention", "sliding_attention", "full_attention"]),
+        ("qwen2", NextToken, ["full_attention", "full_attention", "sliding_attention"]),
+    ],
+)
+def test_layers_attend_as_those_of_the_teacher_that_they_are_cut_from(
+    tmp_path: Path, text_file: Path, name: str, objective: type[Objective], ways: list[str]
+) -> None:
+    folder = save_checkpoint(tmp_path / name, name, text_file)
     config = json.loads((folder / "config.json").read_text())
-    ways = ["full_attention", "sliding_attention", "full_attention"]
-    (folder / "config.json").write_text(json.dumps({**config, "layer_types": ways}))
+    own = {"layer_types": ways, "use_sliding_window": True, "sliding_window": 4}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
     teacher = load_teacher(str(folder))
-    chunks = random_chunks(Classes)
+    chunks = random_chunks(objective)
     importance = measure_importance(teacher.model, teacher.objective, chunks)
     student = build_student(teacher.model, StudentPlan(shape(teacher, depth=2), (0, 2)), importance)
-    assert student.config.layer_types == ["full_attention", "full_attention"]
+    assert student.config.layer_types == [ways[0], ways[2]]
     left = with_layers(teacher.model, (0, 2), lambda: says(teacher, teacher.model, chunks))
     assert torch.allclose(says(teacher, student, chunks), left, atol=1e-5)
+    assert teacher.model.config.layer_types == ways
 
 
 @pytest.mark.parametrize(
@@ -249,7 +260,10 @@ def test_layers_attend_as_those_of_the_teacher_that_they_are_cut_from(tmp_path: 
         ({"problem_type": "regression"}, "chooses one of several classes; this one is for regression"),
         ({"problem_type": "multi_label_classification"}, "this one is for multi label classification"),
         ({"id2label": {"0": "score"}, "label2id": {"score": 0}}, r"this one is for regression \(one class\)"),
-        ({"label2id": {"red": 0, "green": 1, "blue": "two"}}, "gives each class a number from 0 to 2"),
+        (
+            {"id2label": {str(i): f"LABEL_{i}" for i in range(3)}, "label2id": {"red": 0, "green": 1, "blue": "two"}},
+            "gives each class a number from 0 to 2",
+        ),
     ],
 )
 def test_a_classifier_that_chooses_no_class_is_one_clear_line(

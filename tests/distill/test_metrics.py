@@ -131,6 +131,9 @@ def test_a_text_of_the_same_label_is_right(tmp_path: Path, text_file: Path) -> N
     assert judged.tolist() == [int((group == one).sum() > 1) for one in classes]
     assert hits.tolist() == [int(classes[best] == own) for best, own in zip(said[:, 0], classes, strict=True)]
     assert 0 < report.teacher_quality < 1
+    # A file in the order of its labels: nobody stands beside its own label alone.
+    path.write_text("\n".join(["text,label", *sorted(rows)]))
+    assert len(set(Workshop(spec_of(teacher, path)).task.report.chunks[:16, -2].tolist())) > 1
     # Without labels the teacher is right.
     path.write_text("\n".join(["text", *(row.split(",")[0] for row in rows)]))
     assert Workshop(spec_of(teacher, path)).task.report.teacher_quality == 1.0

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -212,3 +213,48 @@ def test_a_folder_that_datasets_has_saved_is_read(labelled_file: Path, tmp_path:
         labelled_texts(tmp_path, None, "text", "label", NAMES)
     with pytest.raises(DataError, match="is no folder that datasets has saved"):
         labelled_texts(tmp_path.parent, None, "text", "label", NAMES)
+
+
+def test_numbers_that_a_file_has_names_for_go_by_these(tmp_path: Path) -> None:
+    """`datasets`' ClassLabel: the number of a class there need not be the teacher's."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    written = pa.table({"text": [f"text {i}" for i in range(400)], "label": [i % 3 for i in range(400)]})
+
+    def labels(names: list[str]) -> dict[str, int]:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        kept = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+        path = tmp_path / "labelled.parquet"
+        pq.write_table(written.replace_schema_metadata(kept), path)
+        corpus = labelled_texts(path, None, "text", "label", NAMES)
+        assert corpus.labels is not None
+        pairs = [pair for s in SPLITS for pair in zip(corpus.texts[s], corpus.labels[s], strict=True)]
+        return dict(pairs)
+
+    numbers = {f"text {i}": i % 3 for i in range(400)}
+    assert labels(["Blue", "red", "green"]) == {text: (2, 0, 1)[number] for text, number in numbers.items()}
+    assert labels(["0", "1", "2"]) == numbers  # names that the teacher does not know
+    with pytest.raises(DataError, match="the teacher knows no class 'pink'"):
+        labels(["red", "pink", "green"])
+
+
+def test_what_is_trained_on_needs_no_labels_beside_what_is_held_out(labelled_file: Path, tmp_path: Path) -> None:
+    rows, data, held_out = pd.read_csv(labelled_file), tmp_path / "data.csv", tmp_path / "eval.csv"
+    rows.iloc[:400][["text"]].to_csv(data, index=False)
+    rows.iloc[400:].rename(columns={"label": "colour"}).to_csv(held_out, index=False)
+    corpus = labelled_texts(data, held_out, "text", "colour", NAMES)
+    assert corpus.labels is not None
+    assert set(corpus.labels["train"]) == {UNLABELLED}
+    assert UNLABELLED not in corpus.labels["report"]
+    assert "nobody has labelled" not in corpus.name
+    with pytest.raises(DataError, match="has no column 'hue'"):
+        labelled_texts(data, held_out, "text", "hue", NAMES)
+    assert "nobody has labelled" in labelled_texts(data, None, "text", "label", NAMES).name
+
+
+def test_a_byte_order_mark_is_no_text(labelled_file: Path, tmp_path: Path) -> None:
+    rows = pd.read_csv(labelled_file)
+    plain, marked = tmp_path / "plain.jsonl", tmp_path / "marked.jsonl"
+    rows.to_json(plain, orient="records", lines=True)
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    same, other = (labelled_texts(path, None, "text", "label", NAMES) for path in (plain, marked))
+    assert same.digest == other.digest

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from hwsearch.bench.board.onnxruntime import keeping, options_of
 from hwsearch.bench.graph import build_graph
 from hwsearch.errors import ExportError
+from hwsearch.export.forms import deliver
 from hwsearch.export.graph import module_of, onnx_model
 from hwsearch.export.onnx import write_onnx
 from hwsearch.export.parity import Parity, compare, goes
@@ -265,3 +266,42 @@ def test_what_is_a_fault() -> None:
     assert _parity(kl_of_rounding=0.0, difference=5e-5).fault is None
     assert _parity(kl=2e-3, half=True).fault is None
     assert "from the float student" in str(_parity(kl_from_float=2e-2, half=True).fault)
+
+
+def test_an_answer_is_judged_by_what_rounding_does_to_it() -> None:
+    """Where quantisation moves an answer's own logits by more than its lead, another one is no fault."""
+    plain = torch.zeros(50, 4)
+    plain[:, 0] = 1.0
+    wanted, found = plain + 0.05, plain + 0.05
+
+    def parity(moved: float) -> Parity:
+        student, graph = wanted.clone(), found.clone()
+        student[7, :2] = torch.tensor([0.5, 0.4]) + moved  # leads by 0.1
+        graph[7, :2] = torch.tensor([0.5, 0.51]) + moved
+        before = plain.clone()
+        before[7] = student[7]
+        before[7, 0] += moved
+        texts = [{"input_ids": torch.zeros(1)}]
+        return compare(lambda _: student, lambda _: before, lambda _: graph, lambda logits: logits, texts, False)
+
+    assert parity(0.3).margin == pytest.approx(0.1, abs=1e-6)
+    assert parity(0.3).step == pytest.approx(0.3, abs=1e-6)
+    assert parity(0.0).step == pytest.approx(0.05, rel=0.05)  # that of all
+    assert parity(0.0).margin > parity(0.0).step
+
+
+def test_what_stands_for_transformers_stays_where_a_graph_fails(
+    make_student: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, workshop = make_student("decoder", STATIC, "int8,fp32")
+    state = tmp_path / "state.pt"
+    rest = {"optimizer": {}, "step": 8, "seconds": 1.0, "curve": []}
+    torch.save({"model": student.model.state_dict(), **rest}, state)
+    monkeypatch.setattr("hwsearch.export.parity.SHARE", 0.0)
+    monkeypatch.setattr("hwsearch.export.parity.NOTHING", 0.0)
+    to = tmp_path / "student"
+    with pytest.raises(ExportError, match="For Transformers it stands in"):
+        deliver(workshop, student.architecture, state, to, "onnxruntime", (1, 8), 1, True)
+    assert (to / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    assert not (to / "onnx").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt", "student"]

@@ -173,7 +173,7 @@ def test_fidelity_of_the_null_score(plan: Plan, tmp_path: Path, monkeypatch: pyt
     keep("quick", {**document, "full_steps": 40, "steps": 4})
     assert measured_steps(plan.wishes, "quick", told) == plan.wishes
     assert "40 steps for full training" in told.said[-1]
-    assert not keep("other", {**document, "passes": False})
+    assert not keep("other", {**document, "passes": False})["passes"]
     assert measured_steps(plan.wishes, "other", told) == plan.wishes
     assert "no short run up to 40% of full" in told.said[-1]
     again = kept(facts.subject)
@@ -186,7 +186,16 @@ def test_a_quick_trial_takes_the_place_of_no_longer_one() -> None:
         {"full_steps": steps, "passes": passes, "steps": 16} for steps, passes in ((1000, False), (40, True))
     )
     keep("some teacher", long)
-    assert keep("some teacher", quick)
+    assert keep("some teacher", quick) == kept("some teacher")
     found = kept("some teacher")
     assert found is not None
     assert found["full_steps"] == 1000
+
+
+def test_an_order_that_chance_may_give_does_not_pass() -> None:
+    """Three in the right order are one of six."""
+    whole, three, four = (agreement(range(n), range(n)) for n in (8, 3, 4))
+    assert three is not None
+    assert three.tau == three.low == 1.0
+    assert not fidelity.length(100, 1000, whole, three, 0.0).passes
+    assert fidelity.length(100, 1000, whole, four, 0.0).passes

@@ -119,7 +119,11 @@ def names_of(config: PretrainedConfig) -> dict[str, int]:
     Raises:
         TeacherError: their numbers are not 0 to the number of classes - 1.
     """
-    given, count = config.label2id or {}, int(config.num_labels or 0)
+    count = int(config.num_labels or 0)
+    own = {str(name): number for number, name in (config.id2label or {}).items()}
+    # What pipelines say is id2label's; Transformers makes one up where a checkpoint has none.
+    made_up = set(own) == {f"LABEL_{number}" for number in range(count)}
+    given = (config.label2id or own) if made_up or len(own) != count else own
     if not all(str(number).isascii() and str(number).isdigit() and int(number) < count for number in given.values()):
         raise TeacherError(f"label2id of the checkpoint's config.json gives each class a number from 0 to {count - 1}")
     return {str(name): int(number) for name, number in given.items()}

@@ -75,6 +75,8 @@ class Neighbours(Padded):
         """Each text a row; of pairs first the one half, then the other, so that few are judged beside their own."""
         if not any(BESIDE in text for text in texts):
             rows = draw_texts(texts, labels, self.tokenizer, count, sequence, seed)
+            if seed is None:  # a file may be in the order of its labels, and texts are judged beside their neighbours
+                rows = np.random.default_rng(0).permutation(rows)
             return np.pad(rows, ((0, 0), (0, 1)), constant_values=NO_SCORE)
         drawn = places(len(texts), max(1, count // 2), seed)
         halves = zip(*(texts[place].split(BESIDE) for place in drawn), strict=True)

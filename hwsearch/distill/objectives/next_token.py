@@ -91,7 +91,7 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def read_text(spec: TaskSpec) -> Corpus:
-    """Plain text, of the standard library where a spec names none.
+    """Plain text, or texts in rows; of the standard library where a spec names none.
 
     Raises:
         DataError: it cannot be read, or is too short.
@@ -100,4 +100,4 @@ def read_text(spec: TaskSpec) -> Corpus:
         if spec.held_out:
             raise DataError("--eval is the held-out part of --data; give both")
         return standard_library()
-    return text_files(Path(spec.data), Path(spec.held_out) if spec.held_out else None)
+    return text_files(Path(spec.data), Path(spec.held_out) if spec.held_out else None, spec.text_column)
