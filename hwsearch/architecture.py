@@ -146,7 +146,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             attention = (2 * layer.heads + 2 * layer.kv_heads) * self.head_dim * self.width
             feed_forward = (3 if self.gated_ffn else 2) * self.width * layer.ffn
             bits += attention * layer.attention.weight_bits + feed_forward * layer.feed_forward.weight_bits
-        if self.head == "lm" and not self.tied:
+        if self.head == "lm" and not (self.tied and self.head_precision.is_float):  # a rounded one stands beside
             bits += self.vocab * self.width * self.head_precision.weight_bits
         elif self.head == "classify":
             bits += self.width * self.width * self.head_precision.weight_bits

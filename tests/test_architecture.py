@@ -2,6 +2,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, Layer, parse_precisions, uniform_layers
 from hwsearch.errors import ArchitectureError
@@ -118,3 +119,5 @@ def test_size_counts_every_part_in_its_precision() -> None:
     )
     attention, feed_forward, embedding = 4 * 64 * 64, 2 * 64 * 128, 100 * 64
     assert a.size_mib * 2**20 == attention + 2 * feed_forward + 2 * embedding
+    rounded = replace(a, head_precision=Precision.INT8)  # stands beside the embedding that it is made from
+    assert rounded.size_mib * 2**20 == attention + 2 * feed_forward + 3 * embedding

@@ -68,9 +68,11 @@ class HostMeasurer:
         ]
 
     def measure_graph(self, path: Path, vocab: int) -> Latency:
-        """The latency of an exported graph of one forward pass, for ONNX Runtime."""
-        run = prepare_graph(path, self._workload, vocab, self._threads)
-        return self._latency({"prefill": self._samples({"prefill": run}, lambda _: None)["prefill"]})
+        """The latency of an exported graph, for ONNX Runtime; of a generation's it is the one with cached keys and
+        values."""
+        runs = {phase: prepare_graph(path, self._workload, vocab, self._threads, phase) for phase in self._phases}
+        found = self._samples({str(phase): run for phase, run in runs.items()}, lambda _: None)
+        return self._latency({phase: found[str(phase)] for phase in self._phases})
 
     def _samples(self, runs: Runs, progress: Callable[[float], None]) -> dict[str, Samples]:
         def session(some: Runs) -> dict[str, Samples]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hwsearch.architecture import Architecture
 from hwsearch.bench.board.onnxruntime import NodeTimes, keeping, options_of, profiling
-from hwsearch.bench.graph import build_graph, example_input, parts_of
+from hwsearch.bench.graph import build_graph, example_input, parts_of, positions
 from hwsearch.precision import Precision, Scheme
 from hwsearch.runtime import Runtime
 from hwsearch.workload import Phase, Workload
@@ -47,14 +47,24 @@ def prepare(
     return _pass(session, example_input(architecture, workload, phase=phase))
 
 
-def prepare_graph(path: Path, workload: Workload, vocab: int, threads: int) -> Callable[[], object]:
-    """A function that runs one pass of an exported graph, which reads token ids and a mask, or pixels."""
+def prepare_graph(
+    path: Path, workload: Workload, vocab: int, threads: int, phase: Phase = "prefill"
+) -> Callable[[], object]:
+    """A function that runs one pass of an exported graph, which reads token ids and a mask, and where it has them keys
+    and values that were computed before, or pixels."""
     session, rng = _session(str(path), options_of(threads)), np.random.default_rng(0)
     first = session.get_inputs()[0]
     if first.name == "pixel_values":
         return _pass(session, {first.name: rng.random((workload.batch, *first.shape[1:]), np.float32)})
-    ids = rng.integers(0, vocab, (workload.batch, workload.sequence))
-    given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    tokens, cached = positions(workload, phase)
+    ids = rng.integers(0, vocab, (workload.batch, tokens))
+    mask = np.ones((workload.batch, cached + tokens), np.int64)
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    for one in session.get_inputs():
+        if one.name.startswith("past."):
+            _, kv_heads, _, head_dim = one.shape
+            kind = np.float16 if one.type == "tensor(float16)" else np.float32
+            given[one.name] = rng.standard_normal((workload.batch, kv_heads, cached, head_dim)).astype(kind)
     return _pass(session, {one.name: given[one.name] for one in session.get_inputs()})
 
 
@@ -69,6 +79,9 @@ def _pass(session: ort.InferenceSession, inputs: dict[str, NDArray[np.generic]])
     for name, value in inputs.items():
         binding.bind_ortvalue_input(name, tensor.ortvalue_from_numpy(value))
     for output in outputs:
+        if not all(isinstance(size, int) for size in output.shape):
+            binding.bind_output(output.name)
+            continue
         room = tensor.ortvalue_from_shape_and_type(output.shape, np.float32)
         binding.bind_ortvalue_output(output.name, room)
     return lambda: session.run_with_iobinding(binding)

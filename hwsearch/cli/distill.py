@@ -136,7 +136,8 @@ def _measured(run: Finished, to: Path) -> Latency:
     from hwsearch.bench.measurer import measurer_of
 
     measurer = measurer_of(run.profile, run.target, run.workload)
-    graph = (to / "onnx" if run.architecture.uniform else to) / "model.onnx"
-    if measurer is None or not graph.is_file() or run.workload.new_tokens:
+    name = "model_with_past.onnx" if run.workload.new_tokens else "model.onnx"
+    graph = (to / "onnx" if run.architecture.uniform else to) / name
+    if measurer is None or not graph.is_file():
         return run.latency
     return measurer.measure_graph(graph, run.architecture.vocab)

@@ -271,7 +271,7 @@ def test_a_classifier_that_chooses_no_class_is_one_clear_line(
 ) -> None:
     folder = tmp_path / "teacher"
     shutil.copytree(tiny_classifier, folder)
-    if "id2label" in entries:
+    if len(entries.get("id2label", ())) == 1:
         model: Any = load_teacher(str(folder)).model
         model.classifier.weight, model.classifier.bias = (
             torch.nn.Parameter(weight[:1]) for weight in (model.classifier.weight, model.classifier.bias)

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from hwsearch.bench.board.onnxruntime import keeping, options_of
 from hwsearch.bench.graph import build_graph
+from hwsearch.bench.onnxruntime import prepare_graph
 from hwsearch.errors import ExportError
 from hwsearch.export.forms import deliver
 from hwsearch.export.graph import module_of, onnx_model
@@ -22,7 +23,7 @@ from hwsearch.export.onnx import write_onnx
 from hwsearch.export.parity import Parity, compare, goes
 from hwsearch.export.student import TrainedStudent
 from hwsearch.precision import Precision, Scheme
-from hwsearch.workload import Workload
+from hwsearch.workload import PHASES, Workload
 from tests.export.conftest import Make
 
 DYNAMIC = Scheme("dynamic", "uint8", "tensor")
@@ -64,6 +65,9 @@ def test_the_folder_computes_what_was_trained(
         [sys.executable, str(tmp_path / "out" / "run.py")], capture_output=True, text=True, check=True
     )
     assert "2 x 16 tokens: " in done.stdout
+    for phase in PHASES if block == "decoder" else ():  # as a generation is measured
+        run = prepare_graph(tmp_path / "out" / files[1], Workload(2, 16, 4), student.architecture.vocab, 1, phase)
+        run()
 
 
 @pytest.mark.parametrize(("scheme", "plan"), [(DYNAMIC, "int8,fp32"), (STATIC, "int8,fp32"), (DYNAMIC, "int4/w8a16")])
