@@ -60,6 +60,7 @@ def main() -> None:
                 }
         uniform = max((row[way] for way in ("float", "int8") if way in row), key=lambda found: found["quality"])
         row["ahead_by"] = round(row["mixed"]["quality"] - uniform["quality"], 4)
+        row["slower_by"] = round(row["mixed"]["ms"] / uniform["ms"] - 1, 3)  # than the best of one precision
         row["interval"] = round((uniform["high"] - uniform["low"]) / 2, 4)
         rows.append(row)
         print(row, file=sys.stderr, flush=True)

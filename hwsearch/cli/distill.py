@@ -90,8 +90,7 @@ def distill(
             work = Distillation(run.architecture, workers, states, progress, stages=stages, rate=run.rate)
             score, state = work.run(steps, each)
             progress.say("exporting, and measuring where the runtime is at hand")
-            shape = (run.workload.batch, run.workload.sequence)
-            where = (to, run.target.runtime, shape, run.target.threads, True)
+            where = (to, run.target.runtime, run.workload, run.target.threads, True)
             failure, parity = None, {}
             try:
                 parity = result_of(workers.run(deliver, run.architecture, state, *where))

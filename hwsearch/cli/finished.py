@@ -120,6 +120,5 @@ def _write(
     run.check_teacher(workshop.teacher.digest)
     student = TrainedStudent.load(workshop.teacher, *given)
     progress.say("writing graphs, each checked against the student on held-out text: half a minute or more")
-    shape = (run.workload.batch, run.workload.sequence)
     with mendable("writing the graphs"):
-        return write_graph(student, workshop, form, to, shape, run.target.threads, static)
+        return write_graph(student, workshop, form, to, run.workload, run.target.threads, static)

@@ -262,7 +262,7 @@ def _deliver(workers: Workers, target: Target, workload: Workload) -> Deliver:
             shutil.rmtree(run.folder / "chosen")
         if (chosen := outcome.chosen) is not None and chosen.trial is not None:
             state = run.student(chosen.trial, chosen.architecture, "long")
-            where = (run.folder / "chosen", target.runtime, (workload.batch, workload.sequence), target.threads, False)
+            where = (run.folder / "chosen", target.runtime, workload, target.threads, False)
             result_of(workers.run(write, chosen.architecture, state, *where))
 
     return deliver

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from hwsearch.architecture import Architecture
 from hwsearch.errors import ExportError
-from hwsearch.export.float_graph import Shape
 from hwsearch.export.huggingface import save_huggingface, write_huggingface
 from hwsearch.export.onnx import write_onnx
 from hwsearch.export.parity import Parity
 from hwsearch.export.student import TrainedStudent
 from hwsearch.export.tensorrt import write_tensorrt
 from hwsearch.precision import Precision
+from hwsearch.workload import Workload
 
 if TYPE_CHECKING:
     from hwsearch.distill.workshop import Workshop
@@ -36,7 +36,7 @@ def write_graph(
     workshop: Workshop,
     form: GraphForm,
     to: Path,
-    shape: Shape,
+    workload: Workload,
     threads: int,
     static: bool = False,
 ) -> dict[str, Parity]:
@@ -47,23 +47,23 @@ def write_graph(
         workshop: with the held-out text that graphs are checked on.
         form: of the graphs.
         to: folder; appears whole or not at all, an earlier export there is replaced.
-        shape: batch and sequence that graphs are for.
+        workload: that graphs are for.
         threads: that ONNX Runtime is given; 0 for its own choice.
-        static: graphs are of that shape alone.
+        static: graphs are of its batch and sequence alone.
 
     Raises:
         ExportError: the form has no place for the student, or a graph does not compute what it does.
         RunError: the folder holds something else, or cannot be written.
     """
-    chunks = workshop.tokens["select"]
+    chunks, shape = workshop.tokens["select"], (workload.batch, workload.sequence)
     if form == "tensorrt":
-        return write_tensorrt(student, chunks, to, shape, static)
+        return write_tensorrt(student, chunks, to, shape, static, workload.new_tokens)
     return write_onnx(student, chunks, to, shape, threads, static)
 
 
 def deliver(
-    workshop: Workshop, architecture: Architecture, state: Path, to: Path, runtime: str, shape: Shape, threads: int,
-    beside: bool,
+    workshop: Workshop, architecture: Architecture, state: Path, to: Path, runtime: str, workload: Workload,
+    threads: int, beside: bool,
 ) -> dict[str, Parity]:  # fmt: skip
     """Write a student as a Transformers folder, `beside` it in a folder of its own as the graph that its runtime takes;
     where its layers differ in size, as that graph alone. For `Workers.run`.
@@ -74,14 +74,14 @@ def deliver(
     student = TrainedStudent.load(workshop.teacher, workshop.spec.scheme, architecture, state)
     form = graph_form(runtime, architecture)
     if not architecture.uniform:
-        return write_graph(student, workshop, form or "onnx", to, shape, threads)
+        return write_graph(student, workshop, form or "onnx", to, workload, threads)
     if not (beside and form):
         write_huggingface(student, to)
         return {}
     with student.folder(to) as folder:
         save_huggingface(student, folder)
         try:
-            return write_graph(student, workshop, form, folder / form, shape, threads)
+            return write_graph(student, workshop, form, folder / form, workload, threads)
         except ExportError as error:
             failure = error
     raise ExportError(f"{failure}. For Transformers it stands in {to}")

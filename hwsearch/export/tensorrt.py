@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hwsearch.architecture import Architecture
 from hwsearch.errors import ExportError
 from hwsearch.export.float_graph import Shape
 from hwsearch.export.onnx import write_graphs
@@ -23,16 +24,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+Ends = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # the least, usual and largest shape of an input
 SHELL = """\
 #!/bin/sh
-# An engine of model.onnx, and what it takes, by the trtexec that comes with TensorRT 10 or 11 (and with JetPack).
+# An engine of each graph, and what it takes, by the trtexec that comes with TensorRT 10 or 11 (and with JetPack).
 PATH="$PATH:/usr/src/tensorrt/bin:/usr/local/tensorrt/bin:/opt/tensorrt/bin"  # where JetPack and installers put it
-cd "$(dirname "$0")" &&
-trtexec --onnx=model.onnx --saveEngine=model.plan --stronglyTyped{shapes} --noDataTransfers --useCudaGraph
+cd "$(dirname "$0")" || exit
+{engines}
 """
-SHAPES = " \\\n  --minShapes={least} \\\n  --optShapes={most} \\\n  --maxShapes={most}"
+ENGINE = "trtexec --onnx={name}.onnx --saveEngine={name}.plan --stronglyTyped{shapes} --noDataTransfers --useCudaGraph"
+SHAPES = " \\\n  --minShapes={} \\\n  --optShapes={} \\\n  --maxShapes={} \\\n "
 SCRIPT = '''\
-"""Build model.plan from model.onnx; needs TensorRT 10 or 11 and its Python package."""
+"""Build an engine of each graph; needs TensorRT 10 or 11 and its Python package."""
 import pathlib
 
 import tensorrt as trt
@@ -41,23 +44,29 @@ folder = pathlib.Path(__file__).parent
 logger = trt.Logger(trt.Logger.WARNING)
 builder = trt.Builder(logger)
 typed = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)  # 11: always on
-network = builder.create_network(0 if typed is None else 1 << int(typed))
-parser = trt.OnnxParser(network, logger)
-if not parser.parse_from_file(str(folder / "model.onnx")):
-    raise SystemExit("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
-config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-for name, (least, most) in {shapes}.items():
-    profile.set_shape(name, least, most, most)
-config.add_optimization_profile(profile)
-plan = builder.build_serialized_network(network, config)
-if plan is None:
-    raise SystemExit("TensorRT cannot build model.onnx")
-(folder / "model.plan").write_bytes(plan)
+for graph, shapes in {engines}.items():
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(folder / f"{{graph}}.onnx")):
+        raise SystemExit("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    for name, (least, usual, most) in shapes.items():
+        profile.set_shape(name, least, usual, most)
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise SystemExit(f"TensorRT cannot build {{graph}}.onnx")
+    (folder / f"{{graph}}.plan").write_bytes(plan)
 '''
 
 
 def write_tensorrt(
-    student: TrainedStudent, chunks: NDArray[np.int64], to: Path, run: Shape, static: bool = False
+    student: TrainedStudent,
+    chunks: NDArray[np.int64],
+    to: Path,
+    run: Shape,
+    static: bool = False,
+    new_tokens: int = 0,
 ) -> dict[str, Parity]:
     """Write a student for TensorRT, its graphs checked by ONNX Runtime as `onnx.write_onnx` does.
 
@@ -67,6 +76,7 @@ def write_tensorrt(
         to: folder; appears whole or not at all, an earlier export there is replaced.
         run: batch and sequence that the engine is tuned for: the most it takes, and all it takes where `static`.
         static: shapes are fixed in `model.onnx`.
+        new_tokens: that follow a sequence; the engine of `model_with_past.onnx` is tuned for one of them.
 
     Raises:
         ExportError: a graph does not compute what the student does, or its int8 parts were trained for another scheme.
@@ -84,17 +94,39 @@ def write_tensorrt(
     least, most = (
         {name: tuple(value.shape) for name, value in objective.blank(*shape).items()} for shape in ((1, 1), run)
     )
-    shapes = SHAPES.format(least=_shapes(least), most=_shapes(most))
-    tuned = {name: (most[name] if static else least[name], most[name]) for name in most}
+    engines: dict[str, dict[str, Ends]]
+    engines = {"model": {name: (most[name] if static else least[name], most[name], most[name]) for name in most}}
+    if student.architecture.block == "decoder":
+        engines["model_with_past"] = _with_past(student.architecture, run, run[1] + max(1, new_tokens))
+    lines = [
+        ENGINE.format(name=name, shapes="" if static and name == "model" else _shapes(shapes))
+        for name, shapes in engines.items()
+    ]
     with student.folder(to) as folder:
         found = write_graphs(student, chunks, folder, run if static else None)
         write_text(folder / "parity.json", pretty(found) + "\n")
-        write_text(folder / "build.sh", SHELL.format(shapes="" if static else shapes))
+        write_text(folder / "build.sh", SHELL.format(engines=" &&\n".join(lines)))
         (folder / "build.sh").chmod(0o755)
-        write_text(folder / "build.py", SCRIPT.format(shapes=tuned))
+        write_text(folder / "build.py", SCRIPT.format(engines=engines))
     return found
 
 
-def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _with_past(architecture: Architecture, run: Shape, context: int) -> dict[str, Ends]:
+    """The least, usual and largest shape of each input of the graph with cached keys and values, of which there are
+    none before a prompt: tuned for a new token behind `context` - 1 others."""
+    (batch, sequence), dim = run, architecture.head_dim
+    shapes: dict[str, Ends] = {
+        "input_ids": ((1, 1), (batch, 1), (batch, sequence)),
+        "attention_mask": ((1, 1), (batch, context), (batch, context)),
+    }
+    for i, layer in enumerate(architecture.layers):
+        least, most = ((b, layer.kv_heads, past, dim) for b, past in ((1, 0), (batch, context - 1)))
+        shapes |= {f"past.{i}.{part}": (least, most, most) for part in ("key", "value")}
+    return shapes
+
+
+def _shapes(shapes: Mapping[str, Ends]) -> str:
     """As trtexec reads them."""
-    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+    return SHAPES.format(
+        *(",".join(f"{name}:{'x'.join(map(str, each[i]))}" for name, each in shapes.items()) for i in range(3))
+    )

@@ -20,6 +20,7 @@ from hwsearch.precision import Precision
 from hwsearch.search.distillation import Distillation
 from hwsearch.search.trainer import Progress, complete, result_of
 from hwsearch.space import heads_share_width
+from hwsearch.workload import Workload
 
 
 def with_assistants(
@@ -55,7 +56,7 @@ def with_assistants(
             work = Distillation(assistant, workers, folder / facts.digest, progress, stages=recipe.before_last)
             score, state = work.run(steps, minutes)
             to = folder / facts.digest / f"{assistant.digest}-assistant"
-            result_of(workers.run(deliver, assistant, state, to, "", (1, spec.sequence), 1, False))
+            result_of(workers.run(deliver, assistant, state, to, "", Workload(1, spec.sequence), 1, False))
         finally:
             workers.close()
         found.append({"architecture": assistant.to_json(), "retention": score.retention, "steps": score.steps})

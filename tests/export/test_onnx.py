@@ -305,7 +305,7 @@ def test_what_stands_for_transformers_stays_where_a_graph_fails(
     monkeypatch.setattr("hwsearch.export.parity.NOTHING", 0.0)
     to = tmp_path / "student"
     with pytest.raises(ExportError, match="For Transformers it stands in"):
-        deliver(workshop, student.architecture, state, to, "onnxruntime", (1, 8), 1, True)
+        deliver(workshop, student.architecture, state, to, "onnxruntime", Workload(1, 8), 1, True)
     assert (to / "model.safetensors").stat().st_mode & 0o777 == 0o644
     assert not (to / "onnx").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt", "student"]

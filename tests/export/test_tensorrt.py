@@ -1,6 +1,7 @@
 """What TensorRT is given: every precision in the graph, symmetric int8, and scripts that parse."""
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -31,6 +32,23 @@ def test_the_graph_says_every_precision(make_student: Make, tmp_path: Path) -> N
     assert "--optShapes=input_ids:4x24,attention_mask:4x24" in shell
     assert "--stronglyTyped" in shell
     subprocess.run(["sh", "-n", str(tmp_path / "out" / "build.sh")], check=True)
+    ast.parse((tmp_path / "out" / "build.py").read_text())
+
+
+def test_a_generation_has_an_engine_of_its_own(make_student: Make, tmp_path: Path) -> None:
+    student, workshop = make_student("decoder", STATIC, "int8,fp32", Precision.FP16)
+    write_tensorrt(student, workshop.tokens["select"], tmp_path / "out", (4, 24), new_tokens=8)
+    graph = onnx.load(tmp_path / "out" / "model_with_past.onnx").graph
+    shell = (tmp_path / "out" / "build.sh").read_text()
+    subprocess.run(["sh", "-n", str(tmp_path / "out" / "build.sh")], check=True)
+    for kind in ("min", "opt", "max"):
+        given = re.findall(rf"--{kind}Shapes=(\S+)", shell)[1]
+        shapes = {name: shape.split("x") for name, _, shape in (one.partition(":") for one in given.split(","))}
+        assert set(shapes) == {entry.name for entry in graph.input}
+        for entry in graph.input:
+            for size, dim in zip(shapes[entry.name], entry.type.tensor_type.shape.dim, strict=True):
+                assert not dim.dim_value or dim.dim_value == int(size)
+    assert "past.1.value:4x2x31x16" in shell
     ast.parse((tmp_path / "out" / "build.py").read_text())
 
 
