@@ -11,6 +11,7 @@ from hwsearch.cli.files import moved_files
 from hwsearch.cli.output import console, json_option, note, print_json
 from hwsearch.cli.progress import Progress
 from hwsearch.distill.job import Moved
+from hwsearch.errors import HwsearchError, RunError
 
 if TYPE_CHECKING:
     from hwsearch.export.forms import GraphForm
@@ -33,15 +34,22 @@ def report(folder: Path, device: str | None, runtime: str | None, as_json: bool)
 
     document, trials, name = stored_summary(folder), stored_trials(folder), "report.html"
     if device or runtime:
-        profile = find(device or document["device"], None, runtime, document["workload"]["new_tokens"])
+        profile = find(device or str(document["device"]), None, runtime, document["workload"]["new_tokens"])
         target = profile.target(runtime)
-        document, trials = reprice(document, trials, profile, target)
         name = f"report-{profile.name}-{target.runtime}.html"
-    write_page(folder / name, document, trials)
+    try:
+        if device or runtime:
+            document, trials = reprice(document, trials, profile, target)
+        write_page(folder / name, document, trials)
+        if not as_json:
+            print_summary(document, None, console())
+    except (HwsearchError, OSError):
+        raise
+    except Exception as error:  # of what a summary lacks, or has in another kind than was written
+        raise RunError(f"{folder / 'summary.json'} is damaged: {type(error).__name__}: {error}") from error
     if as_json:
         print_json(document)
     else:
-        print_summary(document, None, console())
         note(f"report: {folder / name}")
 
 

@@ -65,6 +65,16 @@ def test_the_same_command_prints_the_stored_answer(
     assert "finished before" in err
 
 
+def test_a_run_is_the_same_wherever_its_files_lie(
+    finished: tuple[Path, dict[str, Any]], tiny_teacher: Path, text_file: Path, tmp_path: Path
+) -> None:
+    teacher = shutil.copytree(tiny_teacher, tmp_path / tiny_teacher.name)
+    text = Path(shutil.copy(text_file, tmp_path / text_file.name))
+    status, out, err = run(*command(teacher, text, finished[0]), "--json")
+    assert status == 0, err
+    assert json.loads(out) == finished[1]
+
+
 def test_another_command_does_not_get_the_folder(
     finished: tuple[Path, dict[str, Any]], tiny_teacher: Path, text_file: Path
 ) -> None:
@@ -114,11 +124,24 @@ def test_a_damaged_summary_is_one_clear_line(tmp_path: Path, content: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    "change", [{"chosen": {}}, {"chosen": 5}, {"workload": {"batch": 0}}, {"workload": None}, {"teacher": {}}]
+    "change",
+    [
+        {"chosen": {}},
+        {"chosen": 5},
+        {"workload": {"batch": 0}},
+        {"workload": None},
+        {"teacher": {}},
+        {"target": 5},
+        {"budget_ms": "soon"},
+        {"seconds": None},
+        {"trials": {}},
+        {"versions": []},
+    ],
 )
 def test_a_summary_of_other_values_is_one_clear_line(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path, change: dict[str, Any]
 ) -> None:
+    shutil.copy(finished[0] / "study.db", tmp_path)
     (tmp_path / "summary.json").write_text(json.dumps(finished[1] | change))
     status, _, err = run("report", str(tmp_path))
     assert status == 1
