@@ -71,7 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         _silence()
         sys.exit(1)
-    except OSError as error:  # of stdout: files say their own
+    except OSError as error:  # of stdout; a file has a name
+        if error.filename:
+            _fail(f"{error.filename}: {error.strerror}", 1)
         _silence()
         _fail(f"cannot write the output: {error.strerror or error}", 1)
 
