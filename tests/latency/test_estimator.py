@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from hwsearch.architecture import Architecture, Layer, parse_precisions, uniform_layers
-from hwsearch.latency.estimator import AT_ONCE, Estimator
+from hwsearch.latency.estimator import AT_ONCE, Estimator, estimate
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
-from hwsearch.workload import Workload
+from hwsearch.workload import Workload, lower
 
 
 def decoder(width: int = 128, depth: int = 4, plan: str = "int8") -> Architecture:
@@ -100,3 +100,13 @@ def test_an_unmeasured_precision_is_less_sure() -> None:
         return latency.high_ms / latency.median_ms
 
     assert width(Precision.FP32) > 1.3 > 1.15 > width(Precision.FP16)
+
+
+def test_attention_is_priced_as_it_is_exported(orin: Estimator) -> None:
+    """The cases that TensorRT's parameters are of have its products in int8 beside int8 layers; exports have not."""
+    assert orin.profile.runtimes["tensorrt"].int8_products
+    quantised, floats = orin.one(decoder(plan="int8")), orin.one(decoder(plan="fp16"))
+    assert quantised.ops["attention"] == pytest.approx(floats.ops["attention"])
+    assert quantised.ops["qkv"] < floats.ops["qkv"]
+    cases = estimate(lower([decoder(plan="int8")], orin.workload), orin.profile, orin.target)[0]
+    assert cases.ops["attention"] < quantised.ops["attention"]
