@@ -248,7 +248,9 @@ def test_graphs_are_exported_for_the_runs_runtime(finished: tuple[Path, dict[str
     said = document("export", str(folder), "--format", "tensorrt", "--to", str(tmp_path / "trt"))
     assert said["architecture"]["id"] == summary["chosen"]["architecture"]["id"]
     assert said["parity"]["model.onnx"]["answers"] > 500
-    assert (tmp_path / "trt" / "build.sh").read_text().count("512x64") == 4  # as many as the run searched for
+    whole, _, past = (tmp_path / "trt" / "build.sh").read_text().partition("model_with_past")
+    assert whole.count("512x64") == 4  # as many as the run searched for
+    assert "attention_mask:512x65" in past
     status, _, err = run("export", str(folder), "--static", "--to", str(tmp_path / "none"))
     assert status == 2
     assert "--static is of graphs" in err
