@@ -85,6 +85,8 @@ def print_fidelity(document: dict[str, Any], out: Console) -> None:
     """Lengths of the short run and what costs nothing, each with how well it orders students."""
     from rich.table import Table
 
+    from hwsearch.search.fidelity import by_chance
+
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for column in ("score", "cost", "Kendall tau", "80 % interval", "Spearman", "tau in band", "80 % interval", ""):
         table.add_column(column, justify="left" if column in ("score", "") else "right", overflow="fold")
@@ -99,7 +101,7 @@ def print_fidelity(document: dict[str, Any], out: Console) -> None:
         table.add_row(name, f"{cost:.0%}", texts[0], texts[1], spearman, texts[2], texts[3], mark)
 
     for row in document["lengths"]:
-        passed = "passes" if row["passes"] else ""
+        passed = "passes" if row["passes"] else "may be chance" if by_chance(row) else ""
         mark = "taken" if row["steps"] == document["steps"] and document["passes"] else passed
         line(f"{row['steps']} steps", row["cost_share"], row, mark)
     for name, row in document["baselines"].items():

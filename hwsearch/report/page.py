@@ -11,6 +11,7 @@ from hwsearch.precision import Precision
 from hwsearch.report import figures
 from hwsearch.report.by_hand import rivals
 from hwsearch.report.generation import speeds
+from hwsearch.search.fidelity import by_chance
 from hwsearch.search.result import Result
 from hwsearch.units import format_metric, format_ms, format_seconds
 from hwsearch.workload import Workload
@@ -52,6 +53,7 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "uniform": uniform(chosen["architecture"]) if chosen else None,
             "added": added(sensitivity) if sensitivity else None,
             "agreement": agreement,
+            "by_chance": by_chance,
             "missing": document.get("missing_baselines", {}),
             "margin_ms": step_ms(document["budget_ms"]),
             "margin": margin(figures.furthest(document["front"]), step_ms(document["budget_ms"])),
