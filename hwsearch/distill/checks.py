@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from hwsearch.distill.data import Corpus
@@ -55,6 +57,6 @@ def check_labels(spec: TaskSpec, corpus: Corpus, task: TaskName) -> None:
     for number, stage in enumerate(spec.recipe.stages, start=1):
         if stage.labels and not stage.answers and not stage.watches:
             raise DataError(
-                f"stage {number} of the recipe asks for labels alone, and {corpus.name} has none: --label-column, or "
-                "another --recipe"
+                f"stage {number} of the recipe asks for labels alone, and {Path(spec.data).name} has none: "
+                "--label-column, or another --recipe"
             )

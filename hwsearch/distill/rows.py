@@ -263,7 +263,7 @@ def split_rows(data: Path, held_out: Path | None, rows: Callable[[Path], Iterabl
             )
     name = f"{data.name} without {left_out} rows that are held out" if left_out else data.name
     if all(np.all(np.asarray(label) == UNLABELLED) for label in (*labels["select"], *labels["report"])):
-        name += "; nobody has labelled what is held out, so that the teacher's own answers count as right"
+        name += " (what is held out has no labels: the teacher's own answers count as right)"
     return Corpus(
         name,
         {split: tuple(found) for split, found in texts.items()},

@@ -245,10 +245,10 @@ def test_what_is_trained_on_needs_no_labels_beside_what_is_held_out(labelled_fil
     assert corpus.labels is not None
     assert set(corpus.labels["train"]) == {UNLABELLED}
     assert UNLABELLED not in corpus.labels["report"]
-    assert "nobody has labelled" not in corpus.name
+    assert "has no labels" not in corpus.name
     with pytest.raises(DataError, match="has no column 'hue'"):
         labelled_texts(data, held_out, "text", "hue", NAMES)
-    assert "nobody has labelled" in labelled_texts(data, None, "text", "label", NAMES).name
+    assert "has no labels" in labelled_texts(data, None, "text", "label", NAMES).name
 
 
 def test_a_byte_order_mark_is_no_text(labelled_file: Path, tmp_path: Path) -> None:

@@ -502,8 +502,9 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
     # What was measured is fed back: the other trials' estimates have moved towards it.
     _, before = search(tmp_path / "other")
     assert before is not None
-    was = {r.trial: r.latency.median_ms for r in before.trials}
-    moved = [r.latency.median_ms / was[r.trial] for r in outcome.trials if r.predicted is None and r.trial in was]
+    was = {r.architecture: r.latency.median_ms for r in before.trials}
+    others = [r for r in outcome.trials if r.predicted is None and r.architecture in was]
+    moved = [r.latency.median_ms / was[r.architecture] for r in others]
     assert moved
     assert all(1.15 < factor < 1.4 for factor in moved), moved
     # Those made by hand are measured too.
@@ -685,20 +686,14 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
 def test_a_run_whose_folder_has_moved_keeps_its_trials(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "run", Dying(9))
+    kept = len(stored_trials(tmp_path / "run"))
+    assert kept
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     trainer = NullTrainer()
     document, _ = search(tmp_path / "elsewhere", trainer)
     assert document["study"] == "run"  # as it is called in its storage
     assert tried(document) == 12
-    assert len(begun(trainer)) < 6
-
-
-def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / ".run.json.abcd1234").write_text("{")
-    search(folder)
-    assert [path.name for path in folder.rglob(".*")] == [".lock"]
+    assert len(begun(trainer)) <= 12 - kept
 
 
 def test_minutes_end_the_trials_and_the_same_command_goes_on(tmp_path: Path) -> None:
