@@ -3,7 +3,7 @@
 Half are decoders of the embedded teacher, half encoders of the classifier that `classifier.py` makes; each of random
 shape, every part in float or quantised by chance, in one of the forms in turn, trained for some steps, exported, and
 set beside the student with its fake quantisation, and in float beside the float student. Beside float16 no graph rounds
-the student does: these are told apart.
+as the student does: these are told apart.
 
 python benchmarks/parity.py [--students 24] [--steps 60]
 """

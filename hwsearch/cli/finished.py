@@ -33,13 +33,12 @@ def report(folder: Path, device: str | None, runtime: str | None, as_json: bool)
     from hwsearch.search.finished import stored_summary, stored_trials
 
     document, trials, name = stored_summary(folder), stored_trials(folder), "report.html"
-    if device or runtime:
-        profile = find(device or str(document["device"]), None, runtime, document["workload"]["new_tokens"])
-        target = profile.target(runtime)
-        name = f"report-{profile.name}-{target.runtime}.html"
     try:
         if device or runtime:
+            profile = find(device or str(document["device"]), None, runtime, document["workload"]["new_tokens"])
+            target = profile.target(runtime)
             document, trials = reprice(document, trials, profile, target)
+            name = f"report-{profile.name}-{target.runtime}.html"
         write_page(folder / name, document, trials)
         if not as_json:
             print_summary(document, None, console())
