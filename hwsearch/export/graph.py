@@ -168,9 +168,11 @@ def _eight_bit_weights(model: onnx.ModelProto, products: dict[str, onnx.NodeProt
         scale = np.maximum(np.abs(value.astype(np.float32)).max(across), TINY) / 127
         rounded = np.clip(np.round(value.astype(np.float32) / scale), -127, 127).astype(np.int8)
         model.graph.initializer.remove(weights[name])
-        for part, array in (("int8", rounded), ("scale", np.asarray(scale, value.dtype))):
+        # Zero points that are all 0 may be left out; where `WIDE_PRODUCTS` moves weights to uint8, a matrix without fails.
+        parts = {"int8": rounded, "scale": np.asarray(scale, value.dtype), "zero": np.zeros_like(scale, np.int8)}
+        for part, array in parts.items():
             model.graph.initializer.append(numpy_helper.from_array(array, f"{name}.{part}"))
-        wide = helper.make_node("DequantizeLinear", [f"{name}.int8", f"{name}.scale"], [f"{name}.wide"], axis=1)
+        wide = helper.make_node("DequantizeLinear", [f"{name}.{part}" for part in parts], [f"{name}.wide"], axis=1)
         model.graph.node.insert(list(model.graph.node).index(node), wide)
         node.input[1] = f"{name}.wide"
 

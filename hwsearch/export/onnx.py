@@ -21,7 +21,8 @@ from hwsearch.distill.quantise import restore
 from hwsearch.export.float_graph import Shape
 from hwsearch.export.graph import onnx_model
 from hwsearch.export.parity import (
-    EXACT,
+    FLOAT_ACTIVATIONS,
+    WIDE_PRODUCTS,
     Parity,
     Run,
     compare,
@@ -61,7 +62,7 @@ ids = np.random.default_rng(0).integers(0, {vocab}, {shape})
 given = dict(input_ids=ids, attention_mask=np.ones_like(ids){types})"""
 TYPES = ", token_type_ids=np.zeros_like(ids)"
 PIXELS = "given = dict(pixel_values=np.random.default_rng(0).random({shape}, np.float32))"
-EXACT_LINE = f'options.add_session_config_entry("{EXACT[0]}", "{EXACT[1]}")  # weights alone are rounded\n'
+ENTRY = 'options.add_session_config_entry("{}", "{}")  # {}\n'
 
 
 def write_onnx(
@@ -94,7 +95,11 @@ def write_onnx(
 def _script(student: TrainedStudent, run: Shape, threads: int) -> str:
     """What times `model.onnx`."""
     (batch, sequence), architecture = run, student.architecture
-    exact = EXACT_LINE if Precision.W8A16 in architecture.parts else ""
+    exact = ""
+    if Precision.W8A16 in architecture.parts:
+        exact += ENTRY.format(*FLOAT_ACTIVATIONS, "weights alone are rounded")
+    if Precision.INT8 in architecture.parts and student.scheme.weight_bits == 8:
+        exact += ENTRY.format(*WIDE_PRODUCTS, "x86 without VNNI: no overflow")
     if architecture.patch:
         (pixels,) = student.teacher.objective.blank(*run).values()
         given, what = PIXELS.format(shape=tuple(pixels.shape)), "image" + "s" * (batch > 1)

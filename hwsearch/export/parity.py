@@ -33,8 +33,11 @@ SHARE = 0.1  # of the KL that quantisation causes, which the graph's from the st
 NOTHING = 1e-5  # nats that are no fault, however little quantisation causes
 ROWS = 1024  # answers at once: of a large vocabulary they take gigabytes
 HALF_SHARE = 0.25  # by which float16 may raise the KL that quantisation causes
-# Else ONNX Runtime rounds the activations too where weights alone are in eight bits.
-EXACT = ("session.qdq_matmulnbits_accuracy_level", "0")
+# Entries of ONNX Runtime's session without which it computes something else: it rounds the activations too where
+# weights alone are in eight bits, and on x86 without VNNI its products of int8 saturate in 16 bits
+# (microsoft/onnxruntime#6004).
+FLOAT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "0")
+WIDE_PRODUCTS = ("session.x64quantprecision", "1")
 Run = Callable[[Inputs], Tensor]
 
 
@@ -164,7 +167,8 @@ def session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    options.add_session_config_entry(*EXACT)
+    for entry in (FLOAT_ACTIVATIONS, WIDE_PRODUCTS):
+        options.add_session_config_entry(*entry)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

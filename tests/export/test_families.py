@@ -5,7 +5,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -17,6 +16,7 @@ from hwsearch.distill.proxy import Student, divergence
 from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.workshop import Workshop
 from hwsearch.export.onnx import write_graphs
+from hwsearch.export.parity import session
 from hwsearch.export.student import TrainedStudent
 from hwsearch.precision import Precision, Scheme
 from tests.checkpoints import CHECKPOINTS, save_checkpoint
@@ -83,15 +83,12 @@ def test_a_student_of_every_family_runs_as_a_graph(
 
 def check_filled_up(folder: Path) -> None:
     """A text that is filled up at its beginning is continued as without, in two steps as in one, by both graphs."""
-    session, alone = (
-        onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
-        for name in ("model_with_past.onnx", "model.onnx")
-    )
-    caches = {i.name: [1 if isinstance(d, str) else d for d in i.shape] for i in session.get_inputs() if "." in i.name}
+    past_too, alone = (session(folder / name) for name in ("model_with_past.onnx", "model.onnx"))
+    caches = {i.name: [1 if isinstance(d, str) else d for d in i.shape] for i in past_too.get_inputs() if "." in i.name}
     ids = np.arange(3, 11)[None]
 
     def run(given: Any, mask: Any, past: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        logits, *present = session.run(None, {"input_ids": given, "attention_mask": mask, **past})
+        logits, *present = past_too.run(None, {"input_ids": given, "attention_mask": mask, **past})
         return logits[0, -1], dict(zip(caches, present, strict=True))
 
     nothing = {name: np.zeros([1, shape[1], 0, shape[3]], np.float32) for name, shape in caches.items()}

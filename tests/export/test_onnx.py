@@ -20,7 +20,7 @@ from hwsearch.errors import ExportError
 from hwsearch.export.forms import deliver
 from hwsearch.export.graph import module_of, onnx_model
 from hwsearch.export.onnx import write_onnx
-from hwsearch.export.parity import Parity, compare, goes
+from hwsearch.export.parity import WIDE_PRODUCTS, Parity, compare, goes
 from hwsearch.export.student import TrainedStudent
 from hwsearch.precision import Precision, Scheme
 from hwsearch.workload import PHASES, Workload
@@ -91,6 +91,15 @@ def test_weights_of_seven_bits_where_eight_would_overflow(make_student: Make, tm
     ends = [int(np.abs(values.astype(int)).max()) for values in matrices if values.ndim == 2]
     assert len(ends) == len(student.quantised)
     assert set(ends) == {64}  # two products with 255 stay below 2 ** 15
+    assert WIDE_PRODUCTS[0] not in (tmp_path / "out" / "run.py").read_text()
+
+
+def test_eight_bits_are_timed_without_overflow(make_student: Make, tmp_path: Path) -> None:
+    student, workshop = make_student("decoder", DYNAMIC, "int8,int8")
+    write_onnx(student, workshop.tokens["select"], tmp_path / "out", (2, 16), threads=1)
+    assert WIDE_PRODUCTS[0] in (tmp_path / "out" / "run.py").read_text()
+    said = subprocess.run([sys.executable, tmp_path / "out" / "run.py"], capture_output=True, text=True, check=True)
+    assert "ms at best" in said.stdout
 
 
 def test_weights_alone_in_four_and_eight_bits(make_student: Make, tmp_path: Path) -> None:
