@@ -168,7 +168,7 @@ def _eight_bit_weights(model: onnx.ModelProto, products: dict[str, onnx.NodeProt
         scale = np.maximum(np.abs(value.astype(np.float32)).max(across), TINY) / 127
         rounded = np.clip(np.round(value.astype(np.float32) / scale), -127, 127).astype(np.int8)
         model.graph.initializer.remove(weights[name])
-        # Zero points that are all 0 may be left out; where `WIDE_PRODUCTS` moves weights to uint8, a matrix without fails.
+        # Zero points of 0 may be left out, but `WIDE_PRODUCTS` fails with a matrix that has none.
         parts = {"int8": rounded, "scale": np.asarray(scale, value.dtype), "zero": np.zeros_like(scale, np.int8)}
         for part, array in parts.items():
             model.graph.initializer.append(numpy_helper.from_array(array, f"{name}.{part}"))
