@@ -229,7 +229,7 @@ def test_a_killed_run_is_taken_up_by_the_same_command(
         time.sleep(0.05)
     os.kill(running.pid, end)
     _, err = running.communicate(timeout=60)
-    assert running.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL)
+    assert running.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL), err
     if end == signal.SIGINT:
         assert "what was finished is kept" in line_of(err)
     assert not (folder / "summary.json").exists()
