@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from hwsearch import __version__
+from hwsearch import __version__, interrupt
 from hwsearch.errors import HwsearchError
 
 DEFAULT_COMMAND = "search"
@@ -54,6 +54,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 an error, 2 wrong usage, 3 nothing fits; errors take one line on
     stderr."""
+    interrupt.remember()
     try:
         status = cli.main(arguments, prog_name="hwsearch", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

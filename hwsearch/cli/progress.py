@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from hwsearch import interrupt
 from hwsearch.units import format_seconds
 
 QUIET_SECONDS = 15.0  # between plain lines
@@ -61,7 +62,12 @@ class Progress:
             self._task = self._rich.add_task(name, total=self._total, left="")
 
     def at(self, done: float, total: float | None = None, note: str = "") -> None:
-        """`done` units of the stage are behind; `total` may have changed."""
+        """`done` units of the stage are behind; `total` may have changed.
+
+        Raises:
+            KeyboardInterrupt: there was a Ctrl-C that was dropped.
+        """
+        interrupt.check()
         self._total = total or self._total
         share = min(1.0, done / self._total)
         elapsed = time.monotonic() - self._started

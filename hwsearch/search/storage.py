@@ -13,6 +13,7 @@ import sqlalchemy
 from filelock import FileLock
 
 from hwsearch.errors import RunError
+from hwsearch.interrupt import held_back
 
 LOCK = 0x68777365  # of PostgreSQL, beside the study's own number
 
@@ -47,7 +48,7 @@ def file_of(address: Address) -> Path | None:
 
 @contextmanager
 def locked(address: Address, storage: optuna.storages.BaseStorage, study: int) -> Iterator[None]:
-    """Alone with a study, among all processes that use this.
+    """Alone with a study, among all processes that use this; a Ctrl-C waits until the block has ended.
 
     Args:
         address: of the storage.
@@ -56,7 +57,7 @@ def locked(address: Address, storage: optuna.storages.BaseStorage, study: int) -
     """
     url = str(address)
     if (path := file_of(address)) is not None:
-        with FileLock(f"{path}.alone"):  # ".lock" is what Optuna's journal calls its own
+        with FileLock(f"{path}.alone"), held_back():  # ".lock" is what Optuna's journal calls its own
             yield
         return
     engine = _engine(storage)
@@ -66,7 +67,8 @@ def locked(address: Address, storage: optuna.storages.BaseStorage, study: int) -
         key = {"lock": LOCK, "study": study}
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:lock, :study)"), key)
         try:
-            yield
+            with held_back():
+                yield
         finally:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:lock, :study)"), key)
 

@@ -29,6 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from hwsearch.architecture import Architecture
 from hwsearch.errors import RunError
 from hwsearch.files import whole
+from hwsearch.interrupt import held_back
 from hwsearch.search.owner import LEFT, alive
 from hwsearch.search.result import Result
 from hwsearch.search.rungs import leveled
@@ -154,6 +155,7 @@ class Study:
         """Nobody else decides anything in the meantime."""
         return locked(self.address, self._storage, self._study._study_id)
 
+    @held_back()
     def trials(self) -> list[Trial]:
         """Every trial, in the order of its number."""
         return [
@@ -250,6 +252,7 @@ class Study:
         for name, value in values.items():
             self._storage.set_trial_user_attr(trial.place, name, value)
 
+    @held_back()
     def leave(self, owner: str) -> None:
         """Put an owner's trials into nobody's hands: it will not finish them."""
         for trial in self.trials():
@@ -273,12 +276,14 @@ class Study:
             self._beats[trial.number] = (beat, now)
         return now - self._beats[trial.number][1] > STALE_S
 
+    @held_back()
     def describe(self, **facts: Any) -> None:
         """Keep what whoever joins must know."""
         for name, fact in facts.items():
             text = msgspec.json.encode(fact).decode()
             self._storage.set_study_system_attr(self._study._study_id, OURS + name, text)
 
+    @held_back()
     def described(self) -> dict[str, Any]:
         """What `describe` kept."""
         kept = self._storage.get_study_system_attrs(self._study._study_id)

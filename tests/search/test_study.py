@@ -1,18 +1,22 @@
 """A study that several share: who owns what, and what is left when one is killed."""
 
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy
+from msgspec.structs import replace
 
 from hwsearch.errors import RunError
 from hwsearch.profiles import find_profile
 from hwsearch.search import study as module
 from hwsearch.search.null import TEACHER
-from hwsearch.search.owner import membership
+from hwsearch.search.owner import LEFT, membership
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.result import Result
 from hwsearch.search.study import Study, Trial
@@ -222,3 +226,29 @@ def test_what_is_no_study_is_one_clear_line_without_a_password(tmp_path: Path) -
     assert "secret" not in str(error.value)
     with pytest.raises(RunError, match=r"can be opened.*--storage"):
         Study("magic://", "mine")
+
+
+@pytest.mark.parametrize("amid", ["INSERT", "SELECT"])
+def test_ctrl_c_amid_a_transaction_waits_for_its_end(amid: str, tmp_path: Path) -> None:
+    """Raised there it left a lock, and whoever then left the study waited a minute for it, and failed."""
+    study = Study(tmp_path / "study.db", "mine")
+    struck = []
+
+    def strike(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if statement.startswith(amid) and not struck:
+            struck.append(statement)
+            signal.raise_signal(signal.SIGINT)
+
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+    try:
+        with membership() as owner:
+            sqlalchemy.event.listen(study._storage._backend.engine, "before_cursor_execute", strike)
+            with pytest.raises(KeyboardInterrupt), study.alone():
+                trial = study.take(begun(study, owner), owner)
+            struck.clear()
+            with pytest.raises(KeyboardInterrupt):
+                study.leave(owner)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert study.trials() == [replace(trial, owner=LEFT)]
+    study.close()
