@@ -7,7 +7,7 @@ weights, and once more with another seed (other text in another order). "Full" i
 
 Takes hours; a run that was stopped goes on where it was, and what is done stands in the table at any time.
 
-python benchmarks/students.py [--until 4096] [--processes 2]
+python benchmarks/students.py [--until 4096] [--processes 2] [--device cuda:0]
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def draw(facts: Any) -> list[Candidate]:
 
 
 @cache
-def workshop(seed: int) -> Any:
+def workshop(seed: int, device: str) -> Any:
     import torch
 
     from hwsearch.distill.workshop import Workshop
@@ -73,25 +73,25 @@ def workshop(seed: int) -> Any:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     scheme = find_profile("jetson-orin").runtimes["tensorrt"].scheme
-    return Workshop(TaskSpec(recipe=Recipe(seed=seed), scheme=scheme))
+    return Workshop(TaskSpec(recipe=Recipe(seed=seed), scheme=scheme), device)
 
 
-def facts_of(seed: int) -> Any:
-    return workshop(seed).finish()
+def facts_of(seed: int, device: str) -> Any:
+    return workshop(seed, device).finish()
 
 
-def train(architecture: Architecture, run: Run, until: int) -> dict[str, Any]:
+def train(architecture: Architecture, run: Run, until: int, device: str) -> dict[str, Any]:
     """One student up to `until` steps, gone on from where it was: its curve and what scores cost nothing."""
     import torch
 
     from hwsearch.distill.importance import ffn_dimensions
     from hwsearch.distill.proxy import Student
 
-    task = workshop(run.seed).task
+    task = workshop(run.seed, device).task
     begin = partial(Student, task, architecture, fresh=0 if run.fresh else None)
     dimensions = ffn_dimensions(begin().model, task.teacher.objective, torch.from_numpy(task.chunks[:32]))
     path = WORK / f"{run.student}-{run.key}.pt"
-    student = begin(kept=path)
+    student = begin(kept=path, device=device)
     halves = (round(2 ** (i / 2)) for i in range(21, 64))
     for stop in (*MARKS, *halves):
         if stop > until:
@@ -113,26 +113,27 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--until", type=int, default=16384, help="steps at most")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="to train on")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     WORK.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
-        facts = pool.submit(facts_of, 0).result()
+        facts = pool.submit(facts_of, 0, options.device).result()
         table = read_json(TABLE) if TABLE.is_file() else new_table(facts)
         rows = table["students"]
         everyone = [Run(i, "curve") for i in sorted(range(len(rows)), key=lambda i: not rows[i]["band"])]
         probes = [Run(i, "curve") for i in range(0, len(rows), PROBES)]
         steps = FIRST_FULL
         while steps < options.until and not table["full_steps"]:
-            advance(pool, table, probes, 2 * steps)
+            advance(pool, table, probes, 2 * steps, options.device)
             if gain(rows, steps) < GAIN:
                 table["full_steps"] = steps
             steps *= 2
         if table["full_steps"]:
-            advance(pool, table, everyone, table["full_steps"])
+            advance(pool, table, everyone, table["full_steps"], options.device)
             others = [Run(i, "random_curve", fresh=True) for i in range(0, len(rows), AGAIN)]
             others += [Run(i, "second_curve", seed=1) for i in range(0, len(rows), AGAIN)]
-            advance(pool, table, others, table["full_steps"])
+            advance(pool, table, others, table["full_steps"], options.device)
         write_text(TABLE, shown(table))
     print(json.dumps({"full_steps": table["full_steps"], "students": len(rows)}))
 
@@ -146,12 +147,13 @@ class Run(NamedTuple):
     seed: int = 0
 
 
-def advance(pool: ProcessPoolExecutor, table: dict[str, Any], runs: list[Run], steps: int) -> None:
+def advance(pool: ProcessPoolExecutor, table: dict[str, Any], runs: list[Run], steps: int, device: str) -> None:
     """Every run up to `steps`; what is there already takes no time."""
     rows = table["students"]
     runs = [run for run in runs if steps not in dict(rows[run.student].get(run.key, ()))]
     jobs: dict[Future[dict[str, Any]], Run] = {
-        pool.submit(train, Architecture.from_json(rows[run.student]["architecture"]), run, steps): run for run in runs
+        pool.submit(train, Architecture.from_json(rows[run.student]["architecture"]), run, steps, device): run
+        for run in runs
     }
     started = time.monotonic()
     for done, future in enumerate(as_completed(jobs), start=1):
