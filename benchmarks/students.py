@@ -120,6 +120,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         facts = pool.submit(facts_of, 0, options.device).result()
         table = read_json(TABLE) if TABLE.is_file() else new_table(facts)
+        price(table, facts)
         rows = table["students"]
         everyone = [Run(i, "curve") for i in sorted(range(len(rows)), key=lambda i: not rows[i]["band"])]
         probes = [Run(i, "curve") for i in range(0, len(rows), PROBES)]
@@ -160,6 +161,8 @@ def advance(pool: ProcessPoolExecutor, table: dict[str, Any], runs: list[Run], s
         run, found = jobs[future], future.result()
         row = rows[run.student]
         row[run.key] = [[step, round(loss, 5)] for step, loss in found["curve"]]
+        if device != "cpu":
+            row["device"] = device
         if run.key == "curve":
             row |= {"seconds": round(found["seconds"], 1), "ffn_dimensions": found["ffn_dimensions"]}
         write_text(TABLE, shown(table))
@@ -168,25 +171,23 @@ def advance(pool: ProcessPoolExecutor, table: dict[str, Any], runs: list[Run], s
 
 
 def new_table(facts: Any) -> dict[str, Any]:
-    drawn = draw(facts)
-    students = [candidate.architecture for candidate in drawn]
-    prices = {}
-    for device in WORKLOADS:
-        plan = plan_of(device, facts)
-        prices[device] = plan.price([a.with_float(plan.runtime.float_beside()) for a in students])
     rows = [
-        {
-            "architecture": architecture.to_json(),
-            "parameters": architecture.parameters,
-            "band": drawn[i].band,
-            "ms": {
-                device: [round(float(p.low_ms[i]), 4), round(float(p.median_ms[i]), 4), round(float(p.high_ms[i]), 4)]
-                for device, p in prices.items()
-            },
-        }
-        for i, architecture in enumerate(students)
+        {"architecture": c.architecture.to_json(), "parameters": c.architecture.parameters, "band": c.band}
+        for c in draw(facts)
     ]
     return {"command": "python benchmarks/students.py", "full_steps": None, "students": rows}
+
+
+def price(table: dict[str, Any], facts: Any) -> None:
+    """Write what today's code says of every student's latency into its row."""
+    rows = table["students"]
+    students = [Architecture.from_json(row["architecture"]) for row in rows]
+    for device in WORKLOADS:
+        plan = plan_of(device, facts)
+        prices = plan.price([a.with_float(plan.runtime.float_beside()) for a in students])
+        for i, row in enumerate(rows):
+            ms = (prices.low_ms[i], prices.median_ms[i], prices.high_ms[i])
+            row.setdefault("ms", {})[device] = [round(float(x), 4) for x in ms]
 
 
 def shown(table: dict[str, Any]) -> str:

@@ -113,14 +113,15 @@ def test_the_first_pass_says_the_same_there(
 
 
 @on_gpu
-def test_eight_bit_weights_there(spec: TaskSpec, tmp_path: Path) -> None:
+def test_eight_bit_weights_there(tmp_path: Path) -> None:
+    """The embedded teacher: one of random weights hardly prefers one answer."""
     pytest.importorskip("bitsandbytes")
-    exact, eight = Workshop(spec), Workshop(replace(spec, teacher_dtype="int8"), CUDA)
-    chunks = exact.tokens["select"]
+    exact, eight = Workshop(TaskSpec()), Workshop(TaskSpec(teacher_dtype="int8"), CUDA)
+    chunks = exact.tokens["select"][:64]
     own = teacher_module.teacher_outputs(exact.teacher, chunks, tmp_path / "own")
     found = teacher_module.teacher_outputs(eight.teacher, chunks, tmp_path / "eight", CUDA)
     assert eight.teacher.at(CUDA).model.layers[0].mlp.up_proj.weight.dtype == torch.int8
-    assert np.mean(own.best() == found.best()) > 0.9
+    assert np.mean(own.best() == found.best()) > 0.97
 
 
 @on_gpu
