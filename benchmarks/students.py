@@ -65,7 +65,7 @@ def draw(facts: Any) -> list[Candidate]:
 
 
 @cache
-def workshop(seed: int, device: str) -> Any:
+def workshop(seed: int, device: str = "cpu") -> Any:
     import torch
 
     from hwsearch.distill.workshop import Workshop
