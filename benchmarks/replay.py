@@ -53,6 +53,11 @@ class Student(NamedTuple):
     curve: dict[int, float]
     row: dict[str, Any]
 
+    def after(self, steps: int) -> float:
+        """The loss after a number of steps; between those that were noted on a straight line in log-log."""
+        noted = sorted((step, loss) for step, loss in self.curve.items() if step)
+        return float(np.exp(np.interp(np.log(steps), *np.log(np.array(noted)).T)))
+
     def further(self, steps: int, doublings: float = 1.0) -> float:
         """The loss that a straight line in log-log through a step and the one at half of it leads to."""
         earlier = min((s for s in self.curve if 0 < s < steps), key=lambda s: abs(np.log(2 * s / steps)))
@@ -144,7 +149,7 @@ def proxies(students: Sequence[Student], full: int) -> dict[str, Any]:
 def rungs(students: Sequence[Student], full: int, seeds: int) -> dict[str, Any]:
     """Every student once, in random order, two at a time; the search's rule says who goes on."""
     judge, found = Judge(students, full), []
-    steps = [*(mark(students[0], share * full) for share in RUNGS), full]
+    steps = [*(int(share * full) for share in RUNGS), full]
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(students)).tolist()
         climbing: dict[int, Trial] = {}
@@ -165,7 +170,7 @@ def rungs(students: Sequence[Student], full: int, seeds: int) -> dict[str, Any]:
             trial = climbing[number]
             rung = len(trial.losses)
             spent += steps[rung] - (steps[rung - 1] if rung else 0)
-            climbing[number] = replace(trial, losses=(*trial.losses, students[number].curve[steps[rung]]))
+            climbing[number] = replace(trial, losses=(*trial.losses, students[number].after(steps[rung])))
         whole = [number for number, trial in climbing.items() if len(trial.losses) == len(steps)]
         losses = leveled([trial.losses for trial in climbing.values()], len(steps))
         front = unbeaten([(t.ms, loss, n) for (n, t), loss in zip(climbing.items(), losses, strict=True)])
@@ -193,9 +198,9 @@ def replay(name: str, seed: int, device: str) -> list[float]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     students, full = load(device)
-    judge, short = Judge(students, full), mark(students[0], RUNGS[0] * full)
+    judge, short = Judge(students, full), int(RUNGS[0] * full)
     places = np.array([features(s.architecture) for s in students])
-    scores = [s.curve[short] for s in students]
+    scores = [s.after(short) for s in students]
     facts: Facts = NullTrainer().finish().result()
     plan = plan_of(device, facts)
     tried: list[int] = []

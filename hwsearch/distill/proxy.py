@@ -1,9 +1,9 @@
 """Score an architecture by a short distillation from teacher slices.
 
 What makes a short run rank as a long one does: it starts from importance-sorted slices, it keeps the long run's
-constant learning rate and data order, and it is judged on one fixed held-out set. Its loss is taken as measured:
-drawn on along its slope it orders students no better (`python benchmarks/replay.py`). A longer run of the same student
-goes on where the short one stopped.
+constant learning rate and data order, and it is judged on one fixed held-out set. Its loss is taken as measured: drawn
+on along its slope it orders students no better after 160 steps, if better from 480 on, where the finalists are picked
+already (`python benchmarks/replay.py`). A longer run of the same student goes on where the short one stopped.
 """
 
 from __future__ import annotations
