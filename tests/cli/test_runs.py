@@ -264,7 +264,7 @@ def test_a_killed_distillation_ends_with_the_same_weights(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, summary = finished
-    steps = 420
+    steps = 200
     arguments = [sys.executable, "-m", "hwsearch", *distilling(folder, tmp_path / "first", steps)]
     running = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
