@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _came = False
 
@@ -35,23 +36,35 @@ def check() -> None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """A Ctrl-C waits until the block has ended; for blocks of milliseconds.
+    """A Ctrl-C waits until the block has ended, the outermost of several; a second one does not.
 
     Raises:
         KeyboardInterrupt: there was one meanwhile.
     """
     before = signal.getsignal(signal.SIGINT)
-    if not _main() or not callable(before):
+    if not _main() or isinstance(before, _Hold) or not callable(before):
         yield
         return
-    waiting: list[FrameType | None] = []
-    signal.signal(signal.SIGINT, lambda _, frame: waiting.append(frame))
+    hold = _Hold(before)
+    signal.signal(signal.SIGINT, hold)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if waiting:
-            before(signal.SIGINT, waiting[0])
+        if hold.came:
+            before(signal.SIGINT, None)
+
+
+class _Hold:
+    """A handler that notes the first Ctrl-C, and hands the next on to the one `before` it."""
+
+    def __init__(self, before: Callable[[int, FrameType | None], Any]) -> None:
+        self.before, self.came = before, False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            self.before(number, frame)
+        self.came = True
 
 
 def _note(number: int, frame: FrameType | None) -> None:

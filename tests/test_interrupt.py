@@ -38,6 +38,23 @@ def test_it_waits_for_the_end_of_the_block() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_second_one_does_not_wait() -> None:
+    done = []
+
+    @interrupt.held_back()
+    @interrupt.held_back()
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        done.append("once")
+        signal.raise_signal(signal.SIGINT)
+        done.append("twice")
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+    assert done == ["once"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_one_that_was_dropped_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     class Dropping:
         def __del__(self) -> None:
