@@ -162,7 +162,7 @@ def advance(pool: ProcessPoolExecutor, table: dict[str, Any], runs: list[Run], s
         row = rows[run.student]
         row[run.key] = [[step, round(loss, 5)] for step, loss in found["curve"]]
         if device != "cpu":
-            row["device"] = device
+            row[f"{run.key}_device"] = device
         if run.key == "curve":
             row |= {"seconds": round(found["seconds"], 1), "ffn_dimensions": found["ffn_dimensions"]}
         write_text(TABLE, shown(table))
