@@ -33,7 +33,7 @@ ROOM = 4.0  # smallest students that a budget holds, where there is to be a choi
 ROUNDED = 1.005  # a time that is shown in three digits is no less than what it is
 MOST_AT_ONCE = 64  # sequences
 SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
-RUNGS = (SHORT, 0.4)  # of a long run's steps; from the last on the rate falls, and only finalists are trained
+RUNGS = (SHORT, 0.35)  # of a long run's steps; from the last on the rate falls, and only finalists are trained
 
 
 class Wishes(msgspec.Struct, frozen=True):

@@ -109,7 +109,7 @@ def test_the_page_says_how_far_short_runs_may_be_trusted(found: tuple[dict[str, 
     document, outcome = found
     alone, judged = page(document, outcome.trials), page({**document, "fidelity": FIDELITY}, outcome.trials)
     stages = document["stages"]
-    assert [(stage["steps"], stage["further_steps"]) for stage in stages] == [(160, 426), (426, 1066)]
+    assert [(stage["steps"], stage["further_steps"]) for stage in stages] == [(160, 373), (373, 1066)]
     assert stages[0]["students"] > stages[1]["students"] == 3
     short = stages[0]["scores"]["short run"]
     assert f"{short['tau']:.2f} ({short['low']:.2f} to {short['high']:.2f})" in alone

@@ -169,7 +169,7 @@ def test_fidelity_of_the_null_score(plan: Plan, tmp_path: Path, monkeypatch: pyt
     assert any("hwsearch fidelity DIR" in line for line in told.said)
     assert keep(facts.subject, document)
     found = measured_steps(plan.wishes, facts.subject, told)
-    assert (found.steps, found.long_steps, found.rungs) == (50, 1000, (50, 400))
+    assert (found.steps, found.long_steps, found.rungs) == (50, 1000, (50, 350))
     keep("quick", {**document, "full_steps": 40, "steps": 4})
     assert measured_steps(plan.wishes, "quick", told) == plan.wishes
     assert "40 steps for full training" in told.said[-1]
