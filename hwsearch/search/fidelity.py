@@ -21,7 +21,7 @@ from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec
 from hwsearch.errors import RunError, TrainingError
 from hwsearch.files import pretty, read_json, read_or_drop, write_text
 from hwsearch.search.candidates import stratified
-from hwsearch.search.plan import RUNGS, Plan, Wishes
+from hwsearch.search.plan import COOL, RUNGS, Plan, Wishes
 from hwsearch.search.proposer import Given
 from hwsearch.search.rank import Agreement, agreement
 from hwsearch.search.trainer import Progress, Trainer, result_of
@@ -92,7 +92,7 @@ def measure(
     )
     shorts = sorted({max(2, int(share * full_steps)) for share in SHARES})
     marks = (0, *shorts)
-    cool = int(RUNGS[-1] * full_steps)
+    cool = int(COOL * full_steps)
 
     def job(number: int, order: int) -> Job:
         a = students[number].architecture

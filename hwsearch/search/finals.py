@@ -110,7 +110,7 @@ class Finals:
             path=path,
             architecture=architecture,
             steps=wishes.long_steps,
-            cool_from=wishes.rungs[-1],
+            cool_from=wishes.cool_from,
             marks=wishes.rungs,
             rate=self.plan.rate,
             **more,

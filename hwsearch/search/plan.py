@@ -33,7 +33,8 @@ ROOM = 4.0  # smallest students that a budget holds, where there is to be a choi
 ROUNDED = 1.005  # a time that is shown in three digits is no less than what it is
 MOST_AT_ONCE = 64  # sequences
 SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
-RUNGS = (SHORT, 0.35)  # of a long run's steps; from the last on the rate falls, and only finalists are trained
+RUNGS = (SHORT, 0.35)  # of a long run's steps; only finalists are trained on from the last
+COOL = 0.7  # of a long run's steps: from there on a finalist's rate falls
 
 
 class Wishes(msgspec.Struct, frozen=True):
@@ -79,6 +80,11 @@ class Wishes(msgspec.Struct, frozen=True):
     def long_steps(self) -> int:
         """Steps of a finalist."""
         return self.full_steps or int(self.steps / SHORT + 1e-9)  # rounded down: a short run has no less than its share
+
+    @property
+    def cool_from(self) -> int:
+        """Step of a finalist from which on the rate falls."""
+        return max(int(COOL * self.long_steps), self.rungs[-1])
 
     @property
     def rungs(self) -> tuple[int, ...]:

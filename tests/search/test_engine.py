@@ -227,7 +227,7 @@ def test_finalists_get_the_long_run_and_report_is_looked_at_once(tmp_path: Path)
     assert 2 <= len(climbed) <= 6
     assert {job.steps for job in climbed} == {373}
     assert {job.path for job in climbed} <= {job.path for job in short}
-    assert all(job.cool_from == 373 for job in long)
+    assert all(job.cool_from == 746 for job in long)
     assert all(job.steps == 1066 and job.steps * 0.15 <= 160 for job in long)
     assert [job.split for job in long] == ["select"] * 3 + ["report"] * 3
     assert all(job.start for job in long[:3])
