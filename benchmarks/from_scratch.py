@@ -17,10 +17,9 @@ import msgspec
 import torch
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import TaskSpec
+from hwsearch.distill.job import COOL, TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.workshop import Workshop
-from hwsearch.search.plan import COOL
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
     for factor in map(float, arguments.rates.split(",")):
         recipe = msgspec.structs.replace(spec.recipe, rate=factor * spec.recipe.rate)
         student = Student(dataclasses.replace(workshop.task, recipe=recipe), architecture, fresh=0)
-        student.train(steps, cool_from=int(steps * COOL))
+        student.train(steps, cool_from=round(COOL * steps))
         score = student.score(workshop.task.report)
         fresh[factor] = {name: getattr(score, name) for name in ("quality", "quality_low", "quality_high", "retention")}
     best = max(fresh.values(), key=lambda score: score["quality"])

@@ -38,11 +38,11 @@ from scipy import stats
 from students import workshop
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import Facts
+from hwsearch.distill.job import COOL, Facts
 from hwsearch.files import pretty, read_json, write_text
 from hwsearch.profiles import find_profile
 from hwsearch.search.baselines import hand_made
-from hwsearch.search.plan import COOL, Plan, Wishes
+from hwsearch.search.plan import Plan, Wishes
 from hwsearch.units import Budget
 from hwsearch.workload import Workload
 
@@ -79,7 +79,7 @@ def full_run(seed: int, architecture: Architecture, layers: tuple[int, ...] | No
 
     task = workshop(seed).task
     student = Student(task, architecture, layers=layers, kept=path)
-    cool = int(COOL * steps)
+    cool = round(COOL * steps)
     for stop in range(256, steps + 1, 256):
         if student.step < stop:
             student.train(stop, cool_from=cool, end=steps)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--trial", type=click.IntRange(0), help="A trial's number; the chosen one by default.")
 @click.option(
-    "--steps", type=click.IntRange(30), help="In all, the rate falling in the last third; by default as many as pay."
+    "--steps",
+    type=click.IntRange(30),
+    help="In all, the rate falling in the last 30 % of them; by default as many as pay.",
 )
 @click.option("--minutes", type=Positive(), help="That training may take; ends sooner where longer no longer pays.")
 @click.option(

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import Job, ProxyScore, work_of
+from hwsearch.distill.job import COOL, Job, ProxyScore, work_of
 from hwsearch.errors import RunError, TrainingError
-from hwsearch.search.rates import FALL, best, told, tried
+from hwsearch.search.rates import best, told, tried
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
-TRIED = 384  # steps of a trial of a rate, which falls to zero in the last third
+TRIED = 384  # steps of a trial of a rate, whose rate falls at its end
 MARK = 128  # steps between two points of the curve
 FIRST = 1024  # steps after which is first asked whether doubling them pays
 GAIN = 0.03  # by which doubling the steps must lower the KL, to go on; as `benchmarks/students.py` has full training
@@ -60,7 +60,7 @@ class Distillation:
         """Train; the score on *report* with the curve on *select*, and the student's state.
 
         Args:
-            steps: in all, a third of them with the rate falling; by default as many as pay.
+            steps: in all; by default as many as pay.
             minutes: that training may take, the trial of rates apart, as its first steps tell.
 
         Raises:
@@ -76,13 +76,13 @@ class Distillation:
             name, begun = "constant" if minutes is None else f"within-{most}", "pace"
             constant = self._pays(name, most)
         else:
-            name, begun, constant = f"constant-{steps}", None, round(steps / (1 + FALL))
+            name, begun, constant = f"constant-{steps}", None, round(COOL * steps)
         if constant <= self._stages:
             raise RunError(
                 f"the recipe's last stage begins after {self._stages} steps, and the rate falls from {constant} on; "
-                f"give more than {round((self._stages + 1) * (1 + FALL))} --steps"
+                f"give more than {round((self._stages + 1) / COOL)} --steps"
             )
-        steps = steps or round(constant * (1 + FALL))
+        steps = steps or round(constant / COOL)
         self._train(name, constant, steps, begun)
         self._train(f"{constant}-{steps}", steps, steps, name, constant)
         score = self._train(f"{constant}-{steps}", steps, steps, name, constant, "report")
@@ -99,7 +99,7 @@ class Distillation:
             nonlocal count
             self._rate, count = rate, count + 1
             try:
-                return self._train("tried", TRIED, max(3, count) * TRIED, falls_from=round(TRIED / (1 + FALL))).loss
+                return self._train("tried", TRIED, max(3, count) * TRIED, falls_from=round(COOL * TRIED)).loss
             except TrainingError:  # it diverged
                 return math.inf
 
@@ -110,8 +110,8 @@ class Distillation:
     def _within(self, minutes: float) -> int:
         """Steps at a constant rate that leave time for those that follow, at the pace of the first."""
         first = self._train("pace", MARK, MARK)
-        steps = round(60 * minutes / (first.seconds / first.steps) / (1 + FALL))
-        self.progress.say(f"{minutes:g} minutes are about {round(steps * (1 + FALL))} steps")
+        steps = round(COOL * 60 * minutes / (first.seconds / first.steps))
+        self.progress.say(f"{minutes:g} minutes are about {round(steps / COOL)} steps")
         return min(MOST, max(MARK, steps))
 
     def _pays(self, name: str, most: int) -> int:
@@ -121,7 +121,7 @@ class Distillation:
             half *= 2
         while gain >= GAIN and half < most:
             until = min(2 * half, most)
-            curve = dict(self._train(name, until, round(until * (1 + FALL)), "pace").curve)
+            curve = dict(self._train(name, until, round(until / COOL), "pace").curve)
             gain = 1 - curve[until] / curve[half]
             self.progress.say(
                 f"{until} steps: KL {curve[until]:.4f} on select, {gain:.1%} lower than after {half} of them"

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import Facts, Job, work_of
+from hwsearch.distill.job import COOL, Facts, Job, work_of
 from hwsearch.errors import RunError, TrainingError
 from hwsearch.search.baselines import hand_made
 from hwsearch.search.finals import Finals
@@ -25,7 +25,7 @@ from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Given
 from hwsearch.search.rank import stages
-from hwsearch.search.rates import FALL, best, rates_of, told, tried
+from hwsearch.search.rates import best, rates_of, told, tried
 from hwsearch.search.result import Result
 from hwsearch.search.run import Run
 from hwsearch.search.rungs import KEEP
@@ -151,7 +151,7 @@ class Engine:
                 path=str(self.run.student(f"rate-{rate:.3g}", student)),
                 architecture=student,
                 steps=steps,
-                cool_from=round(steps / (1 + FALL)),
+                cool_from=round(COOL * steps),
                 rate=rate,
             )
             for rate in rates

@@ -17,16 +17,16 @@ from typing import Any
 import msgspec
 import platformdirs
 
-from hwsearch.distill.job import Facts, Job, ProxyScore, TaskSpec
+from hwsearch.distill.job import COOL, Facts, Job, ProxyScore, TaskSpec
 from hwsearch.errors import RunError, TrainingError
 from hwsearch.files import pretty, read_json, read_or_drop, write_text
 from hwsearch.search.candidates import stratified
-from hwsearch.search.plan import COOL, RUNGS, Plan, Wishes
+from hwsearch.search.plan import RUNGS, Plan, Wishes
 from hwsearch.search.proposer import Given
 from hwsearch.search.rank import Agreement, agreement
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
-SHARES = (0.05, 0.08, 0.1, 0.15, 0.2, 0.3, RUNGS[-1])  # of full training: lengths of a short run that are judged
+SHARES = (0.05, 0.08, 0.1, 0.15, 0.2, RUNGS[-1])  # of full training: lengths of a short run that are judged
 PASSES = {"tau": 0.9, "tau_low": 0.8, "tau_band": 0.75, "tau_band_low": 0.5}  # at least
 LEAST = 8  # students; fewer say nothing of an order
 LEAST_BAND = 3  # of them in the band, and one more to begin with: an order of three is right by chance too often
@@ -92,7 +92,7 @@ def measure(
     )
     shorts = sorted({max(2, int(share * full_steps)) for share in SHARES})
     marks = (0, *shorts)
-    cool = int(COOL * full_steps)
+    cool = round(COOL * full_steps)
 
     def job(number: int, order: int) -> Job:
         a = students[number].architecture

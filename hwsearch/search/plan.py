@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
-from hwsearch.distill.job import Facts
+from hwsearch.distill.job import COOL, Facts
 from hwsearch.errors import ArchitectureError, NothingFits, ProfileError
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.precision import Precision
@@ -34,7 +34,6 @@ ROUNDED = 1.005  # a time that is shown in three digits is no less than what it 
 MOST_AT_ONCE = 64  # sequences
 SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
 RUNGS = (SHORT, 0.35)  # of a long run's steps; only finalists are trained on from the last
-COOL = 0.7  # of a long run's steps: from there on a finalist's rate falls
 
 
 class Wishes(msgspec.Struct, frozen=True):
@@ -84,7 +83,7 @@ class Wishes(msgspec.Struct, frozen=True):
     @property
     def cool_from(self) -> int:
         """Step of a finalist from which on the rate falls."""
-        return max(int(COOL * self.long_steps), self.rungs[-1])
+        return max(round(COOL * self.long_steps), self.rungs[-1])
 
     @property
     def rungs(self) -> tuple[int, ...]:

@@ -12,7 +12,6 @@ from typing import Any
 
 STEP = 0.5  # from one rate to the next lower one
 TRIED = 5  # rates at most
-FALL = 0.5  # of the steps at a constant rate, in which it then falls to zero
 
 
 def tried(losses_of: Callable[[Sequence[float]], Sequence[float]], first: float = 1.0) -> dict[float, float]:

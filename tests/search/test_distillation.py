@@ -8,10 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.distill.job import Job, ProxyScore
+from hwsearch.distill.job import COOL, Job, ProxyScore
 from hwsearch.errors import TrainingError
 from hwsearch.precision import Precision
-from hwsearch.search.distillation import FALL, FIRST, GAIN, MARK, MOST, TRIED, Distillation
+from hwsearch.search.distillation import FIRST, GAIN, MARK, MOST, TRIED, Distillation
 from hwsearch.search.null import TEACHER, NullProgress, NullTrainer
 
 
@@ -43,7 +43,7 @@ def test_it_goes_on_while_doubling_pays(tmp_path: Path, power: float, constant: 
     assert 1 - 2**-0.02 < GAIN < 1 - 2**-0.5
     trainer = Noted(power)
     score, state = Distillation(student(), trainer, tmp_path, NullProgress()).run()
-    end = round(constant * (1 + FALL))
+    end = round(constant / COOL)
     assert score.steps == end
     last, judged = trainer.jobs[-2:]
     assert (last.cool_from, last.steps, last.split) == (constant, end, "select")
@@ -53,7 +53,9 @@ def test_it_goes_on_while_doubling_pays(tmp_path: Path, power: float, constant: 
     assert max(job.steps for job in held) == constant
 
 
-@pytest.mark.parametrize(("seconds", "steps"), [(0.1, 1800), (0.01, round(2 * FIRST * (1 + FALL))), (100.0, 192)])
+@pytest.mark.parametrize(
+    ("seconds", "steps"), [(0.1, 1800), (0.01, round(2 * FIRST / COOL)), (100.0, round(MARK / COOL))]
+)
 def test_it_takes_the_minutes_that_it_is_given(tmp_path: Path, seconds: float, steps: int) -> None:
     class Paced(Noted):
         def train(self, job: Job) -> Future[ProxyScore]:
@@ -74,11 +76,11 @@ def test_it_takes_the_minutes_that_it_is_given(tmp_path: Path, seconds: float, s
     assert all(before.get(job.path, 0) <= job.steps for job in trainer.jobs)
 
 
-def test_the_rate_falls_in_the_last_third_of_steps_that_are_named(tmp_path: Path) -> None:
+def test_the_rate_falls_at_the_end_of_steps_that_are_named(tmp_path: Path) -> None:
     trainer = Noted(0.1)
     _, state = Distillation(student(), trainer, tmp_path, NullProgress()).run(900)
     first, last, _ = trainer.jobs
-    assert (first.steps, first.cool_from, last.cool_from, last.steps) == (600, None, 600, 900)
+    assert (first.steps, first.cool_from, last.cool_from, last.steps) == (630, None, 630, 900)
     other = Noted(0.1)
     _, longer = Distillation(student(), other, tmp_path, NullProgress()).run(1200)
     # A longer run shares nothing with a shorter one: no state is gone on from that has passed its step.

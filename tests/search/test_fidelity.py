@@ -175,7 +175,7 @@ def test_fidelity_of_the_null_score(plan: Plan, tmp_path: Path, monkeypatch: pyt
     assert "40 steps for full training" in told.said[-1]
     assert not keep("other", {**document, "passes": False})["passes"]
     assert measured_steps(plan.wishes, "other", told) == plan.wishes
-    assert "no short run up to 40% of full" in told.said[-1]
+    assert "no short run up to 35% of full" in told.said[-1]
     again = kept(facts.subject)
     assert again is not None
     assert again["lengths"] == document["lengths"]
