@@ -203,6 +203,16 @@ def rest(model: nn.Module, resting: bool) -> None:
             module.resting = resting
 
 
+def settle(model: nn.Module) -> None:
+    """Leave the quantised layers of a model the weights that they compute with, those on their grids, in place. What
+    an embedding shares stays as it is: that one is not rounded."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, QuantisedLinear) and id(module.weight) not in embeddings:
+                module._plain_weights().copy_(module._weights())
+
+
 def restore(model: nn.Module) -> None:
     """Make every quantised layer of a model a float one again, in place."""
     for module in model.modules():

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-from hwsearch.distill.quantise import restore
+from hwsearch.distill.quantise import restore, settle
 from hwsearch.errors import ExportError
 from hwsearch.export.student import TrainedStudent
 
@@ -27,7 +27,7 @@ def write_huggingface(student: TrainedStudent, to: Path) -> None:
 
 
 def save_huggingface(student: TrainedStudent, folder: Path) -> None:
-    """Save the model into a folder that is being written.
+    """Save the model into a folder that is being written, weights of its quantised layers on their grids.
 
     Raises:
         ExportError: its layers differ in shape.
@@ -37,6 +37,7 @@ def save_huggingface(student: TrainedStudent, folder: Path) -> None:
             "stock Transformers loads layers of one shape alone; this student's differ. Graphs take it: --format onnx"
         )
     model = copy.deepcopy(student.model)
+    settle(model)  # in float it comes near to what is deployed; rounding it again changes nothing
     restore(model)
     if model.can_generate():  # where a generation ends may stand there alone
         model.generation_config = copy.deepcopy(student.teacher.model.generation_config)

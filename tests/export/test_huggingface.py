@@ -1,5 +1,6 @@
 """A student as a folder: whole, loadable, computing what was trained, and never in the place of something else."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.quantise import quantise_parts
+from hwsearch.distill.quantise import quantise_parts, restore
 from hwsearch.errors import RunError
 from hwsearch.export.huggingface import write_huggingface
 from hwsearch.export.student import TrainedStudent
@@ -44,6 +45,25 @@ def test_what_is_loaded_computes_what_was_trained(student: TrainedStudent, tmp_p
     with torch.inference_mode():
         torch.testing.assert_close(loaded(tokens).logits, student.model(tokens).logits)
     assert len(student.quantised) == 7  # and is still as it was
+
+
+@pytest.mark.parametrize("block", ["decoder", "encoder"])
+@pytest.mark.parametrize("precisions", ["w8a16", "int4"])
+def test_rounded_weights_are_what_the_folder_holds(
+    make_student: Make, tmp_path: Path, block: str, precisions: str
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = AutoModelForCausalLM if block == "decoder" else AutoModelForSequenceClassification
+    student, _ = make_student(block, Scheme("dynamic", "uint8", "tensor", group=16), precisions)
+    write_huggingface(student, tmp_path / "student")
+    loaded = kind.from_pretrained(tmp_path / "student", local_files_only=True).eval()
+    tokens = torch.arange(40).reshape(2, 20)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(tokens).logits, student.model(tokens).logits)
+        plain = copy.deepcopy(student.model)
+        restore(plain)
+        assert not torch.allclose(loaded(tokens).logits, plain(tokens).logits, atol=1e-4)
 
 
 def test_an_earlier_export_is_replaced_and_anything_else_is_kept(student: TrainedStudent, tmp_path: Path) -> None:
