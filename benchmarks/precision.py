@@ -35,7 +35,7 @@ from hwsearch.workload import Workload
 STUDENTS, PLANS, CHUNKS = 12, 60, 16
 PRECISIONS = (Precision.FP16, Precision.INT8, Precision.INT4)
 SCHEMES = {
-    "dynamic uint8, as ONNX Runtime": Scheme("dynamic", "uint8", "tensor"),
+    "dynamic uint8, as ONNX Runtime": Scheme("dynamic", "uint8"),
     "static int8, as TensorRT": Scheme("static", "int8", "channel"),
 }
 

@@ -26,7 +26,7 @@ FACTS = Runtime(  # what holds for the CPU provider on any processor
     version="",
     precisions=(Precision.FP32, Precision.INT8),
     fused_attention=False,
-    scheme=Scheme("dynamic", "uint8", "tensor", keeps_float=("embedding", "norm", "softmax", "attention")),
+    scheme=Scheme("dynamic", "uint8", keeps_float=("embedding", "norm", "softmax", "attention")),
     stored_bits={"int8": 32},
 )
 
