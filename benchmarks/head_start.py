@@ -1,7 +1,8 @@
 """What slices are worth: a tenth of the steps from the teacher's parts beside ten times as many from fresh weights.
 
 Students of several sizes are begun both ways; each gets the best of three learning rates, as a quarter of its steps
-tells, or 100 of them: in fewer, most of which warm the rate up, a low one is ahead that later is not. Held-out KL and accuracy are on *select*.
+tells, or 100 of them: in fewer, most of which warm the rate up, a low one is ahead that later is not. Held-out KL and
+accuracy are on *select*.
 
 python benchmarks/head_start.py [--teacher DIR --data FILE --sequence 64] [--steps 100] [--fresh-steps 1000]
 """
