@@ -57,18 +57,23 @@ def trained(task: Task, architecture: Architecture, fresh: int | None, steps: in
     return {"kl": round(score.loss, 4), "accuracy": round(score.quality, 4), "steps": steps, "rate": rate}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
+def begun(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Workshop]:
+    """What was asked for, with the options of a teacher beside the parser's own; and its workshop, on one thread."""
     parser.add_argument("--teacher", default="")
     parser.add_argument("--data", default="")
     parser.add_argument("--sequence", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--fresh-steps", type=int, default=1000)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     teacher, data = (str(Path(path).resolve()) if path else "" for path in (options.teacher, options.data))
-    workshop = Workshop(TaskSpec(teacher=teacher, data=data, sequence=options.sequence))
+    return options, Workshop(TaskSpec(teacher=teacher, data=data, sequence=options.sequence))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--fresh-steps", type=int, default=1000)
+    options, workshop = begun(parser)
     task, whole = workshop.task, workshop.facts().architecture
     rows = []
     for shares in SHARES:

@@ -13,15 +13,11 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
-import torch
-from head_start import student_of
+from head_start import begun, student_of
 
-from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
-from hwsearch.distill.workshop import Workshop
 from hwsearch.precision import Precision, Scheme
 
 SHARES = ((0.5, 0.5), (0.34, 0.67), (1.0, 0.5))  # of depth, of everything else
@@ -34,15 +30,8 @@ SCHEMES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--teacher", default="")
-    parser.add_argument("--data", default="")
-    parser.add_argument("--sequence", type=int, default=128)
     parser.add_argument("--steps", type=int, default=320)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    teacher, data = (str(Path(path).resolve()) if path else "" for path in (options.teacher, options.data))
-    workshop = Workshop(TaskSpec(teacher=teacher, data=data, sequence=options.sequence))
+    options, workshop = begun(parser)
     whole, found = workshop.facts().architecture, dict[str, list[tuple[float, float]]]()
     for shares in SHARES:
         plain = student_of(whole, *shares)

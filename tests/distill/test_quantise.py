@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hwsearch.distill.quantise import QuantisedLinear, quantise, restore
+from hwsearch.distill.quantise import QuantisedLinear, quantise, restore, settle
 from hwsearch.export.parity import session
 from hwsearch.precision import Scheme
 
@@ -105,6 +105,22 @@ def test_restoring_gives_the_float_layer_back() -> None:
     assert type(layer) is nn.Linear
     assert torch.equal(layer(x), before)
     assert set(layer.state_dict()) == {"weight"}
+
+
+def test_settled_weights_lie_on_their_grid_but_for_an_embedding_s() -> None:
+    torch.manual_seed(0)
+    part = nn.ModuleDict({"own": nn.Linear(8, 6), "tokens": nn.Embedding(6, 8), "head": nn.Linear(8, 6, bias=False)})
+    part["head"].weight = part["tokens"].weight
+    quantise(part, ("own", "head"), DYNAMIC)
+    before, x = part["tokens"].weight.clone(), torch.randn(4, 8)
+    expected = part["own"](x)
+    settle(part)
+    assert torch.equal(part["tokens"].weight, before)
+    torch.testing.assert_close(part["own"](x), expected)  # rounding once more changes nothing
+    restore(part)
+    largest = part["own"].weight.abs().max()
+    steps = part["own"].weight * 127 / largest
+    torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0.0)
 
 
 def test_layers_that_read_the_same_input_round_it_once_and_alike() -> None:
