@@ -168,7 +168,7 @@ def in_groups(weight: Tensor, group: int) -> Tensor:
 class _OnGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
-        steps = (x * scale.reciprocal()).round_()
+        steps = (x / scale).round_()  # a product with the reciprocal takes the other side of some ties than runtimes do
         if bounds is not None:
             inside = steps.clamp(*bounds)
             ctx.save_for_backward(inside == steps)

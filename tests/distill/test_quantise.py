@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hwsearch.distill.quantise import QuantisedLinear, quantise, restore, settle
+from hwsearch.distill.quantise import QuantisedLinear, on_grid, quantise, restore, settle
 from hwsearch.export.parity import session
 from hwsearch.precision import Scheme
 
@@ -71,6 +71,16 @@ def test_weights_and_static_activations_lie_on_their_grids() -> None:
     inputs = (beyond / (reach / 127)).round().clamp(-128, 127) * (reach / 127)
     assert float(inputs.min()) == pytest.approx(-128 / 127 * reach)
     assert torch.allclose(layer(beyond), inputs @ weights.T, atol=1e-5)
+
+
+def test_ties_are_rounded_to_the_side_that_onnx_runtime_takes() -> None:
+    from onnx import TensorProto
+    from onnxruntime.quantization.quant_utils import quantize_nparray
+
+    scales = np.linspace(0.001, 0.1, 97, dtype=np.float32)[:, None]
+    ties = (np.arange(-127, 127, dtype=np.float32) + 0.5) * scales
+    ours = on_grid(torch.from_numpy(ties), torch.from_numpy(scales)).numpy() / scales
+    assert np.array_equal(ours.round(), quantize_nparray(TensorProto.INT8, ties, scales, 0))
 
 
 def test_a_static_range_is_learnt_in_training_and_kept_in_use() -> None:
