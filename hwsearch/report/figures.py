@@ -28,6 +28,7 @@ KIND_COLOURS = {
     "cast": "#f03e3e",
     "overhead": "#ced4da",
 }
+LOGARITHMIC: dict[str, Any] = {"type": "log", "tickformat": "~g"}  # without a format, ticks say 2 where they mean 200
 PRECISION_COLOURS = {"fp32": "#a5d8ff", "fp16": "#74c0fc", "int8": "#ffd43b", "w8a16": "#ffe066", "int4": "#ffa94d"}
 
 
@@ -104,7 +105,7 @@ def pareto(document: dict[str, Any], trials: Sequence[Result]) -> go.Figure:
         xshift=4,
         font={"color": BUDGET},
     )
-    figure.update_xaxes(title="latency of the workload, ms (bars: 90 % interval)", type="log")
+    figure.update_xaxes(title="latency of the workload, ms (bars: 90 % interval)", **LOGARITHMIC)
     figure.update_yaxes(title=f"{teacher['metric']}, % (bars: 90 % interval)")
     return _styled(figure, 520)
 
@@ -220,8 +221,8 @@ def curves(document: dict[str, Any], trials: Sequence[Result]) -> go.Figure:
             hovertext=escape(finalist["result"]["architecture"]["id"]),
             hoverinfo="text+y",
         )
-    figure.update_xaxes(title="training steps", type="log")
-    figure.update_yaxes(title="held-out KL to the teacher, nats", type="log")
+    figure.update_xaxes(title="training steps", **LOGARITHMIC)
+    figure.update_yaxes(title="held-out KL to the teacher, nats", **LOGARITHMIC)
     return _styled(figure, 380)
 
 
@@ -232,8 +233,8 @@ def distilled(found: dict[str, Any]) -> go.Figure:
     figure.add_scatter(
         x=[step for step, _ in points], y=[loss for _, loss in points], mode="lines", line={"color": ACCENT, "width": 2}
     )
-    figure.update_xaxes(title="training steps", type="log")
-    figure.update_yaxes(title="held-out KL to the teacher, nats", type="log")
+    figure.update_xaxes(title="training steps", **LOGARITHMIC)
+    figure.update_yaxes(title="held-out KL to the teacher, nats", **LOGARITHMIC)
     return _styled(figure, 300)
 
 
