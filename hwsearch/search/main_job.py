@@ -16,6 +16,7 @@ from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.errors import ArchitectureError, ExportError, NothingFits
 from hwsearch.files import pretty, write_text
 from hwsearch.latency.tables import table_of_target
+from hwsearch.precision import Precision
 from hwsearch.search.description import describe
 from hwsearch.search.engine import Engine
 from hwsearch.search.fidelity import kept, refused, trust
@@ -217,3 +218,5 @@ def _introduce(plan: Plan, teacher: str, corpus: str, progress: Progress) -> Non
     )
     for phase, ms in plan.phases_ms.items():
         progress.say(f"budget of one {phase.replace('_', ' ')}: {format_ms(ms)}")
+    if Precision.INT4 in plan.space.precisions and not plan.target.runtime.startswith("onnxruntime"):
+        progress.say(f"int4 is priced for {plan.target.runtime}, but export writes it for onnxruntime alone")

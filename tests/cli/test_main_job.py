@@ -72,6 +72,17 @@ def test_the_main_job_of_a_classifier(tiny_classifier: Path, labelled_file: Path
     assert {"parameters", "depth", "zero steps"} <= set(judged["baselines"])
 
 
+def test_a_dry_run_prices_the_teacher_trains_nothing_and_says_what_export_cannot_write(tmp_path: Path) -> None:
+    arguments = ["--device", "jetson-orin", "--budget", "280ms", "--out", str(tmp_path / "run")]
+    status, text, err = run(*arguments, "--precision", "fp16,int4", "--dry-run", "--json")
+    assert status == 0, err
+    assert "int4 is priced for tensorrt, but export writes it for onnxruntime alone" in err
+    summary = json.loads(text)
+    assert summary["chosen"] is None
+    assert summary["teacher"]["latency"]["median_ms"] > 280
+    assert summary["trials"]["complete"] == 0
+
+
 def test_a_class_that_the_teacher_does_not_know_is_one_clear_line(tiny_classifier: Path, tmp_path: Path) -> None:
     data = tmp_path / "texts.csv"
     data.write_text("text,label\n" + "some words,pink\n" * 300)
