@@ -12,7 +12,7 @@ Collected in one pass over a few hundred chunks:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,6 +68,12 @@ class Importance:
         for kind in ("attention", "feed_forward"):
             found |= {f"{kind}.{i}": value for i, value in enumerate(getattr(self, kind))}
         return found | {f"behind.{i}": stream.half() for i, stream in enumerate(self.behind)}
+
+    def of_first(self, texts: int) -> Importance:
+        """The same with the stream behind the first `texts` alone."""
+        inputs = {name: value[:texts] for name, value in self.inputs.items()}
+        positions = int(inputs["attention_mask"].sum())
+        return replace(self, inputs=inputs, behind=tuple(stream[:positions] for stream in self.behind))
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Importance:

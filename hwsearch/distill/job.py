@@ -14,7 +14,7 @@ from hwsearch.precision import Precision, Scheme
 
 DType = Literal["float32", "bfloat16", "float16", "int8"]
 COOL = 0.7  # of a training's steps: from there on its rate falls to zero
-STATISTICS = ("layers", "importance", "sensitivities")  # that are taken of a teacher, the longest first
+STATISTICS = ("importance", "sensitivities", "layers")  # that are taken of a teacher; the last may rest on the first
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RIDGE = 1e-3  # of the mean second moment
+SHORTLIST = 3  # of subsets that lose least, which a judge is asked about
 EXHAUSTIVE = 70  # subsets of layers that are all tried; beyond, layers leave one by one
 
 
@@ -54,16 +55,23 @@ class StudentPlan:
     layers: tuple[int, ...]
 
 
-def choose_layers(count: int, depth: int, loss: Callable[[Sequence[int]], float]) -> tuple[int, ...]:
+def choose_layers(
+    count: int,
+    depth: int,
+    loss: Callable[[Sequence[int]], float],
+    judge: Callable[[Sequence[int]], float] | None = None,
+) -> tuple[int, ...]:
     """The `depth` of `count` layers that lose least when the others are left out.
 
-    All subsets are tried where they are few; else the layer that is missed least leaves, again and again.
+    All subsets are tried where they are few; else the layer that is missed least leaves, again and again. So it does
+    with a `judge`, which is dearer than `loss` and nearer to the truth: the `SHORTLIST` that lose least go before it.
     """
-    if math.comb(count, depth) <= EXHAUSTIVE:
+    if judge is None and math.comb(count, depth) <= EXHAUSTIVE:
         return min(combinations(range(count), depth), key=loss)
     kept = tuple(range(count))
     while len(kept) > depth:
-        kept = min((kept[:i] + kept[i + 1 :] for i in range(len(kept))), key=loss)
+        without = sorted((kept[:i] + kept[i + 1 :] for i in range(len(kept))), key=loss)
+        kept = min(without[:SHORTLIST], key=judge) if judge else without[0]
     return kept
 
 

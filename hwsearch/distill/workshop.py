@@ -29,7 +29,7 @@ from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import STATISTICS, Facts, TaskSpec
 from hwsearch.distill.objectives.outputs import Outputs
 from hwsearch.distill.sensitivity import measured_losses
-from hwsearch.distill.student import choose_layers, with_layers
+from hwsearch.distill.student import StudentPlan, build_student, choose_layers, with_layers
 from hwsearch.distill.task import HeldOut, Task
 from hwsearch.distill.teacher import Teacher, continued, load_further, teacher_of, teacher_outputs
 from hwsearch.files import read_as, read_or_drop, whole, write_text
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
 TOKENS = 2**23  # whose likeliest continuations are kept at most: 1 GiB, 1.6 of a vocabulary over 65,536
 STATISTICS_CHUNKS = 192
-FORMAT = f"{__version__}, 9"  # of what is kept and of how scores come about; what an earlier one has left is not read
+FORMAT = f"{__version__}, 10"  # of what is kept and of how scores come about; what an earlier one has left is not read
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
+REFIT_CHUNKS = 96  # for the choice of layers where students are refitted, a third of which is to judge by
 
 
 class Workshop:
@@ -116,8 +117,9 @@ class Workshop:
 
     def _statistics(self, name: str) -> dict[str, torch.Tensor]:
         """Kept by content, as outputs are: searches for other devices share them, and trainings on more rows."""
+        refits = family_of(self.teacher.model.config).behind
         compute, count, settings = {
-            "layers": (self._layers, SUBSET_CHUNKS, ()),
+            "layers": (self._layers, REFIT_CHUNKS if refits else SUBSET_CHUNKS, ()),
             "importance": (self._importance, STATISTICS_CHUNKS, ()),
             "sensitivities": (self._sensitivities, SUBSET_CHUNKS, (self.spec.scheme, self.spec.precisions)),
         }[name]
@@ -151,7 +153,7 @@ class Workshop:
     def task(self) -> Task:
         """The whole task; pieces that nobody has computed yet are computed now."""
         if self._task is None:
-            layers, importance, sensitivities = (self._statistics(name) for name in STATISTICS)
+            importance, sensitivities, layers = (self._statistics(name) for name in STATISTICS)
             blocks = [self._block(i) for i in range(self._blocks)]
             chunks, join = np.concatenate(blocks), self.teacher.objective.outputs.join
             first, *further = (
@@ -227,16 +229,15 @@ class Workshop:
         return measure_importance(self.teacher.model, self.teacher.objective, torch.from_numpy(chunks)).tensors()
 
     def _layers(self, chunks: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """The best layers to keep, by depth."""
+        """The best layers to keep, by depth: with which the teacher says most nearly what it said. Where students are
+        refitted, which makes up for one layer and not for another, they are judged by it, on other text."""
         from hwsearch.distill.proxy import divergence
 
-        model = self.teacher.model
-        probe = HeldOut(self.teacher.objective, chunks, self._outputs(chunks, self.teacher))
-        count = self.facts().architecture.depth
-
-        first, *others = (
-            {name for name, _ in layer.named_parameters()} for layer in family_of(model.config).layers_of(model)
-        )
+        model, own = self.teacher.model, self.facts().architecture
+        family = family_of(model.config)
+        fitted = len(chunks) - max(1, len(chunks) // 3) if family.behind else 0
+        probe = HeldOut(self.teacher.objective, chunks[fitted:], self._outputs(chunks[fitted:], self.teacher))
+        first, *others = ({name for name, _ in layer.named_parameters()} for layer in family.layers_of(model))
         alike = all(names == first for names in others)  # ModernBERT's first layer has one norm less
 
         @cache
@@ -245,7 +246,18 @@ class Workshop:
                 return math.inf
             return with_layers(model, kept, lambda: divergence(model, probe))
 
-        return {str(depth): torch.tensor(choose_layers(count, depth, loss)) for depth in range(1, count + 1)}
+        judge = None
+        if family.behind:
+            importance = Importance.of(self._statistics("importance")).of_first(fitted)
+
+            @cache
+            def judge(kept: Sequence[int]) -> float:
+                architecture = msgspec.structs.replace(own, layers=tuple(own.layers[layer] for layer in kept))
+                student = build_student(model, StudentPlan(architecture, tuple(kept)), importance)
+                return divergence(student.eval(), probe)
+
+        depths = range(1, own.depth + 1)
+        return {str(depth): torch.tensor(choose_layers(own.depth, depth, loss, judge)) for depth in depths}
 
     def _sensitivities(self, chunks: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         how = self.teacher.model, self.teacher.objective, self.spec.scheme

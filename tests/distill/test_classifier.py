@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.distill import workshop as workshop_module
 from hwsearch.distill.job import STATISTICS, TaskSpec
-from hwsearch.distill.proxy import Student
+from hwsearch.distill.proxy import Student, divergence
 from hwsearch.distill.recipe import Recipe, Stage
+from hwsearch.distill.student import with_layers
 from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError
 
@@ -57,6 +58,19 @@ def test_the_teachers_own_students_lose_nothing(workshop: Workshop) -> None:
     assert sorted(workshop.finish().layers) == [1, 2, 3]
 
 
+def test_layers_are_chosen_by_what_is_left_once_a_student_was_refitted(workshop: Workshop) -> None:
+    own, teacher, select = workshop.facts().architecture, workshop.teacher.model, workshop.task.select
+
+    def lost(kept: tuple[int, ...]) -> float:
+        student = Student(workshop.task, replace(own, layers=tuple(own.layers[i] for i in kept)), layers=kept)
+        return student.score(select).loss
+
+    alone = [(0,), (1,), (2,)]
+    assert workshop.task.layers[1] == min(alone, key=lost)
+    without_refit = min(alone, key=lambda kept: with_layers(teacher, kept, lambda: divergence(teacher, select)))
+    assert workshop.task.layers[1] != without_refit
+
+
 @pytest.mark.parametrize("plan", ["fp32", "int8"])
 def test_training_brings_a_student_nearer(workshop: Workshop, plan: str) -> None:
     student = Student(workshop.task, narrow(workshop, plan))
@@ -70,7 +84,8 @@ def test_training_brings_a_student_nearer(workshop: Workshop, plan: str) -> None
 def test_a_longer_training_begins_with_what_is_known_of_the_teacher(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workshop_module, "STATISTICS_CHUNKS", 20)
+    for chunks in ("STATISTICS_CHUNKS", "REFIT_CHUNKS"):
+        monkeypatch.setattr(workshop_module, chunks, 20)
     for name in STATISTICS:
         workshop.compute_statistics(name)
     longer = Workshop(replace(workshop.spec, chunks=100))

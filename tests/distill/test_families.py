@@ -326,6 +326,9 @@ def test_norms_behind_the_parts_make_up_for_what_is_left_out(
         student = build_student(teacher.model, StudentPlan(smaller, layers), importance)
         return float((says(teacher, teacher.model, unseen) - says(teacher, student, unseen)).square().mean())
 
+    stream = measure_importance(teacher.model, teacher.objective, seen[:50]).behind
+    for first, whole in zip(stream, importance.of_first(50).behind, strict=True):
+        assert torch.allclose(first, whole, atol=1e-5)
     fitted = distance()
     monkeypatch.setattr(student_module, "refit", lambda *_: None)
     assert fitted < 0.7 * distance()

@@ -91,3 +91,14 @@ def test_layers_are_chosen_together() -> None:
     assert choose_layers(5, 2, loss) == (0, 3)
     many = choose_layers(40, 3, lambda kept: -sum(kept))
     assert many == (37, 38, 39)
+
+
+def test_a_judge_of_layers_is_asked_about_those_that_lose_least() -> None:
+    asked = []
+
+    def judge(kept: Sequence[int]) -> float:
+        asked.append(tuple(kept))
+        return sum(kept)
+
+    assert choose_layers(5, 3, lambda kept: -sum(kept), judge) == (0, 1, 4)
+    assert asked == [(1, 2, 3, 4), (0, 2, 3, 4), (0, 1, 3, 4), (1, 3, 4), (0, 3, 4), (0, 1, 4)]
