@@ -110,5 +110,6 @@ def _missing(norm: nn.LayerNorm, stream: Tensor, wanted: Tensor, inputs: Tensor)
     moments = (read.T @ read).double()
     ridge = (RIDGE * moments.diagonal()[:-1].mean().clamp_min(TINY)).repeat(len(moments))
     ridge[-1] = 0.0
-    solved = torch.linalg.solve(moments + ridge.diag(), (read.T @ short).double()).to(weight.dtype)
+    moments.diagonal().add_(ridge)
+    solved = torch.cholesky_solve((read.T @ short).double(), torch.linalg.cholesky(moments)).to(weight.dtype)
     return solved[:-1].T, solved[-1]

@@ -125,14 +125,25 @@ def streams_of(weights: Iterable[str], plan: StudentPlan, importance: Importance
 def random_student(teacher: PreTrainedModel, architecture: Architecture, seed: int) -> PreTrainedModel:
     """A student of the same shape with fresh weights, as Transformers initialises them."""
     torch.manual_seed(seed)
-    return empty_student(teacher, architecture)
+    return _shaped(teacher, architecture)
 
 
 def empty_student(
     teacher: PreTrainedModel, architecture: Architecture, layers: Sequence[int] | None = None
 ) -> PreTrainedModel:
-    """A student of a shape with fresh weights, in float32, the teacher's `layers` behind its own; where its layers
-    differ in size, one that no stock configuration describes."""
+    """A student of a shape whose weights are yet to be loaded, in float32, the teacher's `layers` behind its own; where
+    its layers differ in size, one that no stock configuration describes."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        student = _shaped(teacher, architecture, layers)
+    student.tie_weights()
+    return student
+
+
+def _shaped(
+    teacher: PreTrainedModel, architecture: Architecture, layers: Sequence[int] | None = None
+) -> PreTrainedModel:
     own_head_dim = family_of(teacher.config).own_head_dim
     stock = architecture if architecture.uniform else _stock(architecture, own_head_dim)
     config = config_of(stock, teacher.config, layers)
