@@ -17,7 +17,8 @@ from typing import Any
 import platformdirs
 from head_start import begun, student_of
 
-from hwsearch.distill.proxy import Student, divergence
+from hwsearch.distill.judging import divergence
+from hwsearch.distill.proxy import Student
 from hwsearch.distill.student import choose_layers, with_layers
 from hwsearch.distill.task import HeldOut
 from hwsearch.distill.teacher import teacher_outputs

@@ -27,6 +27,7 @@ from hwsearch.distill.families import architecture_of, family_of, longest_of, ta
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import STATISTICS, Facts, TaskSpec
+from hwsearch.distill.judging import divergence
 from hwsearch.distill.objectives.outputs import Outputs
 from hwsearch.distill.sensitivity import measured_losses
 from hwsearch.distill.student import StudentPlan, build_student, choose_layers, with_layers
@@ -231,8 +232,6 @@ class Workshop:
     def _layers(self, chunks: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """The best layers to keep, by depth: with which the teacher says most nearly what it said. Where students are
         refitted, which makes up for one layer and not for another, they are judged by it, on other text."""
-        from hwsearch.distill.proxy import divergence
-
         model, own = self.teacher.model, self.facts().architecture
         family = family_of(model.config)
         fitted = len(chunks) - max(1, len(chunks) // 3) if family.behind else 0

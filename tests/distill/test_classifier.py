@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.distill import workshop as workshop_module
 from hwsearch.distill.job import STATISTICS, TaskSpec
-from hwsearch.distill.proxy import Student, divergence
+from hwsearch.distill.judging import divergence
+from hwsearch.distill.proxy import Student
 from hwsearch.distill.recipe import Recipe, Stage
 from hwsearch.distill.student import with_layers
 from hwsearch.distill.workshop import Workshop

@@ -15,7 +15,8 @@ from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.distill import families as families_module
 from hwsearch.distill import workers as workers_module
 from hwsearch.distill.job import DType, TaskSpec
-from hwsearch.distill.proxy import Student, bootstrap, divergence, evaluate, load_state
+from hwsearch.distill.judging import bootstrap, divergence, evaluate
+from hwsearch.distill.proxy import Student, load_state
 from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.teacher import load_teacher
 from hwsearch.distill.workshop import Workshop

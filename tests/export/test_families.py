@@ -12,7 +12,8 @@ from hwsearch.architecture import parse_precisions
 from hwsearch.distill import student as student_module
 from hwsearch.distill.families import architecture_of, image_at
 from hwsearch.distill.job import TaskSpec
-from hwsearch.distill.proxy import Student, divergence
+from hwsearch.distill.judging import divergence
+from hwsearch.distill.proxy import Student
 from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.workshop import Workshop
 from hwsearch.export.onnx import write_graphs

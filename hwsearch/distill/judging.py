@@ -1,0 +1,68 @@
+"""How near a model comes to what its teacher says on a held-out set, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hwsearch.distill.families import rows_at_once
+from hwsearch.distill.objectives.outputs import JUDGED, TopK, judged_together
+from hwsearch.distill.task import HeldOut
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+RESAMPLES = 2000
+
+
+def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """KL to the teacher summed over each chunk, [chunks], and the likeliest answers, [chunks, answers]."""
+    model.eval()
+    losses, answers = [], []
+    with torch.inference_mode():
+        for rows in _passes(model, held_out):
+            chunks = torch.from_numpy(held_out.chunks[rows]).to(model.device)
+            indices, probabilities = (found.to(model.device) for found in held_out.outputs.batch(rows))
+            loss, best = held_out.objective.judge(model, chunks, indices, probabilities)
+            losses.append(loss.view(len(rows), -1).sum(1).double().cpu().numpy())
+            answers.append(best.view(len(rows), -1).cpu().numpy())
+    return np.concatenate(losses), np.concatenate(answers)
+
+
+def _passes(model: PreTrainedModel, held_out: HeldOut) -> Iterable[NDArray[np.int64]]:
+    """Rows that are looked at at once: no more than a pass has room for, unless they are answers to each other."""
+    together = judged_together(len(held_out.chunks))
+    if held_out.objective.outputs is not TopK:
+        return together
+    room = rows_at_once(model.config, held_out.chunks.shape[1], JUDGED)
+    return (part for rows in together for part in np.array_split(rows, -(-len(rows) // room)))
+
+
+def divergence(model: PreTrainedModel, held_out: HeldOut) -> float:
+    """Mean KL to the teacher, nats an answer."""
+    losses, _ = evaluate(model, held_out)
+    return float(losses.sum() / held_out.answers.sum())
+
+
+def bootstrap(
+    hits: NDArray[np.int64], teacher_hits: NDArray[np.int64], judged: NDArray[np.int64]
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """(value, low, high) of accuracy and of retention, resampling chunks, student and teacher together; 90 %
+    intervals."""
+    rows = np.random.default_rng(0).integers(0, len(hits), (RESAMPLES, len(hits)))
+    resampled, teacher = hits[rows].sum(1), teacher_hits[rows].sum(1)
+    accuracy = resampled / np.maximum(judged[rows].sum(1), 1)
+    retention = resampled / np.maximum(teacher, 1)
+
+    def interval(value: float, samples: NDArray[np.float64]) -> tuple[float, float, float]:
+        low, high = np.quantile(samples, [0.05, 0.95])
+        return value, float(low), float(high)
+
+    return (
+        interval(float(hits.sum() / judged.sum()), accuracy),
+        interval(float(hits.sum() / max(1, teacher_hits.sum())), retention),
+    )
