@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from hwsearch.search.result import Result, retains_more
+
 
 def rivals(document: dict[str, Any]) -> list[str]:
     """A sentence for each student made by hand that is better than the chosen one, or gets more right.
 
-    As in the choice, answers do not tell those apart whose quality lies inside the other's interval: then the KL to the
-    teacher does, which is known far better.
+    As in the choice, where neither surely retains more the KL to the teacher tells them apart, which is known far
+    better.
     """
-    chosen, found = document["chosen"], []
-    for name, made in document["baselines"].items() if chosen else ():
-        alike = chosen["quality_low"] <= made["quality"] <= chosen["quality_high"]
-        if made["loss"] < chosen["loss"] if alike else made["quality"] > chosen["quality"]:
+    if not document["chosen"]:
+        return []
+    chosen, found = Result.from_json(document["chosen"]), []
+    for name, entry in document["baselines"].items():
+        made = Result.from_json(entry)
+        more = (made.retention or 0.0) > (chosen.retention or 0.0)
+        alike = not retains_more(chosen, made) and not retains_more(made, chosen)
+        loss, least = made.loss or 0.0, chosen.loss or 0.0
+        if loss < least if alike else more:
             found.append(f"Made by hand is better here: {name}.")
-        elif made["quality"] > chosen["quality"]:
+        elif more:
             found.append(
                 f"Made by hand gets more right here, by less than these answers can tell: {name}. Its KL to the "
-                f"teacher is {made['loss']:.3f}, the chosen student's {chosen['loss']:.3f}."
+                f"teacher is {loss:.3f}, the chosen student's {least:.3f}."
             )
     return found

@@ -13,7 +13,7 @@ from hwsearch.errors import RunError, TrainingError
 from hwsearch.search.baselines import HandMade
 from hwsearch.search.measured import Measurements
 from hwsearch.search.plan import Plan
-from hwsearch.search.result import Result, scored
+from hwsearch.search.result import Result, retains_more, scored
 from hwsearch.search.run import Run
 from hwsearch.search.trainer import Progress, Trainer, train_all
 
@@ -53,14 +53,14 @@ class Finals:
     def choose(self, finalists: Sequence[Result]) -> Result | None:
         """On *select*: the best inside the budget, or the fastest finalist that keeps what was asked for.
 
-        Some hundreds of answers do not tell near equals apart. Of finalists whose retention lies inside the best one's
-        interval, the one that is nearest to the teacher is taken: its loss is known far better.
+        Some hundreds of answers do not tell near equals apart. Of finalists that do not surely retain less than the
+        best, the one that is nearest to the teacher is taken: its loss is known far better.
         """
         inside = [r for r in finalists if self.plan.holds(r.latency)]
         least = self.plan.wishes.min_quality
         if least is None:
-            best = max(inside, key=lambda r: r.quality or 0.0, default=None)
-            equals = [r for r in inside if best and (r.retention or 0.0) >= (best.retention_low or 0.0)]
+            best = max(inside, key=lambda r: r.retention or 0.0, default=None)
+            equals = [r for r in inside if best and not retains_more(best, r)]
             return min(equals, key=lambda r: r.loss or math.inf, default=None)
         return min(
             (r for r in inside if (r.retention or 0.0) >= least), key=lambda r: r.latency.median_ms, default=None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +75,16 @@ def scored(result: Result, score: ProxyScore) -> Result:
     names = ("loss", "quality", "quality_low", "quality_high", "retention", "retention_low", "retention_high")
     found = {name: getattr(score, name) for name in (*names, "steps", "seconds", "curve", "metrics")}
     return msgspec.structs.replace(result, expected_loss=None, **found)
+
+
+def retains_more(first: Result, second: Result) -> bool:
+    """Whether one student surely retains more than another: by more than the interval of the difference, as of two
+    that err independently. On the same answers they err together rather: it is no narrower than it should be."""
+    found = first.retention, first.retention_low, second.retention, second.retention_high
+    if None in found:
+        return False
+    value, low, other, high = map(float, found)  # type: ignore[arg-type]
+    return value - other > math.hypot(value - low, high - other)
 
 
 def each(sizes: Sequence[int]) -> int | str:

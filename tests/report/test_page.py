@@ -150,15 +150,18 @@ def test_a_search_without_an_answer_has_a_page(found: tuple[dict[str, Any], Outc
 
 def test_hand_made_winners_are_named(found: tuple[dict[str, Any], Outcome]) -> None:
     document, outcome = found
-    better = {name: {**result, "quality": 0.99} for name, result in document["baselines"].items()}
+    better = {
+        name: {**result, "retention": 1.5, "retention_low": 1.45} for name, result in document["baselines"].items()
+    }
     html = page({**document, "baselines": better}, outcome.trials)
     assert html.count("Made by hand is better here") == 2
     chosen = document["chosen"]
-    little = {**chosen, "quality": (chosen["quality"] + chosen["quality_high"]) / 2, "loss": 2 * chosen["loss"]}
+    kept, low, high = (chosen[name] for name in ("retention", "retention_low", "retention_high"))
+    little = {**chosen, "retention": (kept + high) / 2, "loss": 2 * chosen["loss"]}
     html = page({**document, "baselines": {"every other layer": little}}, outcome.trials)
     assert "by less than these answers can tell: every other layer. Its KL" in html
     assert "Made by hand is better here" not in html
-    nearer = {**chosen, "quality": (chosen["quality"] + chosen["quality_low"]) / 2, "loss": chosen["loss"] / 2}
+    nearer = {**chosen, "retention": (kept + low) / 2, "loss": chosen["loss"] / 2}
     html = page({**document, "baselines": {"uniform width": nearer}}, outcome.trials)
     assert "Made by hand is better here: uniform width" in html  # as the choice tells near equals apart
 

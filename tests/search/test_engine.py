@@ -194,7 +194,7 @@ def test_near_equals_are_told_apart_by_their_loss(tmp_path: Path) -> None:
             )
             return done
 
-    for luck in (0.01, -0.01):
+    for luck in (0.01, -0.01, 0.025):  # the last outside the other's interval, inside that of the difference
         _, outcome = search(tmp_path / str(luck), Noisy(luck))
         assert outcome is not None
         assert outcome.chosen is not None
