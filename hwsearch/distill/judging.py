@@ -45,6 +45,11 @@ def _passes(model: PreTrainedModel, held_out: HeldOut) -> Iterable[NDArray[np.in
 def divergence(model: PreTrainedModel, held_out: HeldOut) -> float:
     """Mean KL to the teacher, nats an answer."""
     losses, _ = evaluate(model, held_out)
+    return an_answer(losses, held_out)
+
+
+def an_answer(losses: NDArray[np.float64], held_out: HeldOut) -> float:
+    """The mean over answers of what `evaluate` has summed over each chunk."""
     return float(losses.sum() / held_out.answers.sum())
 
 

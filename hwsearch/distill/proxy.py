@@ -18,7 +18,7 @@ import torch
 
 from hwsearch.distill.features import hidden_maps
 from hwsearch.distill.job import ProxyScore
-from hwsearch.distill.judging import bootstrap, evaluate
+from hwsearch.distill.judging import an_answer, bootstrap, evaluate
 from hwsearch.distill.lesson import Lesson
 from hwsearch.distill.quantise import quantise_parts, recomputing
 from hwsearch.distill.rows import NO_ANSWER
@@ -175,7 +175,7 @@ class Student:
         """Add a point to the curve."""
         started = time.perf_counter()
         losses, _ = self.evaluate(held_out)
-        self.curve.append((self.step, float(losses.sum() / held_out.answers.sum())))
+        self.curve.append((self.step, an_answer(losses, held_out)))
         self.seconds += time.perf_counter() - started
 
     def score(self, held_out: HeldOut) -> ProxyScore:
@@ -184,7 +184,7 @@ class Student:
         hits, judged = held_out.hits(best)
         quality, retention = bootstrap(hits, held_out.teacher_hits, judged)
         return ProxyScore(
-            loss=float(losses.sum() / held_out.answers.sum()),
+            loss=an_answer(losses, held_out),
             quality=quality[0],
             quality_low=quality[1],
             quality_high=quality[2],
