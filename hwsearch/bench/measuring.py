@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture
 from hwsearch.bench.local import PartTimes, local
 from hwsearch.bench.points import GFLOPS, Ranges, candidates_of, case_of, first_points, reference_model
-from hwsearch.bench.timing import Reference, Samples, drift_of, quiet_of, take_turns
+from hwsearch.bench.timing import Reference, Samples, take_turns
 from hwsearch.errors import CasesError
 from hwsearch.latency.cases import Case
 from hwsearch.latency.drift import suspect_points
@@ -284,11 +284,14 @@ class Measuring:
 
 
 def _kernel_sums(raw: Raw, usual: float) -> dict[str, float]:
-    """Microseconds of all runs of each kernel in a pass at the machine's usual speed."""
-    drift = drift_of(raw.reference, usual)
-    quiet = quiet_of(drift)
-    keep = max(2, round(LOWEST * quiet.sum()))
-    return {name: float(np.sort((np.array(times) / drift)[quiet])[:keep].mean()) for name, times in raw.kernels.items()}
+    """Microseconds of all runs of each kernel in a pass at the machine's usual pace."""
+    pace = _quickest(raw.reference) / usual if raw.reference else 1.0
+    return {name: _quickest(times) / pace for name, times in raw.kernels.items()}
+
+
+def _quickest(times: Sequence[float]) -> float:
+    """The mean of the `LOWEST` share of them."""
+    return float(np.sort(times)[: max(2, round(LOWEST * len(times)))].mean())
 
 
 def _share_of_encoders(table: LatencyTable) -> float:
