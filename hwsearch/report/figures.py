@@ -28,7 +28,9 @@ KIND_COLOURS = {
     "cast": "#f03e3e",
     "overhead": "#ced4da",
 }
-LOGARITHMIC: dict[str, Any] = {"type": "log", "tickformat": "~g"}  # without a format, ticks say 2 where they mean 200
+# Plotly's own ticks say 2 where they mean 200, and lie over one another where a decade is short.
+TICKS = [float(f"{digits}e{power}") for power in range(-6, 10) for digits in (1, 1.5, 2, 3, 5, 7)]
+LOGARITHMIC: dict[str, Any] = {"type": "log", "tickformat": "~g", "tickvals": TICKS}
 PRECISION_COLOURS = {"fp32": "#a5d8ff", "fp16": "#74c0fc", "int8": "#ffd43b", "w8a16": "#ffe066", "int4": "#ffa94d"}
 
 
