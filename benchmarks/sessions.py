@@ -1,7 +1,8 @@
 """Do two sessions agree on what a model takes? The same five models, timed again and again on this machine.
 
-Between sessions both cores are busy, as in a search. The same samples are read in two ways: by the low tenths of the
-model and of the reference (`bench.timing`), and with each sample divided by its own reference once that is 6 % slow.
+Between sessions all cores are busy, as in a search. The same samples are read in three ways: by the low tenths of the
+model and of the reference (`bench.timing`), with each sample divided by its own reference once that is 6 % slow, and
+without a reference.
 
 python benchmarks/sessions.py [--sessions 12] [--busy 15] [--neighbour]
 """

@@ -91,7 +91,7 @@ class Reference:
 
     @property
     def usual(self) -> float:
-        """What it takes while the machine is at its usual speed: the low quarter over all spells."""
+        """What it takes at the machine's usual pace: the low quarter over all spells."""
         return float(np.quantile([*self._known, *self.turns.spells()], 0.25))
 
 
