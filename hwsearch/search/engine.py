@@ -35,6 +35,7 @@ from hwsearch.search.trials import DEATHS, Trials
 
 FINALISTS = 3
 ROOMY = 0.93  # share of the budget below which a measured student is tried larger
+RESIZINGS = 3  # times at most: what is tried larger may leave room again, or overshoot
 SUITING = 40  # steps of a first rung that tell which learning rate suits
 
 
@@ -88,12 +89,12 @@ class Engine:
             raise RunError(f"every trial failed in training: {reasons}")
         picked, overshot = self._ranked(complete)[:FINALISTS], list[Result]()
         if self.measured:
-            if again := self._to_be_resized(self.measured, trials, complete):
-                trials = self._trials(again)
-                complete = results_of(trials, len(self.plan.wishes.rungs))
+            for number in range(RESIZINGS):
+                if again := self._to_be_resized(self.measured, number, trials, complete):
+                    trials = self._trials(again)
+                    complete = results_of(trials, len(self.plan.wishes.rungs))
             picked, overshot = self.measured.holding(self._ranked(complete), FINALISTS)
-            # What was measured has changed the prices of all that was not.
-            complete = self.measured.repriced(complete, picked + overshot)
+            complete = self.measured.repriced(complete)
         finals = Finals(self.plan, self.trainer, self.run, self.progress, self.measured)
         finalists = finals.train(picked)
         chosen = finals.choose(finalists)
@@ -175,29 +176,31 @@ class Engine:
         return stages(students, steps)
 
     def _to_be_resized(
-        self, measured: Measurements, trials: Sequence[Trial], complete: Sequence[Result]
+        self, measured: Measurements, number: int, trials: Sequence[Trial], complete: Sequence[Result]
     ) -> list[tuple[Trial, float]]:
         """Trials that would be finalists and miss the budget either way when they are measured, and were not tried in
         another size yet, each with the share that it takes. Where the fastest is looked for, none is tried larger.
 
-        Which they are, and what was measured to know it, is kept before the first is tried: one that a killed run has
-        tried may be a finalist itself."""
-        wishes, kept = self.plan.wishes, self.study.described().get("again") or {}
-        if kept.get("trials") != wishes.trials:
+        Which they are, the `number`-th time, and what was measured to know it, is kept before the first is tried: one
+        that a killed run has tried may be a finalist itself."""
+        wishes, kept = self.plan.wishes, self.study.described().get("resized") or {}
+        times = kept["times"] if kept.get("trials") == wishes.trials else []
+        if number == len(times):
             ranked = self._ranked(complete)
             picked, overshot = measured.holding(ranked, FINALISTS)
             fullest, first = ROOMY if wishes.min_quality is None else 0.0, {r.trial for r in ranked[:FINALISTS]}
             filled = {r.trial: self.plan.filled(r.latency) for r in (*picked, *overshot) if r.trial in first}
             missing = [[number, share] for number, share in filled.items() if not fullest <= share <= 1.0]
             ran = [r.trial for r in (*picked, *overshot)]
-            kept = {"trials": wishes.trials, "missing": missing, "measured": ran}
-            self.study.describe(again=kept)
+            times = [*times, {"missing": missing, "measured": ran}]
+            self.study.describe(resized={"trials": wishes.trials, "times": times})
         else:
             results = {result.trial: result for result in complete}
-            measured([results[number] for number in kept["measured"] if number in results])  # prices know of them
-        missing = kept["missing"]
+            ran = times[number]["measured"]
+            measured([results[number] for number in ran if number in results])  # prices know of them
+        missing = times[number]["missing"]
         settings = [trial.settings for trial in trials]
-        known = {trial.number: trial for trial in trials if settings.count(trial.settings) == 1}
+        known = {t.number: t for i, t in enumerate(trials, 1) if t.settings not in settings[i:]}
         return [(known[number], share) for number, share in missing if number in known]
 
     def _trials(self, again: Sequence[tuple[Trial, float]] = ()) -> list[Trial]:

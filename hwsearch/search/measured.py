@@ -175,9 +175,12 @@ class Measurements:
 
         return hand_made_as_run(self.plan.space, self.plan.price, measure, latency_ms)
 
-    def repriced(self, results: Sequence[Result], measured: Sequence[Result]) -> list[Result]:
+    def repriced(self, results: Sequence[Result]) -> list[Result]:
         """Trials with their latencies as they are known now, which the run's `prices.json` keeps."""
+        ran = self.run.read("measured.json") or {}
+        measured = self([r for r in results if r.architecture.digest in ran])
         known = {m.trial: Known(m.latency, m.predicted) for m in measured}
+        # What was measured has changed the prices of all that was not.
         now = {r.trial: known.get(r.trial) or Known(self.plan.price.one(r.architecture)) for r in results}
         write_text(self.run.path("prices.json"), pretty({str(trial): one for trial, one in now.items()}))
         return [now[r.trial].of(r) for r in results]

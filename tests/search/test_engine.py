@@ -580,9 +580,11 @@ def test_finalists_that_leave_room_are_tried_larger(tmp_path: Path) -> None:
     assert outcome.chosen is not None
     before = [r for r in outcome.trials if (r.trial or 0) < 12 and r.predicted and r.architecture.depth == 2]
     larger = [r for r in outcome.trials if (r.trial or 0) >= 12]
-    assert [r.trial for r in larger] == [outcome.chosen.trial]
+    first, second = larger  # which left room again
+    assert second.trial == outcome.chosen.trial
     assert before
-    assert all(r.latency.high_ms < outcome.chosen.latency.high_ms <= 300 for r in before)
+    assert all(r.latency.high_ms < first.latency.high_ms < 0.93 * 300 for r in before)
+    assert first.latency.high_ms < second.latency.high_ms <= 300
     assert outcome.chosen.predicted is not None
     assert outcome.chosen.predicted.median_ms > 300  # what was measured of its like said that it fits
     again, same = search(tmp_path / "run", measurer=ruler, budget="300ms")
