@@ -12,8 +12,7 @@ A runtime that has a measured table is priced by that (`table`), and by the mode
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +22,7 @@ import numpy as np
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.latency.analytic import AnalyticModel, Kernels, figures_of
+from hwsearch.latency.ratios import Ratios
 from hwsearch.latency.table import Z90, LatencyTable
 from hwsearch.latency.tables import table_of_target
 from hwsearch.workload import KIND, KINDS, OpTable, Workload, lower
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
 
 AT_ONCE = 4096  # architectures that are lowered together
-OWN = 0.8  # estimates are off by 4 % from one architecture to another, what is measured by 2 (`benchmarks/sessions.py`)
 ALL_COVERED = 0.999  # of the time inside measured shapes; below it a latency is called extrapolated
 
 Source = Literal["measured", "table", "analytic"]
@@ -93,8 +92,8 @@ class Estimates:
     measured: Floats
     ops_ms: Floats
 
-    def times(self, factor: float) -> Estimates:
-        """The same with every time multiplied by `factor`."""
+    def times(self, factor: Floats | float) -> Estimates:
+        """The same with every time multiplied by `factor`, one or one for each architecture."""
         return Estimates(
             median_ms=self.median_ms * factor,
             low_ms=self.low_ms * factor,
@@ -103,7 +102,7 @@ class Estimates:
             decode_token_ms=self.decode_token_ms * factor,
             covered=self.covered,
             measured=self.measured,
-            ops_ms=self.ops_ms * factor,
+            ops_ms=self.ops_ms * np.expand_dims(factor, -1),
         )
 
     def __getitem__(self, index: int) -> Latency:
@@ -138,18 +137,22 @@ class Estimator:
         profile: of the device.
         target: runtime, power mode and threads.
         workload: what the latencies are the time of.
-        known: factor that measurements made elsewhere have put on every estimate.
+        learned: what was measured elsewhere over what was estimated, in logarithms.
     """
 
-    def __init__(self, profile: DeviceProfile, target: Target, workload: Workload, known: float = 1.0) -> None:
-        self.profile, self.target, self.workload, self.known = profile, target, workload, known
-        self._ratios: dict[Architecture, float] = {}
-        self._alone: Architecture | None = None
+    def __init__(
+        self,
+        profile: DeviceProfile,
+        target: Target,
+        workload: Workload,
+        learned: Mapping[Architecture, float] | None = None,
+    ) -> None:
+        self.profile, self.target, self.workload = profile, target, workload
+        self._ratios = Ratios(learned or {})
 
     def __call__(self, architectures: Sequence[Architecture]) -> Estimates:
-        """Latencies of `architectures` on the target."""
-        found = self.uncorrected(architectures)
-        return found if self.correction == 1.0 else found.times(self.correction)
+        """Latencies of `architectures` on the target, put right by what was measured."""
+        return self.uncorrected(architectures).times(self._ratios(architectures))
 
     def uncorrected(self, architectures: Sequence[Architecture]) -> Estimates:
         """Latencies as the profile and the table have them, whatever was learned since."""
@@ -163,30 +166,19 @@ class Estimator:
         return self([architecture])[0]
 
     def learn(self, architectures: Sequence[Architecture], measured: Sequence[Latency]) -> None:
-        """Put all later estimates right by what was measured of some: their mean ratio, drawn towards one as by one
-        more measurement that agreed."""
-        predicted = self.uncorrected(architectures).median_ms.tolist()
-        for architecture, before, now in zip(architectures, predicted, measured, strict=True):
-            self._ratios[architecture] = float(np.log(now.median_ms / before))
+        """Put all later estimates right by what was measured of some."""
+        before, now = self.uncorrected(architectures).median_ms, [latency.median_ms for latency in measured]
+        self._ratios.learn(dict(zip(architectures, np.log(now / before).tolist(), strict=True)))
 
-    @contextmanager
-    def as_of(self, architecture: Architecture) -> Iterator[None]:
-        """Estimates put right by what was measured of one, whose neighbours are off as it is: by `OWN` of the way from
-        all to it, since part of what sets it apart is the scatter of measuring. As ever, where nothing was measured of
-        it."""
-        self._alone = architecture
-        try:
-            yield
-        finally:
-            self._alone = None
+    @property
+    def learned(self) -> Mapping[Architecture, float]:
+        """What was measured over what was estimated, in logarithms."""
+        return self._ratios.known
 
     @property
     def correction(self) -> float:
-        """The factor that measurements have put on every estimate; 1 without any."""
-        found = sum(self._ratios.values()) / (len(self._ratios) + 1)
-        if self._alone in self._ratios:
-            found += OWN * (self._ratios[self._alone] - found)
-        return self.known * float(np.exp(found))
+        """The factor that measurements have put on estimates of what they are not like; 1 without any."""
+        return self._ratios.everywhere
 
 
 def estimate(table: OpTable, profile: DeviceProfile, target: Target) -> Estimates:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import Facts, TaskSpec
 from hwsearch.errors import CasesError, RunError
@@ -98,7 +99,7 @@ class Description:
             self.target,
             facts.architecture,
             self._known["measures"],
-            self._known.get("correction", 1.0),
+            {Architecture.from_json(architecture): ratio for architecture, ratio in self._known.get("learned", [])},
         )
         plan.rate = self.rate
         return facts, plan

@@ -89,8 +89,8 @@ class Engine:
             raise RunError(f"every trial failed in training: {reasons}")
         picked, overshot = self._ranked(complete)[:FINALISTS], list[Result]()
         if self.measured:
-            for number in range(RESIZINGS):
-                if again := self._to_be_resized(self.measured, number, trials, complete):
+            for nth in range(RESIZINGS):
+                if again := self._to_be_resized(self.measured, nth, trials, complete):
                     trials = self._trials(again)
                     complete = results_of(trials, len(self.plan.wishes.rungs))
             picked, overshot = self.measured.holding(self._ranked(complete), FINALISTS)
@@ -176,16 +176,17 @@ class Engine:
         return stages(students, steps)
 
     def _to_be_resized(
-        self, measured: Measurements, number: int, trials: Sequence[Trial], complete: Sequence[Result]
+        self, measured: Measurements, nth: int, trials: Sequence[Trial], complete: Sequence[Result]
     ) -> list[tuple[Trial, float]]:
-        """Trials that would be finalists and miss the budget either way when they are measured, and were not tried in
-        another size yet, each with the share that it takes. Where the fastest is looked for, none is tried larger.
+        """Trials that would be finalists and miss the budget either way when they are measured, after which none of
+        another size was tried yet, each with the share that it takes. Where the fastest is looked for, none is tried
+        larger.
 
-        Which they are, the `number`-th time, and what was measured to know it, is kept before the first is tried: one
-        that a killed run has tried may be a finalist itself."""
+        Which they are the `nth` time, and what was measured to know it, is kept before the first is tried: one that a
+        killed run has tried may be a finalist itself."""
         wishes, kept = self.plan.wishes, self.study.described().get("resized") or {}
         times = kept["times"] if kept.get("trials") == wishes.trials else []
-        if number == len(times):
+        if nth == len(times):
             ranked = self._ranked(complete)
             picked, overshot = measured.holding(ranked, FINALISTS)
             fullest, first = ROOMY if wishes.min_quality is None else 0.0, {r.trial for r in ranked[:FINALISTS]}
@@ -196,9 +197,9 @@ class Engine:
             self.study.describe(resized={"trials": wishes.trials, "times": times})
         else:
             results = {result.trial: result for result in complete}
-            ran = times[number]["measured"]
+            ran = times[nth]["measured"]
             measured([results[number] for number in ran if number in results])  # prices know of them
-        missing = times[number]["missing"]
+        missing = times[nth]["missing"]
         settings = [trial.settings for trial in trials]
         known = {t.number: t for i, t in enumerate(trials, 1) if t.settings not in settings[i:]}
         return [(known[number], share) for number, share in missing if number in known]
@@ -219,7 +220,8 @@ class Engine:
         at_once = study.described().get("at_once") or self.trainer.count
         until = time.time() + 60 * wishes.minutes if wishes.minutes is not None and not again else self._until
         self._until = until
-        study.describe(at_once=at_once, correction=self.plan.price.correction, until=until, began=True)
+        learned = [(architecture.to_json(), ratio) for architecture, ratio in self.plan.price.learned.items()]
+        study.describe(at_once=at_once, learned=learned, until=until, began=True)
         climbed = wishes.rungs[-1] - wishes.steps
         self._begun = self.trainer.work_done
         self._steps = (max(0, wishes.trials - len(before)) + len(again)) * (wishes.steps + climbed / KEEP)

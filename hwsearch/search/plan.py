@@ -106,7 +106,7 @@ class Plan:
         teacher: its architecture.
         measures: whether finalists are measured: then an estimate need not be sure, and only what measuring itself
             leaves open is kept free of the budget.
-        correction: of every estimate, as it was measured elsewhere.
+        learned: what was measured elsewhere over what was estimated, in logarithms.
         measured: of the teacher's latencies those that were measured, by float precision.
 
     Attributes:
@@ -124,14 +124,14 @@ class Plan:
         target: Target,
         teacher: Architecture,
         measures: bool = False,
-        correction: float = 1.0,
+        learned: Mapping[Architecture, float] | None = None,
         measured: Mapping[Precision, Latency] | None = None,
     ) -> None:
         if teacher.block == "encoder" and wishes.workload.new_tokens:
             raise ArchitectureError("an encoder writes no text: leave --new-tokens out")
         self.wishes, self.profile, self.target, self.teacher = wishes, profile, target, teacher
         self.measures, self.rate = measures, 1.0
-        self.price = Estimator(profile, target, wishes.workload, correction)
+        self.price = Estimator(profile, target, wishes.workload, learned)
         self.runtime: Runtime = profile.runtimes[target.runtime]
         floats = [p for p in self.runtime.precisions if p.is_float]
         if wishes.uneven and not runs_graphs(target.runtime):

@@ -177,13 +177,12 @@ class Trials:
     def _resized(self, before: Trial, filled: float, trials: list[Trial], owner: str) -> Trial | None:
         """The fullest student of an earlier trial's settings, as that one was measured, which `filled` so much of the
         budget; None where there is none that is new, or no time."""
-        with self.plan.price.as_of(before.architecture):
-            (strain,) = self.plan.strain([before.architecture])
-            full = Given(before.settings | {"fill": min(1.0, float(strain) / filled)})
-            architecture = self.proposer(full, {trial.architecture for trial in trials})
-            if architecture is None or not self._time_left():
-                return None
-            larger = self.plan.strain([architecture])[0] > strain
+        (strain,) = self.plan.strain([before.architecture])
+        full = Given(before.settings | {"fill": min(1.0, float(strain) / filled)})
+        architecture = self.proposer(full, {trial.architecture for trial in trials})
+        if architecture is None or not self._time_left():
+            return None
+        larger = self.plan.strain([architecture])[0] > strain
         if larger != (filled < 1.0):
             return None
         return self._write(architecture, before.settings, before.distributions, owner)

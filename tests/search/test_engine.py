@@ -472,7 +472,7 @@ def measurer(ratio: float) -> NullMeasurer:
 
 
 def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: Path) -> None:
-    told, ruler = Told(), measurer(1.4)
+    told, ruler = Told(), scattering("a", 1.3, 1.7)
     document, outcome = search(tmp_path / "run", told=told, measurer=ruler)
     assert outcome is not None
     assert outcome.overshot
@@ -485,11 +485,12 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
     assert max(seen) <= min(expected.values())  # by the next best, whatever they take
     # Those that were to be finalists were tried smaller, as what was measured of them says.
     smaller = [r for r in outcome.trials if (r.trial or 0) >= 12]
-    assert 1 <= len(smaller) <= 3
+    assert 1 <= len(smaller) <= 9
     assert len({r.architecture for r in outcome.trials}) == len(outcome.trials)
     assert max(r.latency.median_ms for r in smaller) > 0.8 * 500
     for finalist in (*document["finalists"], *document["overshot"]):
-        assert finalist["measured_ms"] == pytest.approx(1.4 * finalist["predicted_ms"], rel=1e-6)
+        ratio = ruler.scale(Architecture.from_json(finalist["result"]["architecture"]))
+        assert finalist["measured_ms"] == pytest.approx(ratio * finalist["predicted_ms"], rel=1e-6)
     assert all(finalist["result"]["latency"]["source"] == "measured" for finalist in document["finalists"])
     assert document["chosen"]["latency"]["source"] == "measured"
     assert document["chosen"]["latency"]["high_ms"] <= 500
@@ -506,7 +507,7 @@ def test_finalists_are_measured_and_those_that_overshoot_are_replaced(tmp_path: 
     others = [r for r in outcome.trials if r.predicted is None and r.architecture in was]
     moved = [r.latency.median_ms / was[r.architecture] for r in others]
     assert moved
-    assert all(1.15 < factor < 1.4 for factor in moved), moved
+    assert all(1.3 < factor < 1.7 for factor in moved), moved
     # Those made by hand are measured too.
     assert all(r["latency"]["source"] == "measured" for r in document["baselines"].values())
 
@@ -568,9 +569,9 @@ def deep(depth: int) -> Scaled:
     return Scaled(lambda a: 0.7 if a.depth == depth else 1.0)
 
 
-def scattering(salt: str) -> Scaled:
-    """What is measured lies 0.55 to 0.9 times what is estimated, by the architecture."""
-    return Scaled(lambda a: 0.55 + 0.35 * hashlib.sha256((salt + a.digest).encode()).digest()[0] / 255)
+def scattering(salt: str, low: float = 0.55, high: float = 0.9) -> Scaled:
+    """What is measured lies somewhere between two shares of what is estimated, by the architecture."""
+    return Scaled(lambda a: low + (high - low) * hashlib.sha256((salt + a.digest).encode()).digest()[0] / 255)
 
 
 def test_finalists_that_leave_room_are_tried_larger(tmp_path: Path) -> None:
@@ -580,11 +581,9 @@ def test_finalists_that_leave_room_are_tried_larger(tmp_path: Path) -> None:
     assert outcome.chosen is not None
     before = [r for r in outcome.trials if (r.trial or 0) < 12 and r.predicted and r.architecture.depth == 2]
     larger = [r for r in outcome.trials if (r.trial or 0) >= 12]
-    first, second = larger  # which left room again
-    assert second.trial == outcome.chosen.trial
+    assert [r.trial for r in larger] == [outcome.chosen.trial]
     assert before
-    assert all(r.latency.high_ms < first.latency.high_ms < 0.93 * 300 for r in before)
-    assert first.latency.high_ms < second.latency.high_ms <= 300
+    assert all(r.latency.high_ms < outcome.chosen.latency.high_ms <= 300 for r in before)
     assert outcome.chosen.predicted is not None
     assert outcome.chosen.predicted.median_ms > 300  # what was measured of its like said that it fits
     again, same = search(tmp_path / "run", measurer=ruler, budget="300ms")
@@ -593,6 +592,17 @@ def test_finalists_that_leave_room_are_tried_larger(tmp_path: Path) -> None:
     _, fastest = search(tmp_path / "fastest", measurer=ruler, budget="300ms", min_quality=0.3)
     assert fastest is not None
     assert len(fastest.trials) == 12  # the fastest is looked for: none is tried larger
+
+
+def test_what_is_tried_larger_and_leaves_room_is_tried_larger_again(tmp_path: Path) -> None:
+    _, outcome = search(tmp_path / "run", measurer=Scaled(lambda a: 0.6 if a.depth == 3 else 1.0), budget="300ms")
+    assert outcome is not None
+    assert outcome.chosen is not None
+    larger = [r for r in outcome.trials if (r.trial or 0) >= 12 and r.predicted and r.architecture.depth == 3]
+    filled = [r.latency.high_ms for r in larger]
+    assert len(filled) > 1
+    assert filled == sorted(filled)
+    assert outcome.chosen.trial == larger[-1].trial
 
 
 @pytest.mark.parametrize(
