@@ -7,10 +7,12 @@ import pytest
 
 from hwsearch.distill.job import Facts, Job
 from hwsearch.errors import RunError
+from hwsearch.files import read_json
+from hwsearch.search.description import Description
 from hwsearch.search.null import NullTrainer
 from hwsearch.search.study import Study
 from hwsearch.search.worker import join
-from tests.search.test_engine import Dying, Told, begun, search, tried
+from tests.search.test_engine import Dying, Told, begun, scattering, search, tried
 
 
 @pytest.mark.parametrize("last", [1, 7, 14])
@@ -99,6 +101,19 @@ def test_a_worker_does_not_wait_for_a_main_job_that_died_before_its_first_trial(
         join(early, lambda _: NullTrainer(), Told())
     begun.close()
     early.close()
+
+
+def test_a_worker_prices_by_what_the_main_job_has_measured(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "run", Dying(3), measurer=scattering("a"))
+    study = Study(tmp_path / "run" / "study.db", "run")
+    _, plan = Description(study).open(NullTrainer(), Told())
+    measured = read_json(tmp_path / "run" / "measured.json")
+    assert {architecture.digest for architecture in plan.price.learned} == set(measured)
+    for architecture in plan.price.learned:
+        estimated = plan.price.one(architecture).median_ms
+        assert estimated == pytest.approx(measured[architecture.digest]["median_ms"], rel=0.02)
+    study.close()
 
 
 def test_the_main_jobs_minutes_are_the_workers_too(tmp_path: Path) -> None:
