@@ -78,7 +78,7 @@ class Engine:
             NothingFits: what was measured has shown it.
         """
         if self.measured:
-            self.measured.correct_prices(self.proposer, FINALISTS)
+            self.measured.correct_prices(self.proposer)
         self._suit()
         trials = self._trials()
         complete = results_of(trials, len(self.plan.wishes.rungs))

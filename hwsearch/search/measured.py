@@ -125,14 +125,14 @@ class Measurements:
             for i, (result, latency) in enumerate(zip(results, measured, strict=True))
         ]
 
-    def correct_prices(self, proposer: Proposer, count: int) -> None:
-        """Measure `count` students as full as they may be before any is trained, so that what is trained fits.
+    def correct_prices(self, proposer: Proposer) -> None:
+        """Measure the corners of the space before any student is trained, so that what is trained fits.
 
         Raises:
             NothingFits: at the corrected prices.
         """
-        full = [proposer(Given(settings), ()) for settings in proposer.corners()[:count]]
-        self([self.plan.priced(proposal) for proposal in dict.fromkeys(full) if proposal is not None])
+        corners = [proposer(Given(settings), ()) for settings in proposer.corners()]
+        self([self.plan.priced(proposal) for proposal in dict.fromkeys(corners) if proposal is not None])
         self.plan.price_teacher()  # or what is measured would be set beside what is not
         proposer.infeasible.clear()  # at the prices before
         factor = self.plan.price.correction

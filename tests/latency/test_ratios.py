@@ -25,9 +25,10 @@ def test_nothing_is_put_right_where_nothing_was_measured() -> None:
 
 
 def test_what_all_are_off_by_holds_everywhere() -> None:
-    ratios = Ratios({shaped(width=32 * n): math.log(1.5) for n in (2, 3, 4)})
-    assert factor(ratios, shaped(depth=24, width=1024, heads=32, ffn=8192)) == pytest.approx(1.5, rel=0.05)
-    assert ratios.everywhere == pytest.approx(1.5, rel=0.05)
+    measured = [shaped(depth, heads=heads, ffn=ffn) for depth in (2, 8) for heads in (1, 8) for ffn in (128, 1024)]
+    ratios = Ratios(dict.fromkeys(measured, math.log(1.5)))
+    assert factor(ratios, shaped(depth=24, width=1024, heads=32, ffn=8192)) == pytest.approx(1.5, rel=0.1)
+    assert ratios.everywhere == pytest.approx(1.5, rel=0.1)
 
 
 def test_a_shape_is_off_as_its_neighbours_are() -> None:

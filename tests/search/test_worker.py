@@ -1,5 +1,6 @@
 """Workers beside the main job, on the null score."""
 
+import math
 import time
 from pathlib import Path
 
@@ -110,9 +111,9 @@ def test_a_worker_prices_by_what_the_main_job_has_measured(tmp_path: Path) -> No
     _, plan = Description(study).open(NullTrainer(), Told())
     measured = read_json(tmp_path / "run" / "measured.json")
     assert {architecture.digest for architecture in plan.price.learned} == set(measured)
-    for architecture in plan.price.learned:
-        estimated = plan.price.one(architecture).median_ms
-        assert estimated == pytest.approx(measured[architecture.digest]["median_ms"], rel=0.02)
+    for architecture, ratio in plan.price.learned.items():
+        (estimated,) = plan.price.uncorrected([architecture]).median_ms
+        assert estimated * math.exp(ratio) == pytest.approx(measured[architecture.digest]["median_ms"])
     study.close()
 
 
