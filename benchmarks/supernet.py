@@ -14,8 +14,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 from unittest import mock
 
@@ -52,10 +51,9 @@ class Weight:
         return self.weight
 
 
-@contextmanager
-def sliced(task: Task, source: Mapping[str, Tensor], architecture: Architecture) -> Iterator[tuple[Any, dict]]:
+def sliced(task: Task, source: Mapping[str, Tensor], architecture: Architecture) -> tuple[Any, dict[str, Tensor]]:
     """A student and its weights cut out of `source`, through which gradients pass; they are not loaded."""
-    teacher, found = task.teacher.model, {}
+    teacher, found = task.teacher.model, dict[str, Tensor]()
     student = slicing.empty_student(teacher, architecture, task.layers[architecture.depth])
     with (
         mock.patch.object(teacher, "state_dict", return_value={name: Weight(w) for name, w in source.items()}),
@@ -64,7 +62,7 @@ def sliced(task: Task, source: Mapping[str, Tensor], architecture: Architecture)
     ):
         plan = slicing.StudentPlan(architecture, task.layers[architecture.depth])
         slicing.build_student(teacher, plan, task.importance)
-    yield student, found
+    return student, found
 
 
 def supernet(task: Task, whole: Architecture, steps: int, rate: float) -> dict[str, Tensor]:
@@ -80,13 +78,13 @@ def supernet(task: Task, whole: Architecture, steps: int, rate: float) -> dict[s
         architecture = student_of(whole, rng.integers(1, whole.depth + 1) / whole.depth, share)
         optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / task.recipe.warm_up, 2 * (1 - step / steps))
         optimizer.zero_grad(set_to_none=True)
-        with sliced(task, source, architecture) as (model, cut):
-            reader.model, reader.step = model.train(), step
-            with (
-                _reparametrize_module(model, cut, tie_weights=True),
-                Lesson(task.recipe.stages[0], task, model, reader.layers, reader.maps) as lesson,
-            ):
-                reader._loss(lesson, reader._rows()).backward()
+        model, cut = sliced(task, source, architecture)
+        reader.model, reader.step = model.train(), step
+        with (
+            _reparametrize_module(model, cut, tie_weights=True),
+            Lesson(task.recipe.stages[0], task, model, reader.layers, reader.maps) as lesson,
+        ):
+            reader._loss(lesson, reader._rows()).backward()
         torch.nn.utils.clip_grad_norm_(own.values(), task.recipe.clip)
         optimizer.step()
     return {name: weight.detach() for name, weight in source.items()}
@@ -96,8 +94,7 @@ def begun(task: Task, architecture: Architecture, source: Mapping[str, Tensor] |
     student = Student(task, architecture, rate=rate)
     if source is not None:
         restore(student.model)
-        with sliced(task, source, architecture) as (_, weights):
-            student.model.load_state_dict(weights)
+        student.model.load_state_dict(sliced(task, source, architecture)[1])
         quantise_parts(student.model, architecture, task.scheme)
     return student
 
@@ -119,7 +116,7 @@ def orders(task: Task, source: Mapping[str, Tensor], marks: list[int]) -> dict[s
     found: dict[str, Any] = {}
     for name, values in scores.items():
         for mark, losses in zip(marks, np.array(values).T, strict=True):
-            overall, inside = (kendalltau(losses[k], full[k]).statistic for k in (band | True, band))
+            overall, inside = (kendalltau(losses[k], full[k]).statistic for k in (slice(None), band))
             found.setdefault(name, {})[str(mark)] = [round(float(overall), 3), round(float(inside), 3)]
         print(name, found[name], file=sys.stderr, flush=True)
     return found

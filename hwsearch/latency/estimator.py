@@ -152,7 +152,8 @@ class Estimator:
 
     def __call__(self, architectures: Sequence[Architecture]) -> Estimates:
         """Latencies of `architectures` on the target, put right by what was measured."""
-        return self.uncorrected(architectures).times(self._ratios(architectures))
+        found = self.uncorrected(architectures)
+        return found.times(self._ratios(architectures)) if self.learned else found
 
     def uncorrected(self, architectures: Sequence[Architecture]) -> Estimates:
         """Latencies as the profile and the table have them, whatever was learned since."""

@@ -579,6 +579,9 @@ def test_finalists_that_leave_room_are_tried_larger_until_they_do_not(tmp_path: 
     _, outcome = search(tmp_path / "run", measurer=ruler, budget="300ms")
     assert outcome is not None
     assert outcome.chosen is not None
+    before = [r for r in outcome.trials if (r.trial or 0) < 12 and r.predicted and r.architecture.depth == 4]
+    assert before
+    assert all(r.latency.high_ms < outcome.chosen.latency.high_ms <= 300 for r in before)
     larger = [r for r in outcome.trials if (r.trial or 0) >= 12 and r.architecture.depth == 4]
     filled = [r.latency.high_ms / 300 for r in larger]
     assert len(larger) > 1  # the first left room again
