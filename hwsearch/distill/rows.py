@@ -230,8 +230,8 @@ def places(available: int, count: int, seed: int | None) -> NDArray[np.int64]:
 
 
 def split_rows(data: Path, held_out: Path | None, rows: Callable[[Path], Iterable[tuple[str, Any]]]) -> Corpus:
-    """Rows by split, in the order of the files; a hash of what is read says which split. Rows to train on that are
-    held out as well are left out.
+    """Rows by split, in the order of the files; a hash of what is read says which split. Rows to train on whose
+    (first) texts are held out as well are left out.
 
     Raises:
         DataError: too few of them, or one file for both.
@@ -246,11 +246,11 @@ def split_rows(data: Path, held_out: Path | None, rows: Callable[[Path], Iterabl
 
     for text, label in rows(held_out) if held_out else ():
         put("select" if _place(text) < 0.5 else "report", text, label)
-    aside, left_out = {text for found in texts.values() for text in found}, 0
+    aside, left_out = {_first(text) for found in texts.values() for text in found}, 0
     part = 0.0 if held_out else HELD_OUT_SHARE
     for text, label in rows(data):
         share = _place(text)
-        if text in aside:
+        if _first(text) in aside:
             left_out += 1
         else:
             put("select" if share < part else "report" if share < 2 * part else "train", text, label)
@@ -271,9 +271,14 @@ def split_rows(data: Path, held_out: Path | None, rows: Callable[[Path], Iterabl
     )
 
 
+def _first(text: str) -> str:
+    """The text, or the first of a pair: all that it is paired with goes with it."""
+    return text.split(BESIDE)[0]
+
+
 def _place(text: str) -> float:
-    """Where a row goes: what a first text is paired with goes with it."""
-    return share_of(text.split(BESIDE)[0])
+    """Where a row goes."""
+    return share_of(_first(text))
 
 
 def class_of(label: Any, names: Mapping[str, int], path: Path, row: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -140,11 +141,14 @@ def _tabbed(path: Path) -> pd.DataFrame:
     characters like others, as in the files of GLUE."""
     import pandas as pd
 
+    longest = csv.field_size_limit(sys.maxsize)  # a long cell is none the less well formed
     with path.open(encoding="utf-8", newline="") as file:
         try:
             quoted = len({len(row) for row in csv.reader(file, delimiter="\t", strict=True) if row}) == 1
         except csv.Error:
             quoted = False
+        finally:
+            csv.field_size_limit(longest)
     plain: dict[str, Any] = {} if quoted else {"quoting": csv.QUOTE_NONE}
     cells: pd.DataFrame = pd.read_csv(path, sep="\t", **plain, **AS_WRITTEN)
     return cells

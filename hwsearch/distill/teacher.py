@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import DType, TaskSpec
 from hwsearch.distill.objectives import objective_of
 from hwsearch.distill.objectives.classes import Pairs, names_of
+from hwsearch.distill.objectives.image_classes import ImageClasses
 from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.objectives.outputs import TEMPERATURE, TOP_K, Outputs
 from hwsearch.errors import TeacherError
@@ -147,6 +148,8 @@ def load_further(source: str, teacher: Teacher) -> Teacher:
     by_answers = TASKS[task_of(teacher.model.config)].head != "none"  # embeddings are set beside each other alone
     if by_answers and (found := answers_of(further)) != (wanted := answers_of(teacher)):
         raise TeacherError(f"{source} chooses from {found} answers, {teacher.name} from {wanted}; they are to be alike")
+    if isinstance(teacher.objective, ImageClasses):  # which knows where the images are
+        further = replace(further, objective=teacher.objective)
     return further
 
 

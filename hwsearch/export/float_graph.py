@@ -76,6 +76,13 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
+def in_floats(model: nn.Module, dtype: torch.dtype) -> None:
+    """Take a model's weights in other floats. Not its buffers: the frequencies of rotary positions stay in float32, as
+    in Transformers, or far positions would be turned by something else."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+
+
 def float_graph(
     student: PreTrainedModel, objective: Objective, half: bool, shape: Shape | None, cached: bool
 ) -> onnx.ModelProto:
@@ -95,8 +102,7 @@ def float_graph(
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = types.MethodType(_divided_norm, module)
-    dtype = torch.float16 if half else torch.float32
-    model.to(dtype)
+    in_floats(model, torch.float16 if half else torch.float32)
     batch, sequence = shape or (2, 16)
     blank = objective.blank(batch, sequence)
     names, outputs = list(objective.axes), [objective.output]

@@ -12,15 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from hwsearch.distill.families import image_at
+from hwsearch.distill.families import architecture_of, image_at
 from hwsearch.distill.images import labelled_images, open_image
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.objectives.image_classes import ImageClasses
+from hwsearch.distill.proxy import Student
 from hwsearch.distill.recipe import Recipe, Stage
 from hwsearch.distill.rows import UNLABELLED
 from hwsearch.distill.teacher import Teacher, load_teacher
 from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError, TeacherError
+from hwsearch.precision import Precision
 from tests.checkpoints import NAMES, save_checkpoint
 
 CLASSES = {name: i for i, name in enumerate(NAMES)}
@@ -114,6 +116,17 @@ def test_pixels_are_the_processors(image_folder: Path, teacher: Teacher, monkeyp
     assert torch.allclose(objective.inputs(rows)["pixel_values"], wanted, atol=1e-6)
     monkeypatch.setattr("hwsearch.distill.images.open_image", None)  # what has been read is not read again
     assert torch.allclose(objective.inputs(rows)["pixel_values"], wanted, atol=1e-6)
+
+
+def test_a_further_teacher_sees_the_same_images(seer: Path, image_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(seer, tmp_path / "other")
+    recipe = Recipe(batch=2, teachers=(str(tmp_path / "other"),))
+    task = Workshop(
+        TaskSpec(str(seer), str(image_folder), sequence=17, chunks=24, held_out_chunks=8, recipe=recipe)
+    ).task
+    student = Student(task, architecture_of(task.teacher.model.config, Precision.FP32))
+    student.train(2)  # one of each teacher
+    assert student.finite
 
 
 def test_what_does_not_fit_the_teacher_is_one_clear_line(

@@ -3,6 +3,7 @@
 import csv
 import shutil
 import string
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hwsearch.distill.families import architecture_of
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.recipe import Recipe
+from hwsearch.distill.rows import BESIDE, labelled_texts
 from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError
 from hwsearch.export.onnx import write_onnx
@@ -100,6 +102,19 @@ def test_a_student_of_pairs_is_trained_and_exported(spec: TaskSpec, tmp_path: Pa
     assert "token_type_ids" in (tmp_path / "out" / "run.py").read_text()
     (said,) = prepare_graph(tmp_path / "out" / "model.onnx", Workload(2, 24), own.vocab, 1)()  # type: ignore[misc]
     assert said.shape == (2, 3)
+
+
+def test_what_is_held_out_is_so_with_all_that_it_is_paired_with(tmp_path: Path) -> None:
+    def written(name: str, rows: Iterable[tuple[int, int]]) -> Path:
+        cells = "".join(f"first {i},second {k},red\n" for i, k in rows)
+        (tmp_path / name).write_text(f"first,second,label\n{cells}")
+        return tmp_path / name
+
+    data = written("train.csv", ((i, k) for i in range(300) for k in range(2)))
+    held_out = written("test.csv", ((i, 2) for i in range(200)))
+    corpus = labelled_texts(data, held_out, "first,second", "label", {"red": 0}, pairs=True)
+    assert {text.split(BESIDE)[0] for text in corpus.texts["train"]} == {f"first {i}" for i in range(200, 300)}
+    assert "without 400 rows that are held out" in corpus.name
 
 
 def test_a_missing_column_of_a_pair_is_named(spec: TaskSpec) -> None:

@@ -1,3 +1,4 @@
+import csv
 import json
 from pathlib import Path
 
@@ -139,6 +140,15 @@ def test_a_quotation_mark_in_a_tsv_is_a_character_like_others(tmp_path: Path) ->
     assert '"all of it" 4\tand\nmore' in {
         text for found in labelled_texts(written, None, "text", "label", NAMES).texts.values() for text in found
     }
+
+
+def test_a_long_cell_leaves_a_tsv_quoted(tmp_path: Path) -> None:
+    path, limit = tmp_path / "long.tsv", csv.field_size_limit()
+    texts = [f"one {i}\nand more" for i in range(400)] + ["long " * 40_000 + "end"]
+    pd.DataFrame({"text": texts, "label": "red"}).to_csv(path, sep="\t", index=False)
+    corpus = labelled_texts(path, None, "text", "label", NAMES)
+    assert sorted(text for split in SPLITS for text in corpus.texts[split]) == sorted(texts)
+    assert csv.field_size_limit() == limit
 
 
 def test_labels_with_gaps_are_read_from_what_pandas_has_written(tmp_path: Path) -> None:

@@ -130,6 +130,15 @@ def test_half_precision_beside_int8(make_student: Make, tmp_path: Path) -> None:
     assert kinds == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8}
 
 
+def test_positions_turn_in_float32_beside_halves(make_student: Make) -> None:
+    student, _ = make_student("decoder", STATIC, "int8,fp32", Precision.FP16)
+    model = onnx_model(student.model, student.teacher.objective, student.scheme, half=True)
+    exact = student.model.get_buffer("model.rotary_emb.inv_freq").numpy()
+    assert not np.array_equal(exact, exact.astype(np.float16))
+    there = [numpy_helper.to_array(tensor).ravel() for tensor in model.graph.initializer]
+    assert any(array.dtype == np.float32 and np.array_equal(array, exact) for array in there)
+
+
 @pytest.mark.parametrize("block", ["encoder", "decoder"])
 def test_it_is_the_network_that_was_priced(make_student: Make, tmp_path: Path, block: str) -> None:
     """After ONNX Runtime's optimisation the export has the kernels of the graph that latencies are measured on."""
