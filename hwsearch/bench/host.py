@@ -26,6 +26,7 @@ from hwsearch.device import DeviceProfile
 from hwsearch.errors import CasesError
 from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.calibrate import fit_device
+from hwsearch.latency.points import MARK
 from hwsearch.profiles import check_name, file_named, load_profile, own_tables, user_folder, write_profile
 from hwsearch.workload import Phase
 
@@ -61,7 +62,7 @@ def host_profile(
     local(wanted)
     found = {}
     for name in LOCAL:
-        there = (host_folder(this_machine(threads, name), name) / "cases.csv").is_file()
+        there = (host_folder(this_machine(threads, name), name) / MARK).is_file()
         if name == wanted or there:
             found[name] = _measured(threads, name, generates and name == wanted, say, progress)
     # The machine's facts are those of the runtime that is asked for: others may be measured while a run goes on.
@@ -100,7 +101,7 @@ def _measured(
 def _remembered(machine: Machine, name: str) -> DeviceProfile | None:
     """This machine with a runtime as it was measured before; None where it was not, or its table has grown since."""
     folder = host_folder(machine, name)
-    kept, table = folder / f"profile-{__version__}.json", folder / "cases.csv"  # another version fits otherwise
+    kept, table = folder / f"profile-{__version__}.json", folder / MARK  # another version fits otherwise
     known = read_or_drop(kept, lambda path: msgspec.json.decode(path.read_bytes(), type=DeviceProfile))
     if known is None or not table.is_file() or kept.stat().st_mtime_ns < table.stat().st_mtime_ns:
         return None

@@ -27,7 +27,7 @@ from hwsearch.errors import CasesError
 from hwsearch.latency.cases import Case
 from hwsearch.latency.drift import suspect_points
 from hwsearch.latency.kernels import kernel_name, kernels_of
-from hwsearch.latency.points import Point, read_points, reconciled, write_table
+from hwsearch.latency.points import MARK, Point, read_points, reconciled, write_table
 from hwsearch.latency.table import LatencyTable
 from hwsearch.latency.tables import measured_facts
 from hwsearch.runtime import Runtime
@@ -74,7 +74,7 @@ class Measuring:
         runtime: with its threads and precisions.
         device, name: of the device and the runtime, for the cases.
         ranges: that it is to cover.
-        facts: for `measured.toml`.
+        facts: for the table's `MARK`.
         seed: of the choice of points.
         run: of the reference model, this machine's by default.
         fresh: leave what is there alone until it is written over.
@@ -96,6 +96,7 @@ class Measuring:
         self.ranges, self.facts, self.seed = ranges, facts, seed
         self.raw: list[Raw] = []
         self.cases: list[Case] = []
+        self._fresh = fresh
         if not fresh:
             self._resume()
         self._run = run or reference_run(runtime, name)
@@ -111,7 +112,7 @@ class Measuring:
         Raises:
             CasesError: it is damaged, or of another machine, runtime or number of threads.
         """
-        if not (self.folder / "cases.csv").is_file():
+        if not (self.folder / MARK).is_file():
             return
         before = measured_facts(self.folder)
         for what in OF_ONE_TABLE:
@@ -280,6 +281,9 @@ class Measuring:
         """Keep what was measured."""
         raw = {case.model: raw for case, raw in zip(self.cases, self.raw, strict=True)}
         facts = {**self.facts, "points": len(self.cases), "reference_ms": float(f"{self.reference.usual:.4g}")}
+        if self._fresh:  # no file of the table before is read beside those of this one
+            (self.folder / MARK).unlink(missing_ok=True)
+            self._fresh = False
         write_table(self.folder, self.points(), facts, raw)
 
 

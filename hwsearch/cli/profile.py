@@ -112,7 +112,8 @@ def profile(
 def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple[DeviceProfile, Path]:
     """The device's profile fitted on a cases file, and where it was written.
 
-    A device without a row in it is refused, unless all its runtimes borrow: then what they borrow is written.
+    A device without a row in it is refused, unless all its runtimes borrow and rest on no rows of their own: then what
+    they borrow is written.
     """
     from hwsearch.bench.trtexec import names_trtexec, read_trtexec_cases
     from hwsearch.latency.cases import is_of, matches, mismatch, read_cases
@@ -137,7 +138,8 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
     mine = [case for case in own if matches(case, facts)]
     note_modes(facts, mine)
     if not mine:
-        if runtime is not None or not all(found.borrows for found in facts.runtimes.values()):
+        borrowed = all(found.borrows and not (found.fit and found.fit.rows) for found in facts.runtimes.values())
+        if runtime is not None or not borrowed:
             known = runtime or " or ".join(facts.runtimes)
             raise HwsearchError(f"{file} has no row of {facts.name!r} with runtime {known}; nothing to fit")
         note(f"{file} has no row of {facts.name!r}: its runtimes get what they borrow, and nothing else")

@@ -14,7 +14,7 @@ from hwsearch.cli.progress import Progress
 from hwsearch.cli.types import COUNT, NONE_OR_MORE, BudgetType, Numbers, Positive, Steps
 from hwsearch.distill.families.tasks import TaskName
 from hwsearch.distill.job import DType
-from hwsearch.errors import NothingFits
+from hwsearch.errors import ExportError, NothingFits
 
 if TYPE_CHECKING:
     from hwsearch.device import Target
@@ -258,11 +258,17 @@ def _deliver(workers: Workers, target: Target, workload: Workload) -> Deliver:
 
         write_tables(run.folder, outcome)
         write_page(run.folder / "report.html", with_later(document, run.folder), outcome.trials)
-        if (run.folder / "chosen").exists():  # of an earlier answer
-            shutil.rmtree(run.folder / "chosen")
-        if (chosen := outcome.chosen) is not None and chosen.trial is not None:
-            state = run.student(chosen.trial, chosen.architecture, "long")
-            where = (run.folder / "chosen", target.runtime, workload, target.threads, False)
-            result_of(workers.run(write, chosen.architecture, state, *where))
+        folder, chosen = run.folder / "chosen", outcome.chosen
+        if chosen is None or chosen.trial is None:
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier answer
+            return
+        state = run.student(chosen.trial, chosen.architecture, "long")
+        try:
+            result_of(
+                workers.run(write, chosen.architecture, state, folder, target.runtime, workload, target.threads, False)
+            )
+        except ExportError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     return deliver

@@ -12,8 +12,9 @@ A runtime that has a measured table is priced by that (`table`), and by the mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -160,7 +161,7 @@ class Estimator:
         # A few thousand at a time stay in cache; all at once would spend most of the time on fresh memory.
         parts = [architectures[i : i + AT_ONCE] for i in range(0, max(1, len(architectures)), AT_ONCE)]
         in_float = self.profile.runtimes[self.target.runtime].int8_products
-        return join([estimate(lower(part, self.workload, in_float), self.profile, self.target) for part in parts])
+        return join([self._estimate(lower(part, self.workload, in_float)) for part in parts])
 
     def one(self, architecture: Architecture) -> Latency:
         """The latency of one architecture."""
@@ -170,6 +171,11 @@ class Estimator:
         """Put all later estimates right by what was measured of some."""
         before, now = self.uncorrected(architectures).median_ms, [latency.median_ms for latency in measured]
         self._ratios.learn(dict(zip(architectures, np.log(now / before).tolist(), strict=True)))
+
+    @cached_property
+    def _estimate(self) -> Callable[[OpTable], Estimates]:
+        """By the table as it is when first asked, whatever is measured into it since: what was learned is of that."""
+        return estimation(self.profile, self.target)
 
     @property
     def learned(self) -> Mapping[Architecture, float]:
@@ -182,10 +188,10 @@ class Estimator:
         return self._ratios.everywhere
 
 
-def estimate(table: OpTable, profile: DeviceProfile, target: Target) -> Estimates:
-    """Latencies of all architectures of `table`."""
+def estimation(profile: DeviceProfile, target: Target) -> Callable[[OpTable], Estimates]:
+    """What gives the latencies of all architectures of a table on a target: its measured table, or a model alone."""
     model, measured = AnalyticModel(profile, target), table_of_target(profile, target)
-    return estimate_with(model, table) if measured is None else estimate_by(measured, model, table)
+    return partial(estimate_with, model) if measured is None else partial(estimate_by, measured, model)
 
 
 def estimate_by(measured: LatencyTable, model: AnalyticModel, table: OpTable) -> Estimates:

@@ -18,6 +18,7 @@ from hwsearch.latency.cases import COLUMNS, Case, read_cases
 from hwsearch.latency.kernels import kernels_of
 from hwsearch.workload import OpTable
 
+MARK = "measured.toml"  # of a table's folder: what identifies the measurement
 AGREE = 0.02  # part by which kernels and whole pass of a point may disagree more than usual
 
 
@@ -60,28 +61,28 @@ def reconciled(points: Sequence[Point], tables: Sequence[OpTable], fused: bool) 
 
 
 def write_table(folder: Path, points: Sequence[Point], facts: Mapping[str, Any], samples: Mapping[str, Any]) -> None:
-    """Write points, what identifies the measurement and the raw samples; `cases.csv`, which says that the rest is
-    there, last.
+    """Write points, the raw samples, and what identifies the measurement last: `MARK`, which says that the rest is
+    there. Killed before it, a table that had fewer of these points is still whole.
 
     Args:
         folder: as "latency_tables/<device>/<runtime>".
         points: by the order they were measured in.
-        facts: for `measured.toml`.
+        facts: for `MARK`.
         samples: raw, by case.
     """
     import tomlkit
 
     write_text(folder / "samples.json", msgspec.json.encode(samples).decode())
-    write_text(folder / "measured.toml", tomlkit.dumps(dict(facts)))
+    rows = [msgspec.to_builtins(point.case) for point in points]
+    blank = [{name: "" if value in ("", None) else value for name, value in row.items()} for row in rows]
+    write_text(folder / "cases.csv", _csv(COLUMNS, blank))
     kernels = [
         {"case": number, "kernel": name, "nodes": f"{point.nodes.get(name, 1.0):.4g}", "microseconds": f"{time:.4g}"}
         for number, point in enumerate(points)
         for name, time in sorted(point.kernels.items())
     ]
     write_text(folder / "kernels.csv", _csv(("case", "kernel", "nodes", "microseconds"), kernels))
-    rows = [msgspec.to_builtins(point.case) for point in points]
-    blank = [{name: "" if value in ("", None) else value for name, value in row.items()} for row in rows]
-    write_text(folder / "cases.csv", _csv(COLUMNS, blank))
+    write_text(folder / MARK, tomlkit.dumps(dict(facts)))
 
 
 def read_points(folder: Path) -> list[Point]:

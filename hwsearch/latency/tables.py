@@ -14,7 +14,7 @@ from hwsearch.device import DeviceProfile, Target
 from hwsearch.errors import CasesError
 from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.interpolate import Hyper
-from hwsearch.latency.points import read_points, reconciled
+from hwsearch.latency.points import MARK, read_points, reconciled
 from hwsearch.latency.table import LatencyTable
 from hwsearch.profiles import data_folder, own_tables
 from hwsearch.runtime import Runtime
@@ -36,7 +36,7 @@ def table_of_target(profile: DeviceProfile, target: Target) -> LatencyTable | No
     if not runtime.table or target.threads != runtime.threads:
         return None
     folder = folder_of(runtime.table)
-    table = _read(folder, (folder / "cases.csv").stat().st_mtime_ns, msgspec.json.encode(runtime))
+    table = _read(folder, (folder / MARK).stat().st_mtime_ns, msgspec.json.encode(runtime))
     measured_in = profile.power_mode_of(table.points[0].case.power_mode)
     return table if measured_in == target.power_mode else None
 
@@ -48,7 +48,7 @@ def folder_of(name: str) -> Path:
         CasesError: there is none.
     """
     for root in roots():  # an absolute path stands for itself
-        if (root / name / "cases.csv").is_file():
+        if (root / name / MARK).is_file():
             return root / name
     raise CasesError(
         f"no latency table {name!r} under {' or '.join(map(str, roots()))}. Measure it with `hwsearch profile`"
@@ -56,14 +56,14 @@ def folder_of(name: str) -> Path:
 
 
 def measured_facts(folder: Path) -> dict[str, Any]:
-    """What identifies a table's measurement: its `measured.toml`.
+    """What identifies a table's measurement: its `MARK`.
 
     Raises:
         CasesError: it is missing or damaged.
     """
     import tomllib
 
-    path = folder / "measured.toml"
+    path = folder / MARK
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -75,7 +75,7 @@ def _read(folder: Path, _changed: int, runtime: bytes) -> LatencyTable:
     found = msgspec.json.decode(runtime, type=Runtime)
     points = [point for point in read_points(folder) if point.kernels]
     written = measured_facts(folder).get("points", len(points))
-    if len(points) != written:
+    if len(points) < written:
         raise CasesError(
             f"the latency table {folder} has kernels of {len(points)} of its {written} points; copy it again"
         )

@@ -11,7 +11,7 @@ import numpy as np
 from hwsearch.device import DeviceProfile
 from hwsearch.latency.calibrate import intervals_of, leave_one_model_out
 from hwsearch.latency.cases import Case, matches
-from hwsearch.latency.estimator import estimate
+from hwsearch.latency.estimator import estimation
 
 
 class Scores(msgspec.Struct, frozen=True):
@@ -89,7 +89,7 @@ def validate(profile: DeviceProfile, cases: Sequence[Case], unseen: bool = False
     mine = [case for case in cases if matches(case, profile)]
     skipped = tuple(case for case in cases if not matches(case, profile))
     if not unseen:
-        found = intervals_of(profile, mine, lambda table, target: estimate(table, profile, target))
+        found = intervals_of(profile, mine, lambda table, target: estimation(profile, target)(table))
         return Validation(tuple(zip(mine, found, strict=True)), skipped)
     runtimes = sorted({case.runtime for case in mine})
     return Validation(

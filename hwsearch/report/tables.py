@@ -32,6 +32,7 @@ COLUMNS = (
     "median_ms",
     "low_ms",
     "high_ms",
+    "source",
     "extrapolated",
     "loss",
     "expected_loss",
@@ -64,6 +65,7 @@ def row_of(result: Result) -> dict[str, Any]:
         "median_ms": latency.median_ms,
         "low_ms": latency.low_ms,
         "high_ms": latency.high_ms,
+        "source": latency.source,
         "extrapolated": latency.extrapolated,
         **scores,
         "size_mib": result.size_mib,
@@ -155,7 +157,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
         out.print(
             f"{counts['complete'] + counts['stopped']} students trained, {counts['stopped']} of them stopped before "
             f"the last rung, {counts['infeasible']} priced and refused as too slow or too large, "
-            f"{counts['failed']} failed; this session took {format_seconds(document['seconds'])}"
+            f"{counts['failed']} failed; the last session took {format_seconds(document['seconds'])}"
         )
         student = f"   student: {folder / 'chosen'}" if (folder / "chosen").is_dir() else ""
         out.print(f"report: {folder / 'report.html'}{student}")

@@ -33,8 +33,7 @@ def describe(
         raise RunError(
             f"study {study.name!r} is of another search: {differences(known, identity)}. Choose another --study"
         )
-    study.describe(
-        identity=identity,
+    study.describe(  # what it is known by last: others may read while it is written
         spec=spec,
         wishes=plan.resolved,
         profile=plan.profile,
@@ -45,6 +44,7 @@ def describe(
         weights=facts.weights,
         text=facts.text,
         main=main,
+        identity=identity,
     )
 
 

@@ -210,9 +210,7 @@ class Engine:
         wishes, study = self.plan.wishes, self.study
         before = study.trials()
         seen: set[Architecture] = set()
-        for trial in before:
-            self.proposer(Given(trial.settings), seen)  # counts again what it refused
-            seen.add(trial.architecture)
+        self._count_refused(before, seen)
         if before and not again:
             ended = sum(trial.ended or bool(trial.losses) for trial in before)
             self.progress.say(f"taken up again: {ended} trials are finished already")
@@ -231,7 +229,16 @@ class Engine:
         )
         found = trials.run(self._tell)
         self.asked = max(len(found), wishes.trials) if trials.exhausted else len(found)
+        if any(trial.waits for trial in found):  # time is up
+            self.asked = min(self.asked, wishes.trials - 1)
+        self._count_refused(found[len(before) :], seen)  # other workers' too
         return found
+
+    def _count_refused(self, trials: Sequence[Trial], seen: set[Architecture]) -> None:
+        """Have the proposer count what was refused when some trials were proposed, those of `seen` before them."""
+        for trial in trials:
+            self.proposer(Given(trial.settings), seen)
+            seen.add(trial.architecture)
 
     def _tell(self, note: str) -> None:
         """How far the trials are, all that are still to come taken as of middling students."""

@@ -162,7 +162,8 @@ class Measurements:
                     estimated = self.plan.tightest(result.predicted)[0] if result.predicted else 0.0
                     self.progress.say(
                         f"trial {result.trial} takes {format_ms(ms)} (90 % interval to {format_ms(most)}), over the "
-                        f"budget{what_for} of {format_ms(budget_ms)}; it was estimated at {format_ms(estimated)}"
+                        f"budget{what_for} of {format_ms(budget_ms)}; before anything was measured it was estimated at "
+                        f"{format_ms(estimated)}"
                     )
         return holding, overshot
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from hwsearch.cli import cli, main
 from hwsearch.precision import Precision
-from hwsearch.profiles import find_file
+from hwsearch.profiles import find_file, find_profile
 from hwsearch.search.null import TEACHER
 from tests.latency.test_cases import ROW, write
 
@@ -249,6 +249,20 @@ def test_profile_fits_and_the_fit_is_found(tmp_path: Path, monkeypatch: pytest.M
     assert after > 3 * before
     assert after == pytest.approx(64.0, rel=0.2)
     status, _, err = run("profile", "--device", "t4", "--runtime", "onnxruntime", "--from-cases", str(path))
+    assert status == 1
+    assert "nothing to fit" in line_of(err)
+
+
+def test_own_rows_are_not_lost_to_a_file_without_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a device that borrows all it knows: there a file without its rows is fitted on, as long as it has none."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    device = find_profile("jetson-orin-nano").name
+    other = write(tmp_path / "other.csv", {**ROW, "device": "elsewhere"})
+    fit = ("profile", "--device", device, "--from-cases")
+    assert document(*fit, str(other))["fits"]["tensorrt"]["rows"] == 0
+    rows = [{**ROW, "device": device, "batch": str(2**i), "latency_ms": str(6.0 * 2**i)} for i in range(6)]
+    assert document(*fit, str(write(tmp_path / "own.csv", *rows)))["fits"]["tensorrt"]["rows"] == 6
+    status, _, err = run(*fit, str(other))
     assert status == 1
     assert "nothing to fit" in line_of(err)
 

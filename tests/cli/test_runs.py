@@ -8,13 +8,21 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from msgspec.structs import replace
 
+from hwsearch.cli.search import _deliver
+from hwsearch.errors import ExportError
+from hwsearch.profiles import find_profile
+from hwsearch.search.run import Run
 from tests.cli.test_cli import document, line_of, run
+from tests.search.test_engine import BULK, search
 
 CHUNKED = ["--batch", "512", "--sequence", "64", "--repeat", "64"]
 
@@ -40,6 +48,35 @@ def test_a_run_leaves_everything_that_a_person_opens(finished: tuple[Path, dict[
     assert len(pd.read_csv(folder / "pareto.csv")) == len(summary["front"])
     assert (folder / "report.html").stat().st_size > 1_000_000  # plotly is inside
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]  # nothing half-written
+
+
+@pytest.mark.parametrize(
+    ("end", "chooses", "stands"),
+    [(KeyboardInterrupt, True, True), (ExportError, True, False), (ExportError, False, False)],
+)
+def test_an_earlier_answers_student_stands_until_another_is_written(
+    tmp_path: Path, end: type[BaseException], chooses: bool, stands: bool
+) -> None:
+    summary, outcome = search(tmp_path / "run")
+    assert outcome is not None
+    (tmp_path / "run" / "chosen").mkdir()
+
+    class Ending:
+        """Workers of which a student's export ends in some way."""
+
+        def run(self, *_: object) -> Future[None]:
+            future = Future[None]()
+            future.set_exception(end())
+            return future
+
+    deliver = _deliver(Ending(), find_profile("t4").target(), BULK)  # type: ignore[arg-type]
+    own = Run(tmp_path / "run", json.loads((tmp_path / "run" / "run.json").read_text()))
+    try:
+        with pytest.raises(end) if chooses else nullcontext():
+            deliver(own, outcome if chooses else replace(outcome, chosen=None), summary)
+    finally:
+        own.close()
+    assert (tmp_path / "run" / "chosen").exists() is stands
 
 
 def test_the_chosen_student_is_loaded_by_stock_transformers(finished: tuple[Path, dict[str, Any]]) -> None:

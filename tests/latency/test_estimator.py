@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hwsearch.architecture import Architecture, Layer, parse_precisions, uniform_layers
-from hwsearch.latency.estimator import AT_ONCE, Estimator, estimate
+from hwsearch.latency.estimator import AT_ONCE, Estimator, estimation
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
 from hwsearch.workload import Workload, lower
@@ -108,5 +108,5 @@ def test_attention_is_priced_as_it_is_exported(orin: Estimator) -> None:
     quantised, floats = orin.one(decoder(plan="int8")), orin.one(decoder(plan="fp16"))
     assert quantised.ops["attention"] == pytest.approx(floats.ops["attention"])
     assert quantised.ops["qkv"] < floats.ops["qkv"]
-    cases = estimate(lower([decoder(plan="int8")], orin.workload), orin.profile, orin.target)[0]
+    cases = estimation(orin.profile, orin.target)(lower([decoder(plan="int8")], orin.workload))[0]
     assert cases.ops["attention"] < quantised.ops["attention"]

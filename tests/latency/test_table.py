@@ -8,12 +8,14 @@ from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.bench.onnxruntime import FACTS as CPU
 from hwsearch.bench.points import Ranges, case_of, draw
 from hwsearch.device import DeviceProfile
-from hwsearch.errors import CasesError
+from hwsearch.errors import CasesError, RunError
+from hwsearch.files import write_text
 from hwsearch.latency.kernels import Kernel, kernels_of
 from hwsearch.latency.points import Point, read_points, reconciled, write_table
 from hwsearch.latency.table import LatencyTable
 from hwsearch.latency.validate import validate
 from hwsearch.precision import Precision
+from hwsearch.profiles import find_profile
 from hwsearch.workload import OpTable, Workload, lower
 
 PRECISIONS = (Precision.FP32, Precision.INT8)
@@ -177,11 +179,35 @@ def test_a_damaged_table_is_a_clear_error(tmp_path: Path, table: LatencyTable, d
         read_points(tmp_path)
 
 
+@pytest.mark.parametrize("last", ["samples.json", "cases.csv", "kernels.csv", "measured.toml"])
+def test_a_table_that_was_cut_off_while_it_was_written_is_as_before(
+    tmp_path: Path, table: LatencyTable, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    from hwsearch.latency import points, tables
+
+    monkeypatch.setattr(tables, "roots", lambda: (tmp_path, tmp_path))
+    runtime = replace(find_profile("raspberry-pi-5").runtimes["onnxruntime"], table="board/onnxruntime")
+    folder = tmp_path / "board" / "onnxruntime"
+    write_table(folder, table.points[:8], {"points": 8}, {})
+
+    def full(path: Path, text: str) -> None:
+        if path.name == last:
+            raise RunError("no space left")
+        write_text(path, text)
+
+    monkeypatch.setattr(points, "write_text", full)
+    with pytest.raises(RunError):
+        write_table(folder, table.points[:12], {"points": 12}, {})
+    profile = replace(find_profile("raspberry-pi-5"), runtimes={"onnxruntime": runtime})
+    found = tables.table_of_target(profile, profile.target())
+    assert found is not None
+    assert len(found.points) == (12 if last == "measured.toml" else 8)
+
+
 def test_tables_are_found_through_the_profile(
     tmp_path: Path, table: LatencyTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hwsearch.latency import estimator, tables
-    from hwsearch.profiles import find_profile
 
     profile: DeviceProfile = find_profile("raspberry-pi-5")
     runtime = replace(profile.runtimes["onnxruntime"], table="board/onnxruntime")
@@ -191,7 +217,8 @@ def test_tables_are_found_through_the_profile(
     with pytest.raises(CasesError, match="no latency table"):
         estimator.Estimator(profile, profile.target(), workload).one(architecture)
     write_table(tmp_path / "board" / "onnxruntime", table.points, {"kind": "measured"}, {})
-    found = estimator.Estimator(profile, profile.target(), workload).one(architecture)
+    first = estimator.Estimator(profile, profile.target(), workload)
+    found = first.one(architecture)
     ops = lower([architecture], workload)
     assert found.source == "table"
     assert found.median_ms == pytest.approx(table.price(ops, np.zeros(len(ops.m))).total_us[0] / 1e3, rel=0.02)
@@ -218,6 +245,7 @@ def test_tables_are_found_through_the_profile(
     both = replace(profile, power_modes=modes)
     slow = [replace(point, case=replace(point.case, power_mode="slow")) for point in table.points]
     write_table(tmp_path / "board" / "onnxruntime", slow, {"kind": "measured"}, {})
+    assert first.one(architecture) == found  # what is measured meanwhile does not change a search's prices
     for name, source in (("fast", "analytic"), ("slow", "table")):
         priced = estimator.Estimator(both, both.target(power_mode=name), workload).one(architecture)
         assert priced.source == source

@@ -256,6 +256,17 @@ def test_the_front_has_a_price_on_another_device(found: tuple[dict[str, Any], Ou
     assert {layer["feed_forward"] for r in floats["front"] for layer in r["architecture"]["layers"]} <= {"fp32", "int8"}
 
 
+def test_it_says_which_split_the_teacher_was_judged_on(found: tuple[dict[str, Any], Outcome]) -> None:
+    from hwsearch.profiles import find_profile
+
+    document, outcome = found
+    t4 = find_profile("t4")
+    for chosen, split in ((document["chosen"], "report"), (None, "select")):
+        own = {**document, "chosen": chosen, "baselines": document["baselines"] if chosen else {}}
+        for one in (own, reprice(own, outcome.trials, t4, t4.target())[0]):
+            assert f"accuracy on <i>{split}</i>" in page(one, outcome.trials)
+
+
 def test_a_student_that_cannot_run_elsewhere_is_said_to(found: tuple[dict[str, Any], Outcome]) -> None:
     from hwsearch.profiles import find_profile
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import signal
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -706,6 +707,29 @@ def test_minutes_end_the_trials_and_the_same_command_goes_on(tmp_path: Path) -> 
     assert tried(short) == 1  # the first is always tried
     whole, _ = search(tmp_path / "run")
     assert tried(whole) == 12
+
+
+def test_what_time_left_waiting_goes_on_with_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time
+    late = [0.0]
+    monkeypatch.setattr("time.time", lambda: now() + late[0])
+
+    class Long(NullTrainer):
+        """The minutes are over as the last trial begins, before any may go on to the last rung."""
+
+        def train(self, job: Job) -> Future[ProxyScore]:
+            late[0] = 3600.0 * (len({one.architecture for one in students(self)}) >= 11)
+            return super().train(job)
+
+    short, _ = search(tmp_path / "run", Long(), minutes=30)
+    assert tried(short) == 12
+    longer = NullTrainer()
+    whole, _ = search(tmp_path / "run", longer)
+    assert students(longer)
+    assert essence(whole) == essence(search(tmp_path / "undisturbed")[0])
+    again = NullTrainer()
+    assert essence(search(tmp_path / "run", again)[0]) == essence(whole)
+    assert not again.jobs
 
 
 class Killed(NullTrainer):

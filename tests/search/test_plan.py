@@ -1,5 +1,7 @@
 """What the price alone decides: budgets of a pass, of the first token and of each one after it, and memory."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -7,11 +9,11 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.device import DeviceProfile
 from hwsearch.errors import ArchitectureError, NothingFits
-from hwsearch.latency.estimator import Estimator
+from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
 from hwsearch.runtime import Figure
-from hwsearch.search.baselines import hand_made
+from hwsearch.search.baselines import hand_made, hand_made_as_run
 from hwsearch.search.null import TEACHER, NullTrainer
 from hwsearch.search.plan import Plan, Wishes, with_room
 from hwsearch.search.proposer import Given
@@ -82,6 +84,25 @@ def test_students_by_hand_have_whole_heads_where_these_share_the_width() -> None
     assert "uniform width" in {one.name for one in made}, missing
     few = derive(teacher, t4.runtimes["tensorrt"], widths=(104, 156), heads=(4, 6))
     assert {one.name for one in hand_made(few, price, 1.1 * narrow)[0]} >= {"uniform width"}
+
+
+def test_a_student_by_hand_that_prices_kept_out_at_first_is_not_missing() -> None:
+    """As estimated uniform width does not fit; what is measured of every other layer says that all are faster."""
+    orin = find_profile("jetson-orin")
+    space = derive(TEACHER, orin.runtimes["tensorrt"])
+    price = Estimator(orin, orin.target(), Workload(64, 128))
+    latency_ms = price.one(TEACHER).median_ms
+    while "uniform width" not in hand_made(space, price, latency_ms)[1]:
+        latency_ms *= 0.95
+
+    def measure(architectures: Sequence[Architecture]) -> list[Latency]:
+        found = [price.uncorrected([a]).times(0.7)[0] for a in architectures]
+        price.learn(architectures, found)
+        return found
+
+    kept, missing = hand_made_as_run(space, price, measure, latency_ms)
+    assert "uniform width" in {one.name for one in kept}
+    assert not {one.name for one in kept} & set(missing)
 
 
 def test_an_encoder_writes_nothing() -> None:
