@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--device", help="Price the run's students on another device.")
-@click.option("--runtime", help="Of the device; its first by default.")
+@click.option("--runtime", help="Of the device; its first by default. Alone: of the run's own device.")
 @json_option
 def report(folder: Path, device: str | None, runtime: str | None, as_json: bool) -> None:
     """Build a run's report again, or with another device's latencies."""
@@ -35,8 +35,11 @@ def report(folder: Path, device: str | None, runtime: str | None, as_json: bool)
     document, trials, name = stored_summary(folder), stored_trials(folder), "report.html"
     try:
         if device or runtime:
-            profile = find(device or str(document["device"]), None, runtime, document["workload"]["new_tokens"])
-            target = profile.target(runtime)
+            own = document["target"]
+            mode, threads = (None, None) if device else (own["power_mode"], own["threads"] or None)
+            profile = find(device or own["device"], threads, runtime, document["workload"]["new_tokens"])
+            known = profile.runtimes.get(runtime or "")
+            target = profile.target(runtime, mode, threads if known and known.threads else None)
             document, trials = reprice(document, trials, profile, target)
             name = f"report-{profile.name}-{target.runtime}.html"
         write_page(folder / name, document, trials)

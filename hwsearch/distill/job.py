@@ -133,7 +133,6 @@ class Job(msgspec.Struct, frozen=True):
         order: of the text, one for each number.
         split: to judge it on at the end.
         layers: the teacher's layers behind the student's; the best by default.
-        fresh: random weights from this seed in place of the teacher's slices.
         rate: learning rate over the recipe's.
     """
 
@@ -146,7 +145,6 @@ class Job(msgspec.Struct, frozen=True):
     order: int = 0
     split: Literal["select", "report"] = "select"
     layers: tuple[int, ...] | None = None
-    fresh: int | None = None
     rate: float = 1.0
 
 

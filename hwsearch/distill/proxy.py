@@ -71,7 +71,7 @@ class Student:
         self.task, self.architecture = task, architecture
         self.model: PreTrainedModel
         if state:
-            self.model = empty_student(teacher, architecture, self.layers)
+            self.model = empty_student(teacher, architecture, None if self.fresh else self.layers)
         elif fresh is not None:
             self.model = random_student(teacher, architecture, fresh)
         else:

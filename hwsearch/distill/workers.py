@@ -218,7 +218,7 @@ def _trained(job: Job) -> ProxyScore:
     task = _workshop().task
     path = Path(job.path)
     kept = path if path.is_file() or not job.start else Path(job.start)
-    student = Student(task, job.architecture, job.fresh, job.layers, job.order, _device, job.rate, kept)
+    student = Student(task, job.architecture, None, job.layers, job.order, _device, job.rate, kept)
     work = work_of(job.architecture, 1)
 
     def advance(steps: int) -> None:

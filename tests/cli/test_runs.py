@@ -139,6 +139,19 @@ def test_any_trial_is_exported(finished: tuple[Path, dict[str, Any]], tmp_path: 
     assert not (tmp_path / "none").exists()
 
 
+def test_another_runtime_is_of_the_runs_own_device_as_it_was(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, summary = finished
+    shutil.copytree(folder, tmp_path / "run")
+    slow = {**summary, "target": {**summary["target"], "power_mode": "30W"}}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(slow))
+    there = document("report", str(tmp_path / "run"), "--runtime", "tensorrt")
+    assert there["target"]["power_mode"] == "30W"
+    assert there["chosen"]["latency"]["median_ms"] > 1.1 * summary["chosen"]["latency"]["median_ms"]
+    assert document("report", str(tmp_path / "run"), "--device", "jetson-orin")["target"]["power_mode"] == "MAXN"
+
+
 def test_the_front_is_priced_on_another_device(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = finished
     there = document("report", str(folder), "--device", "t4")
