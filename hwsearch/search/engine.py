@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import BrokenExecutor
 from functools import partial
 from typing import Any
@@ -231,13 +231,15 @@ class Engine:
         self.asked = max(len(found), wishes.trials) if trials.exhausted else len(found)
         if any(trial.waits for trial in found):  # time is up
             self.asked = min(self.asked, wishes.trials - 1)
-        self._count_refused(found[len(before) :], seen)  # other workers' too
+        self._count_refused(found[len(before) :], seen, trials.proposed)
         return found
 
-    def _count_refused(self, trials: Sequence[Trial], seen: set[Architecture]) -> None:
-        """Have the proposer count what was refused when some trials were proposed, those of `seen` before them."""
+    def _count_refused(self, trials: Sequence[Trial], seen: set[Architecture], counted: Collection[int] = ()) -> None:
+        """Have the proposer count what was refused when trials were proposed elsewhere: not those that are `counted`,
+        by number. Those of `seen` were there before them."""
         for trial in trials:
-            self.proposer(Given(trial.settings), seen)
+            if trial.number not in counted:
+                self.proposer(Given(trial.settings), seen)
             seen.add(trial.architecture)
 
     def _tell(self, note: str) -> None:

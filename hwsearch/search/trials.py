@@ -59,6 +59,7 @@ class Trials:
     Attributes:
         exhausted: the space inside the budget is used up.
         trained: rungs that were trained here.
+        proposed: numbers of the trials that were proposed here.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Trials:
         self.plan, self.proposer, self.study, self.trainer = plan, proposer, study, trainer
         self.state_of, self.at_once, self.progress = state_of, at_once, progress
         self.sampler = Sampler(plan.wishes.seed, proposer.corners())
-        self.exhausted, self.trained = False, 0
+        self.exhausted, self.trained, self.proposed = False, 0, set[int]()
         self._until, self._clock = until, 0.0  # the clock counts work
         self._again = list(again)
 
@@ -197,7 +198,9 @@ class Trials:
         """A new trial in the study."""
         ms = self.plan.price.one(architecture).median_ms
         due = self._clock + self._work(Record(architecture=architecture, ms=ms))
-        return self.study.begin(architecture, ms, settings, distributions, owner, due)
+        trial = self.study.begin(architecture, ms, settings, distributions, owner, due)
+        self.proposed.add(trial.number)
+        return trial
 
     def _begin(self, trial: Trial) -> Climb:
         job = Job(

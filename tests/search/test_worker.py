@@ -1,12 +1,14 @@
 """Workers beside the main job, on the null score."""
 
 import math
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
-from hwsearch.distill.job import Facts, Job
+from hwsearch.distill.job import Facts, Job, ProxyScore
 from hwsearch.errors import RunError
 from hwsearch.files import read_json
 from hwsearch.search.description import Description
@@ -34,6 +36,34 @@ def test_a_worker_finishes_what_a_killed_main_job_began(tmp_path: Path, last: in
     trained = [(job.path, job.steps) for job in (*main.jobs, *helper.jobs)]
     assert len(trained) - len(set(trained)) <= 2  # what was under way when it was killed
     assert {job.path.rsplit("/", 1)[0] for job in helper.jobs} == {str((folder / "students").resolve())}
+
+
+def test_what_a_worker_refused_is_counted_too(tmp_path: Path) -> None:
+    folder, helper = tmp_path / "run", NullTrainer()
+
+    def help_out() -> None:
+        study = Study(f"sqlite:///{folder / 'study.db'}", "run", make=False)
+        join(study, lambda _: helper, Told())
+        study.close()
+
+    thread = threading.Thread(target=help_out)
+
+    class Helped(NullTrainer):
+        """A worker joins after some jobs, and has begun some of its own before this goes on."""
+
+        def train(self, job: Job) -> Future[ProxyScore]:
+            if len(self.jobs) == 5:
+                thread.start()
+                until = time.monotonic() + 60
+                while len(helper.jobs) < 3 and time.monotonic() < until:
+                    time.sleep(0.01)
+            return super().train(job)
+
+    document, _ = search(folder, Helped())
+    thread.join()
+    assert helper.jobs
+    (folder / "summary.json").unlink()
+    assert search(folder)[0]["trials"] == document["trials"]
 
 
 def test_a_storage_of_its_own_and_a_folder_that_holds_all(tmp_path: Path) -> None:
