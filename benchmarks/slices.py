@@ -4,6 +4,7 @@ Every tenth student of the table (`benchmarks/students.py`) is begun each way an
 counts is held-out KL on *select* before training, after a short run and after a longer one, over that of hwsearch's.
 
 - channels: the widest directions are channels, not principal directions of the residual stream
+- stream alone: its principal directions, without those of the loss's gradient
 - no take-over: output projections keep their columns, and do not make up for the dropped ones
 - first ones: heads and feed-forward units by their place, not by importance
 - even layers, late dropped: layers evenly spaced; all but the last of the late ones dropped
@@ -45,8 +46,14 @@ OWN = "hwsearch"
 
 
 def channels(task: Task) -> Task:
-    stream = {name: torch.diag(moments.diagonal()) for name, moments in task.importance.stream.items()}
-    return replace(task, importance=replace(task.importance, stream=stream))
+    own = task.importance
+    stream = {name: torch.diag(moments.diagonal()) for name, moments in own.stream.items()}
+    return replace(task, importance=replace(own, stream=stream, slopes=torch.diag(own.slopes.diagonal())))
+
+
+def stream_alone(task: Task) -> Task:
+    own = task.importance
+    return replace(task, importance=replace(own, slopes=torch.zeros_like(own.slopes)))
 
 
 def first_ones(task: Task) -> Task:
@@ -68,6 +75,7 @@ def late_dropped(count: int, depth: int) -> tuple[int, ...]:
 WAYS: dict[str, dict[str, Any]] = {
     OWN: {},
     "channels": {"task": channels},
+    "stream alone": {"task": stream_alone},
     "no take-over": {"patch": True},
     "first ones": {"task": first_ones},
     "even layers": {"layers": even},

@@ -3,7 +3,8 @@
 Collected in one pass over a few hundred chunks:
 - importance of heads and feed-forward units, first-order Taylor (Molchanov et al. 2019, arXiv:1906.10771): the loss
   changes by about the sum of activation times gradient when an activation is set to zero;
-- second moments of the normalised residual stream, whose principal directions a narrower student keeps;
+- second moments of the normalised residual stream and of the loss's gradient there, whose principal directions a
+  narrower student keeps;
 - second moments of what the output projections read, with which the kept heads and units take over for the dropped
   ones;
 - where norms stand behind the parts, the stream itself, to which these are fitted (`refit`).
@@ -42,6 +43,8 @@ class Importance:
         ffn: importance of the feed-forward units, [layers, ffn].
         stream: second moments of what reads the residual stream (`Family.reads`), by the module's name, [width, width];
             divided by its root mean square where a norm does so, trace = width.
+        slopes: second moments of the gradient of the loss by that divided stream, summed over all who read it, [width,
+            width]; [0, 0] in families that do not rotate.
         attention, feed_forward: second moments of the inputs of the output projections, a layer each, [channels,
             channels]; [0, 0] of feed-forward parts that would take more than `MOMENTS` together.
         channels: importance of the channels of what is pooled of the residual stream, and of itself in families that do
@@ -54,6 +57,7 @@ class Importance:
     heads: Tensor
     ffn: Tensor
     stream: dict[str, Tensor]
+    slopes: Tensor
     attention: tuple[Tensor, ...]
     feed_forward: tuple[Tensor, ...]
     channels: dict[str, Tensor]
@@ -62,7 +66,7 @@ class Importance:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name, streams in half precision."""
-        found = {"heads": self.heads, "ffn": self.ffn}
+        found = {"heads": self.heads, "ffn": self.ffn, "slopes": self.slopes}
         for kind in ("stream", "channels", "inputs"):
             found |= {f"{kind}.{name}": value for name, value in getattr(self, kind).items()}
         for kind in ("attention", "feed_forward"):
@@ -90,6 +94,7 @@ class Importance:
             heads=tensors["heads"],
             ffn=tensors["ffn"],
             stream=named("stream."),
+            slopes=tensors["slopes"],
             attention=numbered("attention."),
             feed_forward=numbered("feed_forward."),
             channels=named("channels."),
@@ -140,7 +145,9 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
                 if name in streams:
                     if family.rotates and axes[name] == "width":
                         x = x - x.mean(-1, keepdim=True) if family.centres else x
-                        x = x * x.square().mean(-1, keepdim=True).clamp_min(TINY).rsqrt()
+                        size = x.square().mean(-1, keepdim=True).clamp_min(TINY).sqrt()
+                        x, slope = x / size, slope * size
+                        add("slopes", slope.T @ slope)
                     else:
                         add(f"taylor.{axes[name]}", (x * slope).abs().sum(0))
                 else:
@@ -161,6 +168,7 @@ def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Ten
         heads=torch.stack([sums[f"taylor.attention.{i}"] for i in every]),
         ffn=torch.stack([sums[f"taylor.feed_forward.{i}"] for i in every]),
         stream={name: sums[name].div_(tokens) for name in streams},  # in place: they take gigabytes
+        slopes=sums.get("slopes", nothing).div_(tokens),
         attention=tuple(sums[f"attention.{i}"].div_(tokens) for i in every),
         feed_forward=tuple(sums.get(f"feed_forward.{i}", nothing).div_(tokens) for i in every),
         channels={axis: sums[f"taylor.{axis}"] for axis in axes.values() if f"taylor.{axis}" in sums},

@@ -1,5 +1,6 @@
 """A narrower residual stream: it is rotated to its principal directions, and the first are kept (Ashkboos et al. 2024,
-SliceGPT, arXiv:2401.15024).
+SliceGPT, arXiv:2401.15024). Some directions along which it hardly varies change much of what the teacher says: those of
+the loss's gradient count besides (`benchmarks/slices.py`).
 
 A root-mean-square norm before a part does not see a rotation once its weights are folded into the matrices behind it;
 the last one's are folded into the output head, which therefore parts from the embedding. One that takes out the mean
@@ -18,17 +19,21 @@ from torch import Tensor
 from hwsearch.distill.families.family import Family
 from hwsearch.distill.importance import TINY
 
+SLOPES = 0.5  # of the gradient beside the stream, each with a trace of 1; 0.25 and 1 do about as well
 
-def basis_of(streams: Mapping[str, Tensor], width: int, centred: bool) -> Tensor:
+
+def basis_of(streams: Mapping[str, Tensor], slopes: Tensor, width: int, centred: bool) -> Tensor:
     """What a stream is multiplied with, [teacher width, width].
 
     Args:
         streams: second moments of it, by who reads it, [teacher width, teacher width] each.
+        slopes: second moments of the loss's gradient by it, [teacher width, teacher width].
         width: of the student.
         centred: whether nothing that is kept may have a mean.
     """
     stream = torch.stack([streams[name] for name in sorted(streams)]).mean(0)
-    directions: Tensor = torch.linalg.eigh(stream.double()).eigenvectors.flip(1)
+    counts = sum(share * m.double() / m.trace().clamp_min(TINY) for share, m in ((1.0, stream), (SLOPES, slopes)))
+    directions: Tensor = torch.linalg.eigh(counts).eigenvectors.flip(1)
     if centred:
         # Any directions at right angles to the vector of ones: a reflection takes the first axis to it.
         ones = torch.full((width, 1), width**-0.5, dtype=directions.dtype)

@@ -106,7 +106,7 @@ def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Impor
     basis = None
     if family.rotates and plan.architecture.width < architecture_of(teacher.config, Precision.FP32).width:
         streams = streams_of(weights, plan, importance, family)
-        basis = basis_of(streams, plan.architecture.width, family.centres)
+        basis = basis_of(streams, importance.slopes, plan.architecture.width, family.centres)
         weights = rotate(weights, streams, basis, family)
     student.load_state_dict(weights)
     whole = len(weights) == len(source) and all(weight.shape == source[name].shape for name, weight in weights.items())

@@ -102,7 +102,7 @@ def test_a_rotation_that_drops_nothing_changes_nothing(
     student, plan = empty_student(teacher.model, whole), StudentPlan(whole, (0, 1, 2))
     weights = dict(teacher.model.state_dict())
     streams = student_module.streams_of(weights, plan, importance, family)
-    rotated = rotate(weights, streams, basis_of(streams, whole.width, family.centres), family)
+    rotated = rotate(weights, streams, basis_of(streams, importance.slopes, whole.width, family.centres), family)
     moved = [name for name in weights if not torch.allclose(rotated[name], weights[name], atol=1e-2)]
     assert len(moved) > len(weights) / 2
     student.load_state_dict(rotated)

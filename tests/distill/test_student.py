@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.families import architecture_of
 from hwsearch.distill.importance import Importance, measure_importance
+from hwsearch.distill.rotation import basis_of
 from hwsearch.distill.student import StudentPlan, build_student, choose_layers, random_student
 from hwsearch.distill.teacher import Teacher, load_teacher
 from hwsearch.errors import ArchitectureError
@@ -48,6 +49,13 @@ def test_slices_are_nearer_to_the_teacher_than_fresh_weights(
     for smaller in (shape(teacher, ffn=96), shape(teacher, heads=4, kv_heads=2), shape(teacher, width=72)):
         sliced = build_student(teacher.model, StudentPlan(smaller, (0, 1, 2)), importance)
         assert distance(sliced) < 0.85 * distance(random_student(teacher.model, smaller, 0)), smaller.id
+
+
+def test_a_direction_that_the_answers_depend_on_is_kept_though_the_stream_hardly_varies_along_it() -> None:
+    stream, slopes = torch.diag(torch.tensor([10.0, 3.0, 2.0, 0.1])), torch.diag(torch.tensor([0.0, 0.1, 0.0, 5.0]))
+    for counted, kept in ((slopes, [0, 3]), (slopes * 0, [0, 1])):
+        basis = basis_of({"norm": stream}, counted, 2, centred=False)
+        assert torch.allclose(basis.abs(), torch.eye(4)[:, kept], atol=1e-6)
 
 
 def test_dropped_units_are_taken_over_by_the_kept_ones(
