@@ -1,7 +1,7 @@
 """The teacher: loaded once, its outputs computed once and kept on disk by content.
 
-A distillation step never runs the teacher. The key is a hash of the weights, the tokens and what is kept of an answer,
-so that a changed teacher or text never meets old outputs.
+A distillation step never runs the teacher. The key is a hash of our version, the weights, the tokens and what is kept
+of an answer, so that a changed teacher or text never meets old outputs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
+from hwsearch import __version__
 from hwsearch.distill.checkpoint import Checkpoint
 from hwsearch.distill.families import architecture_of, rows_at_once, task_of
 from hwsearch.distill.families.tasks import TASKS
@@ -156,7 +157,7 @@ def load_further(source: str, teacher: Teacher) -> Teacher:
 def continued(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, device: str = "cpu") -> NDArray[np.int64]:
     """Chunks, [chunks, tokens], of which a language model has drawn all behind the first quarter, from the cache or
     drawn and cached; arguments as of `teacher_outputs`."""
-    settings = f"{teacher.digest} sampled {chunks.shape} "
+    settings = f"{__version__} {teacher.digest} sampled {chunks.shape} "
     key = hashlib.sha256(settings.encode() + np.ascontiguousarray(chunks).tobytes())
     path = cache / f"{key.hexdigest()[:24]}.safetensors"
     if (stored := read_or_drop(path, load_file)) is not None:
@@ -190,7 +191,7 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, de
         device: to compute on.
     """
     objective = teacher.objective
-    settings = f"{teacher.digest} {type(objective).__name__} {TOP_K} {TEMPERATURE} {chunks.shape} "
+    settings = f"{__version__} {teacher.digest} {type(objective).__name__} {TOP_K} {TEMPERATURE} {chunks.shape} "
     key = hashlib.sha256(settings.encode() + np.ascontiguousarray(chunks).tobytes()).hexdigest()[:24]
     path = cache / f"{key}.npz"
     if (stored := read_or_drop(path, objective.outputs.read)) is not None:
