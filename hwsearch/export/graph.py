@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hwsearch.distill.objectives.objective import Objective
 
 TINY = 1e-8  # a scale is at least that of this weight
+LEAST_HALF = np.float16(2.0**-24)  # that is not 0
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes the modules that a node comes from
 
 
@@ -226,9 +227,38 @@ def _quantise(
             "ActivationSymmetric": scheme.activation_type == "int8",
             "OpTypesToExcludeOutputQuantization": kinds,
             "QuantizeBias": False,
+            "TensorQuantOverrides": _half_scales(model, nodes, scheme, ranges) if half else {},
         },
     )
     quantiser.quantize_model()
     quantiser.model.topological_sort()  # nodes that were added stand behind those that read them
     quantised: onnx.ModelProto = quantiser.model.model
     return quantised
+
+
+def _half_scales(
+    model: onnx.ModelProto, nodes: list[str], scheme: Scheme, ranges: dict[str, tuple[Tensor, Tensor]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Scales of int8 beside float16, by tensor. The quantiser's own would be 1 wherever they are less than the least
+    normal number in float16: weights of an output channel that stay under 0.0078 would all be rounded to 0."""
+    from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType
+
+    def given(low: float, high: float, kind: int, symmetric: bool) -> dict[str, Any]:
+        ends = np.float32(low), np.float32(high)
+        zero, scale = compute_scale_zp(*ends, *get_qmin_qmax_for_qType(kind, symmetric=symmetric), symmetric)
+        return {"scale": np.asarray(np.maximum(scale.astype(np.float16), LEAST_HALF)), "zero_point": zero}
+
+    int8, symmetric = onnx.TensorProto.INT8, scheme.activation_type == "int8"
+    kind = int8 if symmetric else onnx.TensorProto.UINT8
+    found = {name: [given(float(low), float(high), kind, symmetric)] for name, (low, high) in ranges.items()}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in (node for node in model.graph.node if node.name in nodes):
+        value = numpy_helper.to_array(weights[node.input[1]])
+        if scheme.weights == "channel":
+            axis = 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+            most = np.abs(value).max(1 - axis)
+            found[node.input[1]] = [{"axis": axis, **given(-m, m, int8, True)} for m in most.tolist()]
+        else:
+            most = float(np.abs(value).max())
+            found[node.input[1]] = [given(-most, most, int8, True)]
+    return found

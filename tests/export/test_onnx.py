@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -128,6 +129,26 @@ def test_half_precision_beside_int8(make_student: Make, tmp_path: Path) -> None:
     assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
     assert kinds == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8}
+
+
+@pytest.mark.parametrize("weights", ["channel", "tensor"])
+def test_what_is_small_in_float16_is_not_rounded_to_nothing(make_student: Make, weights: str) -> None:
+    """Norms with small weights, folded into the matrices behind them, leave whole channels under 0.0078."""
+    scheme = replace(STATIC, weights=weights)
+    student, _ = make_student("decoder", scheme, "int8,fp32", Precision.FP16)
+    with torch.no_grad():
+        for layer in student.quantised.values():
+            layer.weight.mul_(1e-3 / layer.weight.abs().max(1, keepdim=True).values)
+            layer.low.fill_(-1e-3)
+            layer.high.fill_(1e-3)
+    graph = onnx_model(student.model, student.teacher.objective, scheme, half=True).graph
+    there = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    name, layer = next(iter(student.quantised.items()))
+    (node,) = (node for node in graph.node if module_of(node) == name and node.op_type == "MatMul")
+    given, weight = (next(n for n in graph.node if node.input[i] in n.output) for i in (0, 1))
+    assert there[given.input[1]].astype(float) == pytest.approx(1e-3 / 127, rel=0.01)
+    rounded, scale = there[weight.input[0]].astype(float), there[weight.input[1]].astype(float)
+    np.testing.assert_allclose(rounded * scale, layer.weight.detach().numpy().T, rtol=0, atol=1e-3 / 127)
 
 
 def test_positions_turn_in_float32_beside_halves(make_student: Make) -> None:
