@@ -53,7 +53,7 @@ def distill(
     import msgspec
 
     from hwsearch.distill.workers import Workers
-    from hwsearch.errors import ExportError
+    from hwsearch.errors import ExportError, RunError
     from hwsearch.export.forms import deliver
     from hwsearch.export.student import refuse
     from hwsearch.files import pretty, write_text
@@ -68,13 +68,15 @@ def distill(
         raise click.UsageError("--steps and --minutes exclude each other")
     run = finished(folder, trial, moved)
     refuse(to)
+    kept, workers = folder / "distilled", None
+    if kept.resolve() in (to.resolve(), *to.resolve().parents):
+        raise RunError(f"{kept} is where what is trained is kept; choose another --to")
     recipe = run.spec.recipe
     if recipe_name is not None:
         own = read_recipe(recipe_name)
         recipe = msgspec.structs.replace(own, seed=own.seed or recipe.seed)
     most = CHUNKS if steps is None else min(CHUNKS, steps * recipe.batch)
     spec = msgspec.structs.replace(run.spec, chunks=max(run.spec.chunks, most), recipe=recipe)
-    kept, workers = folder / "distilled", None
     try:
         with Progress() as progress:
             progress.say(f"trial {run.trial}: {run.architecture.id}")
@@ -96,12 +98,15 @@ def distill(
             failure, parity = None, {}
             try:
                 parity = result_of(workers.run(deliver, run.architecture, state, *where))
-            except ExportError as error:  # what was trained is worth a word all the same
+            except (ExportError, RunError) as error:  # what was trained is worth a word all the same
                 failure = error
-            latency = _measured(run, to) if failure is None else run.latency
+            measured = _measured(run, to) if failure is None else None
+            latency = measured or run.latency
     finally:
         if workers is not None:
             workers.close()
+    budget = float(stored_summary(folder)["budget_ms"])
+    stands = failure is None or (isinstance(failure, ExportError) and run.architecture.uniform)
     document = {
         "trial": run.trial,
         "architecture": run.architecture.to_json(),
@@ -112,7 +117,9 @@ def distill(
         "recipe": {"name": recipe_name or "answers", "source": recipe.source or read_recipe("answers").source},
         "assistants": assistants,
         "state": str(state.relative_to(folder)),
-        "folder": str(to) if failure is None or run.architecture.uniform else None,
+        "budget_ms": budget,
+        "fits": latency.high_ms <= budget,
+        "folder": str(to) if stands else None,
     }
     for path in (folder / "distilled.json", kept / f"{run.trial}.json"):  # the last one, and that of each trial
         write_text(path, pretty(document))
@@ -128,17 +135,21 @@ def distill(
         f"{run.architecture.id} keeps {score.retention:.1%} (90 % interval {score.retention_low:.1%} to "
         f"{score.retention_high:.1%}) of the teacher's quality after {score.steps} steps{before}"
     )
-    out.print(f"{format_ms(latency.median_ms)} ({latency.source}); written to {to}")
+    interval = f"90 % interval {format_ms(latency.low_ms)} to {format_ms(latency.high_ms)}"
+    known = "its graph as it was run" if measured else f"as the search had it: {latency.certainty}"
+    out.print(f"{format_ms(latency.median_ms)} of {format_ms(budget)} ({interval}), {known}; written to {to}")
+    if not document["fits"]:
+        out.print(f"It takes up to {format_ms(latency.high_ms)}: over the budget", style="bold")
     note(f"report: {folder / 'report.html'}")
 
 
-def _measured(run: Finished, to: Path) -> Latency:
-    """What the student takes: the exported graph run on the target, else as it was estimated."""
+def _measured(run: Finished, to: Path) -> Latency | None:
+    """What the exported graph takes on the target; None where it is not at hand, or the student is no graph."""
     from hwsearch.bench.measurer import measurer_of
 
     measurer = measurer_of(run.profile, run.target, run.workload)
     name = "model_with_past.onnx" if run.workload.new_tokens else "model.onnx"
     graph = (to / "onnx" if run.architecture.uniform else to) / name
     if measurer is None or not graph.is_file():
-        return run.latency
+        return None
     return measurer.measure_graph(graph, run.architecture.vocab)

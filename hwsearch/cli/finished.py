@@ -91,13 +91,13 @@ def export(
         parity = _write(run, to, form, static, progress)
     document = {"trial": run.trial, "architecture": run.architecture.to_json(), "format": form, "folder": str(to)}
     if as_json:
-        print_json({**document, "parity": parity} if parity else document)
+        print_json({**document, "parity": parity})
         return
     console().print(f"{run.architecture.id} written to {to}")
     for name, found in parity.items():
         rounding = f", where its int8 parts cause {found.kl_of_rounding:.1e}" if found.kl_of_rounding else ""
         console().print(
-            f"{name} computes what was trained: {found.kl:.1e} nats away on {found.answers} held-out answers{rounding}"
+            f"{name} computes what was trained: {found.kl:.1e} nats away on {found.answers} answers{rounding}"
         )
 
 
@@ -110,7 +110,7 @@ def _trained(run: Finished) -> str:
 def _write(
     run: Finished, to: Path, form: Literal["huggingface"] | GraphForm, static: bool, progress: Progress
 ) -> dict[str, Parity]:
-    """Write an export; how near its graphs come, by file."""
+    """Write an export; how near it comes, by file."""
     from hwsearch.distill.teacher import teacher_of
     from hwsearch.distill.workers import mendable
     from hwsearch.distill.workshop import Workshop
@@ -124,8 +124,7 @@ def _write(
             raise click.UsageError("--static is of graphs: --format onnx or tensorrt")
         teacher = teacher_of(run.spec)
         run.check_teacher(teacher.digest)
-        write_huggingface(TrainedStudent.load(teacher, *given), to)
-        return {}
+        return write_huggingface(TrainedStudent.load(teacher, *given), to)
     workshop = Workshop(run.spec)
     run.check_teacher(workshop.teacher.digest)
     student = TrainedStudent.load(workshop.teacher, *given)

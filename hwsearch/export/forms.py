@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hwsearch.architecture import Architecture
-from hwsearch.errors import ExportError
+from hwsearch.distill.workers import mendable
+from hwsearch.errors import ExportError, HwsearchError
 from hwsearch.export.huggingface import save_huggingface, write_huggingface
 from hwsearch.export.onnx import write_onnx
 from hwsearch.export.parity import Parity
@@ -69,19 +70,20 @@ def deliver(
     where its layers differ in size, as that graph alone. For `Workers.run`.
 
     Raises:
-        ExportError: as of `write_graph`; the Transformers folder stands all the same.
+        ExportError: as of `write_graph`, or what kept the graph from being written; the Transformers folder stands all
+            the same.
     """
     student = TrainedStudent.load(workshop.teacher, workshop.spec.scheme, architecture, state)
     form = graph_form(runtime, architecture)
     if not architecture.uniform:
         return write_graph(student, workshop, form or "onnx", to, workload, threads)
     if not (beside and form):
-        write_huggingface(student, to)
-        return {}
+        return write_huggingface(student, to)
     with student.folder(to) as folder:
-        save_huggingface(student, folder)
+        found = save_huggingface(student, folder)
         try:
-            return write_graph(student, workshop, form, folder / form, workload, threads)
-        except ExportError as error:
+            with mendable("writing the graphs"):
+                return found | write_graph(student, workshop, form, folder / form, workload, threads)
+        except HwsearchError as error:
             failure = error
     raise ExportError(f"{failure}. For Transformers it stands in {to}")

@@ -328,6 +328,7 @@ def test_a_killed_distillation_ends_with_the_same_weights(
     said = json.loads(subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=300).stdout)
     assert (said["after"]["steps"], said["trial"]) == (steps, summary["chosen"]["trial"])
     assert said["before"] == summary["chosen"]
+    assert said["fits"] == (said["latency"]["high_ms"] <= said["budget_ms"] == summary["budget_ms"])
     shutil.rmtree(folder / "distilled")
     document(*distilling(folder, tmp_path / "second", steps))
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
@@ -358,6 +359,11 @@ def test_distilling_refuses_what_it_would_overwrite_before_it_trains(
     status, _, err = run(*distilling(folder, tmp_path, 30))
     assert status == 1
     assert "holds no exported student" in line_of(err)
+    for inside in (folder / "distilled", folder / "distilled" / "student"):
+        status, _, err = run(*distilling(folder, inside, 30))
+        assert status == 1
+        assert "where what is trained is kept" in line_of(err)
+        assert not inside.exists()
     status, _, err = run("distill", str(folder), "--trial", "77", "--to", str(tmp_path / "x"))
     assert status == 1
     assert "no finished trial 77" in line_of(err)

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -326,8 +327,9 @@ def test_an_answer_is_judged_by_what_rounding_does_to_it() -> None:
     assert parity(0.0).margin > parity(0.0).step
 
 
+@pytest.mark.parametrize("memory", [False, True])
 def test_what_stands_for_transformers_stays_where_a_graph_fails(
-    make_student: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_student: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: bool
 ) -> None:
     student, workshop = make_student("decoder", STATIC, "int8,fp32")
     state = tmp_path / "state.pt"
@@ -335,8 +337,10 @@ def test_what_stands_for_transformers_stays_where_a_graph_fails(
     torch.save({"model": student.model.state_dict(), **rest}, state)
     monkeypatch.setattr("hwsearch.export.parity.SHARE", 0.0)
     monkeypatch.setattr("hwsearch.export.parity.NOTHING", 0.0)
+    if memory:
+        monkeypatch.setattr("hwsearch.export.onnx.onnx.save", Mock(side_effect=MemoryError("4 GiB")))
     to = tmp_path / "student"
-    with pytest.raises(ExportError, match="For Transformers it stands in"):
+    with pytest.raises(ExportError, match="(?s)4 GiB.*For Transformers" if memory else "For Transformers it stands in"):
         deliver(workshop, student.architecture, state, to, "onnxruntime", Workload(1, 8), 1, True)
     assert (to / "model.safetensors").stat().st_mode & 0o777 == 0o644
     assert not (to / "onnx").exists()
