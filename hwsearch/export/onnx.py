@@ -44,16 +44,17 @@ ANSWERS = 1024  # that are compared
 BATCH = 8
 MOST_BYTES = 2**31 - 2**20  # of one file: larger weights lie beside it
 SCRIPT = '''\
-"""Time model.onnx with ONNX Runtime; needs onnxruntime and numpy."""
-import time, pathlib, numpy as np, onnxruntime
+"""Time model.onnx: python run.py [PROVIDER ...]; needs onnxruntime and numpy, and runs on the CPU by default."""
+import sys, time, pathlib, numpy as np, onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = {threads}
 {exact}path = str(pathlib.Path(__file__).with_name("model.onnx"))
-session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(path, options, providers=sys.argv[1:] or ["CPUExecutionProvider"])
 {given}
 def run(): begun = time.perf_counter(); session.run(None, given); return time.perf_counter() - begun
-times = sorted(run() for _ in range(23))[:20]
-print(f"{batch} x {what}: {{1e3 * times[0]:.2f}} ms at best, {{1e3 * times[10]:.2f}} ms in the middle of 20")
+times = sorted([run() for _ in range(24)][3:])  # the first ones warm it up
+best, middle, by = 1e3 * times[0], 1e3 * times[10], session.get_providers()[0]
+print(f"{batch} x {what}: {{best:.2f}} ms at best, {{middle:.2f}} ms in the middle of {{len(times)}}, by {{by}}")
 '''
 
 

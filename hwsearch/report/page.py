@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from hwsearch.architecture import Architecture
 from hwsearch.files import write_text
-from hwsearch.precision import Precision
+from hwsearch.latency.estimator import Latency
 from hwsearch.report import figures
 from hwsearch.report.by_hand import rivals
 from hwsearch.report.generation import speeds
@@ -50,7 +53,9 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "fidelity": document.get("fidelity"),
             "sensitivity": sensitivity,
             "distilled": distilled,
-            "uniform": uniform(chosen["architecture"]) if chosen else None,
+            "uniform": uniform(Architecture.from_json(chosen["architecture"])) if chosen else None,
+            "mixtures": sum(uniform(result.architecture) is None for result in trials),
+            "known": certainty(chosen) if chosen else "",
             "added": added(sensitivity) if sensitivity else None,
             "agreement": agreement,
             "by_chance": by_chance,
@@ -70,12 +75,18 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
     )
 
 
-def uniform(architecture: dict[str, Any]) -> str | None:
-    """The precision that all parts have; None where they differ."""
-    found = {layer[part] for layer in architecture["layers"] for part in ("attention", "feed_forward")}
-    if not Precision(architecture["head_precision"]).is_float:
-        found.add(architecture["head_precision"])
-    return str(found.pop()) if len(found) == 1 else None
+def uniform(architecture: Architecture) -> str | None:
+    """The precision that all layers have, and what a head has that differs; None where layers differ."""
+    found = {precision for layer in architecture.layers for precision in (layer.attention, layer.feed_forward)}
+    if len(found) > 1:
+        return None
+    (own,), head = found, architecture.head_precision
+    return str(own) if architecture.head != "lm" or head is own else f"{own}, beside a head in {head}"
+
+
+def certainty(result: dict[str, Any]) -> str:
+    """How a result's latency is known."""
+    return msgspec.convert(result["latency"], Latency).certainty
 
 
 def added(sensitivity: dict[str, Any]) -> float:

@@ -115,13 +115,15 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
             )
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     metrics = teacher.get("metrics", {})
-    for column in ("", "architecture", "latency", "accuracy", "of teacher's", "KL to it", *metrics, "steps"):
-        table.add_column(column, justify="left" if column in ("", "architecture") else "right", overflow="fold")
+    for column in ("", "architecture", "latency", "source", "accuracy", "of teacher's", "KL to it", *metrics, "steps"):
+        left = column in ("", "architecture", "source")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     quality = teacher["quality"]
     table.add_row(
         "teacher",
         teacher["architecture"]["id"],
         format_ms(teacher["latency"]["median_ms"]),
+        teacher["latency"]["source"],
         _percent(quality),
         "100.0%",
         "0",
@@ -134,6 +136,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
             name,
             result["architecture"]["id"],
             format_ms(result["latency"]["median_ms"]),
+            result["latency"]["source"],
             _percent(result["quality"]),
             _percent(result["retention"]),
             "" if result["loss"] is None else f"{result['loss']:.3f}",
@@ -190,8 +193,9 @@ def _front(document: dict[str, Any]) -> Any:
     table = Table(
         box=None, header_style="dim", padding=(0, 2, 0, 0), title="front of the short runs", title_justify="left"
     )
-    for column in ("trial", "architecture", "latency", "interval", "expected loss", "accuracy", "steps"):
-        table.add_column(column, justify="left" if column == "architecture" else "right", overflow="fold")
+    for column in ("trial", "architecture", "latency", "interval", "source", "expected loss", "accuracy", "steps"):
+        left = column in ("architecture", "source")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for result in document["front"]:
         latency = result["latency"]
         interval = f"{format_ms(latency['low_ms'])} to {format_ms(latency['high_ms'])}"
@@ -200,6 +204,7 @@ def _front(document: dict[str, Any]) -> Any:
             result["architecture"]["id"],
             format_ms(latency["median_ms"]),
             interval,
+            latency["source"],
             f"{result['expected_loss']:.3f}",
             _percent(result["quality"]),
             str(result["steps"]),

@@ -68,6 +68,7 @@ def test_the_folder_computes_what_was_trained(
         [sys.executable, str(tmp_path / "out" / "run.py")], capture_output=True, text=True, check=True
     )
     assert "2 x 16 tokens: " in done.stdout
+    assert "in the middle of 21, by CPUExecutionProvider" in done.stdout
     for phase in PHASES if block == "decoder" else ():  # as a generation is measured
         run = prepare_graph(tmp_path / "out" / files[1], Workload(2, 16, 4), student.architecture.vocab, 1, phase)
         run()

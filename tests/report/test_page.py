@@ -10,9 +10,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from hwsearch.architecture import Architecture
 from hwsearch.precision import Precision
 from hwsearch.report.generation import speeds
-from hwsearch.report.page import margin, page, step_ms
+from hwsearch.report.page import margin, page, step_ms, uniform
 from hwsearch.report.tables import COLUMNS, print_summary, write_tables
 from hwsearch.search.elsewhere import reprice
 from hwsearch.search.null import TEACHER
@@ -85,8 +86,25 @@ def test_what_each_part_costs_and_buys_is_shown(found: tuple[dict[str, Any], Out
     assert "by 0.0042 nats from its own in float" in html
     assert "part by part it adds up to 0.003." in html  # the part that is in int8, not the other
     assert "loses, nats" in html
-    assert "One precision throughout, int8" in html
+    assert "One precision in all layers, int8" in html
     assert "loses, nats" not in page(document, outcome.trials)
+
+
+def test_what_is_said_of_precisions_is_so(found: tuple[dict[str, Any], Outcome]) -> None:
+    document, outcome = found
+    chosen = Architecture.from_json(document["chosen"]["architecture"])
+    assert uniform(chosen) == "int8"
+    assert uniform(chosen.with_precision(Precision.FP16)) == "fp16"
+    first, *others = chosen.layers
+    mixed = msgspec.structs.replace(chosen, layers=(msgspec.structs.replace(first, attention=Precision.FP16), *others))
+    assert uniform(mixed) is None
+    head = msgspec.structs.replace(chosen, head="lm", head_precision=Precision.FP32)
+    assert uniform(head) == "int8, beside a head in fp32"
+    alike = [result for result in outcome.trials if uniform(result.architecture)]
+    assert "no mixture was tried" in page(document, alike)
+    assert "no mixture that was tried did better" in page(
+        document, [*alike, msgspec.structs.replace(alike[0], architecture=mixed)]
+    )
 
 
 FIDELITY = {
