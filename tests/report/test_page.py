@@ -93,13 +93,12 @@ def test_what_each_part_costs_and_buys_is_shown(found: tuple[dict[str, Any], Out
 def test_what_is_said_of_precisions_is_so(found: tuple[dict[str, Any], Outcome]) -> None:
     document, outcome = found
     chosen = Architecture.from_json(document["chosen"]["architecture"])
-    assert uniform(chosen) == "int8"
+    assert uniform(chosen) == "int8, beside a head in fp16"
     assert uniform(chosen.with_precision(Precision.FP16)) == "fp16"
     first, *others = chosen.layers
     mixed = msgspec.structs.replace(chosen, layers=(msgspec.structs.replace(first, attention=Precision.FP16), *others))
     assert uniform(mixed) is None
-    head = msgspec.structs.replace(chosen, head="lm", head_precision=Precision.FP32)
-    assert uniform(head) == "int8, beside a head in fp32"
+    assert uniform(msgspec.structs.replace(chosen, head_precision=Precision.INT8)) == "int8"
     alike = [result for result in outcome.trials if uniform(result.architecture)]
     assert "no mixture was tried" in page(document, alike)
     assert "no mixture that was tried did better" in page(
