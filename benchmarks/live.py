@@ -75,10 +75,10 @@ def short_run(seed: int, architecture: Architecture, fresh: bool) -> tuple[float
 
 def full_run(seed: int, architecture: Architecture, layers: tuple[int, ...] | None, steps: int, path: Path) -> Any:
     """The score on *report* after full training."""
-    from hwsearch.distill.proxy import Student
+    from hwsearch.distill.proxy import Student, load_state
 
     task = workshop(seed).task
-    student = Student(task, architecture, layers=layers, kept=path)
+    student = Student(task, architecture, layers=layers, kept=load_state(path) if path.is_file() else None)
     cool = round(COOL * steps)
     for stop in range(256, steps + 1, 256):
         if student.step < stop:

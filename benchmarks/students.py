@@ -85,13 +85,13 @@ def train(architecture: Architecture, run: Run, until: int, device: str) -> dict
     import torch
 
     from hwsearch.distill.importance import ffn_dimensions
-    from hwsearch.distill.proxy import Student
+    from hwsearch.distill.proxy import Student, load_state
 
     task = workshop(run.seed, device).task
     begin = partial(Student, task, architecture, fresh=0 if run.fresh else None)
     dimensions = ffn_dimensions(begin().model, task.teacher.objective, torch.from_numpy(task.chunks[:32]))
     path = WORK / f"{run.student}-{run.key}.pt"
-    student = begin(kept=path, device=device)
+    student = begin(kept=load_state(path) if path.is_file() else None, device=device)
     halves = (round(2 ** (i / 2)) for i in range(21, 64))
     for stop in (*MARKS, *halves):
         if stop > until:

@@ -31,10 +31,12 @@ from hwsearch.workload import Workload
 
 
 class Beginner(Workers):
-    """Begins a study, and leaves its trials to others."""
+    """Begins a study, finds its learning rate, and leaves its trials to others."""
 
-    def train(self, job: Job) -> Future[ProxyScore]:  # noqa: ARG002
-        raise KeyboardInterrupt
+    def train(self, job: Job) -> Future[ProxyScore]:
+        if not Path(job.path).name.startswith("rate-"):
+            raise KeyboardInterrupt
+        return super().train(job)
 
 
 def begin(storage: str, folder: Path, trials: int, steps: int) -> None:

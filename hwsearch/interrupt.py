@@ -17,11 +17,14 @@ _came = False
 
 
 def remember() -> None:
-    """From now on `check` raises a Ctrl-C again that was dropped; where it is ignored it stays so."""
+    """From now on `check` raises a Ctrl-C again that was dropped; where it is ignored it stays so. A request to end
+    (SIGTERM: `kill`, `docker stop`, a batch system that wants the machine back) is one too."""
     global _came
     _came = False
     if _main() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _note)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _end)
 
 
 def check() -> None:
@@ -71,6 +74,12 @@ def _note(number: int, frame: FrameType | None) -> None:
     global _came
     _came = True
     signal.default_int_handler(number, frame)
+
+
+def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    handler = signal.getsignal(signal.SIGINT)  # who holds it back holds this back too
+    if callable(handler):
+        handler(signal.SIGINT, frame)
 
 
 def _main() -> bool:

@@ -14,8 +14,10 @@ from hwsearch import interrupt
 def usual() -> Iterator[None]:
     """A check that runs in a shell's background has Ctrl-C ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    to_end = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGTERM, to_end)
     interrupt._came = False
 
 
@@ -72,9 +74,24 @@ def test_one_that_was_dropped_is_raised_again(monkeypatch: pytest.MonkeyPatch) -
     interrupt.check()
 
 
+def test_a_request_to_end_is_one_too() -> None:
+    done = []
+
+    @interrupt.held_back()
+    def block() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        done.append("block")
+
+    interrupt.remember()
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert done == ["block"]
+
+
 def test_where_it_is_ignored_it_stays_so() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     interrupt.remember()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with interrupt.held_back():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -134,6 +134,7 @@ class Job(msgspec.Struct, frozen=True):
         split: to judge it on at the end.
         layers: the teacher's layers behind the student's; the best by default.
         rate: learning rate over the recipe's.
+        further: whether a state that has passed `steps` serves as well.
     """
 
     path: str
@@ -146,6 +147,7 @@ class Job(msgspec.Struct, frozen=True):
     split: Literal["select", "report"] = "select"
     layers: tuple[int, ...] | None = None
     rate: float = 1.0
+    further: bool = False
 
 
 class ProxyScore(msgspec.Struct, frozen=True):

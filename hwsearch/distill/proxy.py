@@ -47,10 +47,7 @@ class Student:
         order: of the text, one for each number.
         device: to train on; products are in bfloat16 on a GPU, the loss in float32 everywhere.
         rate: learning rate over the recipe's.
-        kept: what `keep` wrote, to go on from; from the beginning where it is not there.
-
-    Raises:
-        RunError: what was kept cannot be read.
+        kept: what `keep` wrote, to go on from; of this training (`training_of`), or it has no meaning.
     """
 
     def __init__(
@@ -62,15 +59,15 @@ class Student:
         order: int = 0,
         device: str = "cpu",
         rate: float = 1.0,
-        kept: Path | None = None,
+        kept: dict[str, Any] | None = None,
     ) -> None:
-        state = load_state(kept) if kept and kept.is_file() else None
         self.order, self.device, self.fresh = order, torch.device(device), fresh is not None
         teacher = task.teacher.model
         self.layers = layers or task.layers[architecture.depth]
         self.task, self.architecture = task, architecture
+        self.training = training_of(task, order, rate)
         self.model: PreTrainedModel
-        if state:
+        if kept:
             self.model = empty_student(teacher, architecture, None if self.fresh else self.layers)
         elif fresh is not None:
             self.model = random_student(teacher, architecture, fresh)
@@ -92,8 +89,8 @@ class Student:
         self.curve: list[tuple[int, float]] = []
         self._orders: dict[int, NDArray[np.int64]] = {}
         self._judged: tuple[int, HeldOut, tuple[NDArray[np.float64], NDArray[np.int64]]] | None = None
-        if state:
-            self._go_on(state)
+        if kept:
+            self._go_on(kept)
 
     def train(
         self,
@@ -204,6 +201,7 @@ class Student:
             "layers": None if self.fresh else list(self.layers),
             "optimizer": self.optimizer.state_dict(),
             "maps": self.maps.state_dict(),
+            "training": self.training,
             "step": self.step,
             "seconds": self.seconds,
             "curve": self.curve,
@@ -241,6 +239,11 @@ def _no_dropout(model: PreTrainedModel) -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def training_of(task: Task, order: int, rate: float) -> str:
+    """What students of one shape are trained by: of two that differ in it neither goes on from the other's state."""
+    return f"{task.digest}, order {order}, rate {rate:.9g}"
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class Task:
         recipe: how to train.
         scheme: how the runtime quantises.
         further: outputs of the recipe's other teachers on the chunks.
+        digest: hash of all that a score depends on.
     """
 
     teacher: Teacher
@@ -97,3 +98,4 @@ class Task:
     recipe: Recipe
     scheme: Scheme
     further: tuple[Outputs, ...] = ()
+    digest: str = ""

@@ -1,7 +1,8 @@
 """The teacher: loaded once, its outputs computed once and kept on disk by content.
 
-A distillation step never runs the teacher. The key is a hash of our version, the weights, the tokens and what is kept
-of an answer, so that a changed teacher or text never meets old outputs.
+A step of distillation on its answers never runs the teacher; recipes that look at hidden states or attention do. The
+key is a hash of our version, the weights, the tokens and what is kept of an answer, so that a changed teacher or text
+never meets old outputs.
 """
 
 from __future__ import annotations

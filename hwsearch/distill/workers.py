@@ -12,13 +12,14 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import psutil
@@ -29,10 +30,14 @@ from hwsearch.distill.gpus import PER_WEIGHT, at_once, free_bytes, gpus
 from hwsearch.distill.job import STATISTICS, Facts, Job, ProxyScore, TaskSpec, work_of
 from hwsearch.errors import HwsearchError, RunError, TrainingError
 
+if TYPE_CHECKING:
+    from hwsearch.distill.task import Task
+
 T = TypeVar("T")
 SAMPLE = 32  # chunks that a student as it is cut out is looked at on
 PATIENCE = 2.0  # seconds for processes to end by themselves
-MOST = 8  # processes; each holds a teacher and its outputs
+MOST = 8  # processes, unless more are asked for; each holds a teacher and its outputs
+KEPT = 256  # steps after which a state is written, whatever else is asked for: what a kill costs at most
 ROOM = 0.5  # of the memory that is there, for copies of the teacher and students in training
 
 
@@ -50,7 +55,7 @@ class Workers:
 
     def __init__(self, spec: TaskSpec, count: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-        wanted = min(count or _wanted(spec, cores), MOST)
+        wanted = count or min(_wanted(spec, cores), MOST)
         self.count = min(wanted, _held(spec))
         self.few = self.count < wanted
         context = multiprocessing.get_context("spawn")
@@ -112,7 +117,7 @@ def _held(spec: TaskSpec) -> int:
     """How many processes memory holds the teacher's weights for, and a student of half as many in training."""
     teacher = Checkpoint.of(spec.teacher, dtype=spec.teacher_dtype)
     each = teacher.own_bytes() + PER_WEIGHT / 2 * sum(count for _, count in teacher.weights())
-    return min(MOST, max(1, int(ROOM * psutil.virtual_memory().available / each))) if each else MOST
+    return max(1, int(ROOM * psutil.virtual_memory().available / each)) if each else sys.maxsize
 
 
 def _start(spec: TaskSpec, threads: int, counter: Any, numbers: Any) -> None:
@@ -215,9 +220,8 @@ def _trained(job: Job) -> ProxyScore:
     from hwsearch.distill.metrics import metrics_of
     from hwsearch.distill.proxy import Student
 
-    task = _workshop().task
-    path = Path(job.path)
-    kept = path if path.is_file() or not job.start else Path(job.start)
+    task, path = _workshop().task, Path(job.path)
+    kept = gone_on_from(job, task)
     student = Student(task, job.architecture, None, job.layers, job.order, _device, job.rate, kept)
     work = work_of(job.architecture, 1)
 
@@ -225,13 +229,13 @@ def _trained(job: Job) -> ProxyScore:
         with _counter.get_lock():
             _counter.value += work * steps
 
-    held_out = getattr(task, job.split)
-    for stop in sorted({*job.marks, job.steps}):
+    held_out, marks = getattr(task, job.split), {*job.marks, job.steps}
+    for stop in sorted({*marks, *range(KEPT, job.steps, KEPT)}):
         if student.step < stop or (stop == 0 and not student.curve):
             student.train(stop, advance, job.cool_from, job.steps)
             if not student.finite:
                 raise ArithmeticError("the training diverged")  # what was kept before stays
-            if job.split == "select":
+            if job.split == "select" and stop in marks:
                 student.mark(held_out)
             student.keep(path)
     score = student.score(held_out)
@@ -240,3 +244,19 @@ def _trained(job: Job) -> ProxyScore:
     _, best = student.evaluate(held_out)
     metrics = metrics_of(task.teacher, student.model, held_out, best)
     return msgspec.structs.replace(score, metrics=metrics, teacher_metrics=_workshop().teacher_metrics)
+
+
+def gone_on_from(job: Job, task: Task) -> dict[str, Any] | None:
+    """What a job goes on from: its own state, else that of its start; None where it begins. What another training has
+    left under the same name, what cannot be read, and what has gone too far, is as if it was not there."""
+    from hwsearch.distill.proxy import load_state, training_of
+
+    for path in filter(None, (job.path, job.start)):
+        try:
+            state = load_state(Path(path))
+        except RunError:
+            continue
+        own = state.get("training") == training_of(task, job.order, job.rate)
+        if own and (job.further or state["step"] <= job.steps):
+            return state
+    return None

@@ -173,6 +173,7 @@ class Workshop:
                 recipe=self.spec.recipe,
                 scheme=self.spec.scheme,
                 further=tuple(further),
+                digest=self.digest,
             )
             for teacher in (self.teacher, *self._further):
                 teacher.let_go()

@@ -149,6 +149,7 @@ class Distillation:
             split=split,
             layers=self.layers,
             rate=self._rate,
+            further=True,
         )
         future, work = self.trainer.train(job), work_of(self.architecture, 1)
         while not future.done():

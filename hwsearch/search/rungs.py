@@ -28,6 +28,7 @@ class Climber(Protocol):
         ms: its latency.
         losses: at each rung that was passed.
         waits: whether it is neither in training nor ended.
+        ended: whether it will not be trained any further.
     """
 
     @property
@@ -38,6 +39,8 @@ class Climber(Protocol):
     def losses(self) -> Sequence[float]: ...
     @property
     def waits(self) -> bool: ...
+    @property
+    def ended(self) -> bool: ...
 
 
 def band_of(ms: float, budget_ms: float) -> int:
@@ -58,7 +61,8 @@ def promoted(trials: Iterable[Climber], rungs: int, budget_ms: float, over: bool
     for rung in range(1, rungs):
         for group in _bands(trials, rung, budget_ms):
             room = max(int(over), len(group) // KEEP)
-            found += [(-rung, t.losses[rung - 1], t.number) for t in group[:room] if t.waits and len(t.losses) == rung]
+            able = [t for t in group if len(t.losses) > rung or not t.ended]  # a run that is extended has ended some
+            found += [(-rung, t.losses[rung - 1], t.number) for t in able[:room] if t.waits and len(t.losses) == rung]
     return [number for _, _, number in sorted(found)]
 
 

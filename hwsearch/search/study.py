@@ -88,6 +88,12 @@ class Trial(Record, frozen=True, kw_only=True):
     place: int = 0
 
     @property
+    def deaths(self) -> int:
+        """How often what trained it has died, or stopped over it, since it last passed a rung; of one that somebody
+        trains as if that had died too."""
+        return self.died + (self.owner not in ("", LEFT))
+
+    @property
     def waits(self) -> bool:
         """It may go on, and nobody trains it."""
         return not self.owner and not self.ended
@@ -211,7 +217,7 @@ class Study:
 
     def take(self, trial: Trial, owner: str, due: float | None = None) -> Trial:
         """Put a trial into an owner's hands; one that was in somebody's has seen that owner die, or leave."""
-        died = trial.died + (trial.owner not in ("", LEFT))
+        died = trial.deaths
         due = trial.due if due is None else due
         return self._keep(replace(trial, owner=owner, turn=_now(), died=died, due=due))
 
@@ -258,6 +264,10 @@ class Study:
         for trial in self.trials():
             if trial.owner == owner:
                 self._keep(replace(trial, owner=LEFT))
+
+    def stopped(self, trial: Trial) -> None:
+        """Put a trial into nobody's hands: its training ended with an error that may be its own."""
+        self._keep(replace(trial, owner=LEFT, died=trial.deaths))
 
     def beat(self, trial: Trial) -> None:
         """Say that a trial's owner is alive, as long as it is its owner."""

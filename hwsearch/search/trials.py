@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Job, ProxyScore, work_of
-from hwsearch.errors import TrainingError
-from hwsearch.search.owner import LEFT, membership
+from hwsearch.errors import RunError, TrainingError
+from hwsearch.search.owner import membership
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Given, Proposer
 from hwsearch.search.result import scored
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 BEAT_S = 15.0  # between signs of life
-DEATHS = 3  # of those who trained a trial, after which it is given up: it may be what kills them
+DEATHS = 3  # of those who trained a trial, after which it is given up: it may be what ends them
 
 
 class Climb(NamedTuple):
@@ -85,7 +85,8 @@ class Trials:
         """Train until nothing is left to train, and return all trials of the study. `tell` is told where it is.
 
         Raises:
-            RunError: a training process was killed, or the disk is full: the study is as it was before its rung.
+            RunError: a training process was killed, or the disk is full: the study is as it was before its rung, and
+                knows how often that was.
         """
         with reachable(self.study.address), membership() as owner:
             try:
@@ -143,9 +144,11 @@ class Trials:
         for trial in sorted(trials, key=lambda trial: trial.turn):
             if not self.study.abandoned(trial):
                 continue
-            if trial.died + 1 < DEATHS or trial.owner == LEFT:
+            if trial.deaths < DEATHS:
                 return self.study.take(trial, owner)
-            self.study.end(trial, f"{DEATHS} times the process that trained it was killed, for lack of memory perhaps")
+            self.study.end(
+                trial, f"{DEATHS} times what trained it was killed or ended with an error, for lack of memory perhaps"
+            )
         if self._time_left():
             alive = [trial for trial in trials if not trial.reason]  # one that failed takes nobody's place
             for number in promoted(alive, len(self.plan.wishes.rungs), self.plan.budget_ms, self._over(trials)):
@@ -219,6 +222,12 @@ class Trials:
             score = result_of(climb.score)
         except TrainingError as error:
             score = error
+        except RunError as error:
+            if not isinstance(error.__cause__, BrokenExecutor):  # of all that were under way, any may be the reason
+                with self.study.alone():
+                    if self.study.held(trial):
+                        self.study.stopped(trial)
+            raise
         with self.study.alone():
             if not self.study.held(trial):
                 self.progress.say(

@@ -12,7 +12,7 @@ from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.distill import workshop as workshop_module
 from hwsearch.distill.job import STATISTICS, TaskSpec
 from hwsearch.distill.judging import divergence
-from hwsearch.distill.proxy import Student
+from hwsearch.distill.proxy import Student, load_state
 from hwsearch.distill.recipe import Recipe, Stage
 from hwsearch.distill.student import with_layers
 from hwsearch.distill.workshop import Workshop
@@ -101,7 +101,7 @@ def test_going_on_equals_never_having_stopped(workshop: Workshop, tmp_path: Path
     whole.train(12)
     first.train(5)
     first.keep(tmp_path / "state.pt")
-    second = Student(workshop.task, narrow(workshop), kept=tmp_path / "state.pt")
+    second = Student(workshop.task, narrow(workshop), kept=load_state(tmp_path / "state.pt"))
     second.train(12)
     for mine, other in zip(second.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(mine, other)

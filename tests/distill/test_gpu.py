@@ -15,7 +15,7 @@ from hwsearch.distill import workers as workers_module
 from hwsearch.distill.checkpoint import Checkpoint, embedded_teacher
 from hwsearch.distill.gpus import CONTEXT, PER_WEIGHT, at_once, free_bytes
 from hwsearch.distill.job import Job, TaskSpec
-from hwsearch.distill.proxy import Student
+from hwsearch.distill.proxy import Student, load_state
 from hwsearch.distill.workers import MOST, Workers
 from hwsearch.distill.workshop import Workshop
 from hwsearch.precision import Precision, Scheme
@@ -84,7 +84,7 @@ def test_a_student_learns_there_what_it_learns_here(spec: TaskSpec, plan: str, t
     assert other.score(there.task.select).loss == pytest.approx(before, rel=1e-3)
     other.train(40)
     other.keep(tmp_path / "state.pt")
-    again = Student(there.task, student_shape(there, plan), device=CUDA, kept=tmp_path / "state.pt")
+    again = Student(there.task, student_shape(there, plan), device=CUDA, kept=load_state(tmp_path / "state.pt"))
     again.train(60)
     after = again.score(there.task.select).loss
     assert after < 0.9 * before

@@ -14,11 +14,12 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.distill import families as families_module
 from hwsearch.distill import workers as workers_module
-from hwsearch.distill.job import DType, TaskSpec
+from hwsearch.distill.job import DType, Job, TaskSpec
 from hwsearch.distill.judging import divergence, evaluate
 from hwsearch.distill.proxy import Student, load_state
 from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.teacher import load_teacher
+from hwsearch.distill.workers import gone_on_from
 from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError, RunError
 from hwsearch.precision import Precision, Scheme
@@ -174,7 +175,7 @@ def test_training_lowers_the_loss_and_going_on_equals_never_having_stopped(
     first = Student(task, shape)
     first.train(17, cool_from=20, end=30)
     first.keep(tmp_path / "state.pt")
-    second = Student(task, shape, kept=tmp_path / "state.pt")
+    second = Student(task, shape, kept=load_state(tmp_path / "state.pt"))
     second.train(30, cool_from=20, end=30)
     assert second.score(task.select).loss == after.loss
     for name, weight in whole.model.state_dict().items():
@@ -230,6 +231,27 @@ def test_all_students_see_the_same_data_in_the_same_order(workshop: Workshop) ->
         seen.append(np.concatenate(rows))
     assert np.array_equal(*seen)
     assert len(set(seen[0][:300].tolist())) == 300  # each chunk once before any comes again
+
+
+def test_a_state_of_something_else_is_not_gone_on_from(workshop: Workshop, tmp_path: Path) -> None:
+    task, shape, path = workshop.task, student_shape(workshop), tmp_path / "state.pt"
+    student = Student(task, shape)
+    student.train(5)
+    student.keep(path)
+    job = Job(path=str(path), architecture=shape, steps=5)
+    found = gone_on_from(job, task)
+    assert found is not None
+    assert found["step"] == 5
+    assert gone_on_from(replace(job, steps=4, further=True), task) is not None
+    elsewhere = replace(job, path=str(tmp_path / "none.pt"), start=str(path))
+    assert gone_on_from(elsewhere, task) is not None
+    for other in (replace(job, steps=4), replace(job, order=1), replace(job, rate=0.5)):
+        assert gone_on_from(other, task) is None, other
+    another = Workshop(replace(workshop.spec, recipe=Recipe(batch=4, seed=1))).task
+    assert gone_on_from(job, another) is None
+    path.write_bytes(path.read_bytes()[:1000])  # cut off
+    assert gone_on_from(job, task) is None
+    assert gone_on_from(elsewhere, task) is None
 
 
 def test_a_damaged_state_is_a_clear_error(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hwsearch.distill.features import Beside, hidden_maps, plain_attention
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.lesson import Lesson
 from hwsearch.distill.losses import kl
-from hwsearch.distill.proxy import Student
+from hwsearch.distill.proxy import Student, load_state
 from hwsearch.distill.recipe import Recipe, Stage, names, read_recipe
 from hwsearch.distill.student import random_student
 from hwsearch.distill.teacher import continued, load_teacher
@@ -59,7 +59,7 @@ def test_every_recipe_trains_and_goes_on_where_it_was(
     whole.train(7)
     half.train(2)
     half.keep(tmp_path / "state.pt")
-    rest = Student(task, plan, kept=tmp_path / "state.pt")
+    rest = Student(task, plan, kept=load_state(tmp_path / "state.pt"))
     rest.train(7)
     assert all(torch.equal(a, b) for a, b in zip(*(s.model.state_dict().values() for s in (whole, rest)), strict=True))
     trained, untrained = (student.evaluate(task.select)[0].sum() for student in (whole, Student(task, plan)))

@@ -765,7 +765,28 @@ def test_what_kills_its_process_again_and_again_is_given_up(tmp_path: Path) -> N
     failed = [trial for trial in study.trials() if trial.reason]
     study.close()
     assert [trial.number for trial in failed] == [0, 1]  # the two that were under way
-    assert "3 times the process" in failed[0].reason
+    assert "3 times what trained it was killed" in failed[0].reason
+
+
+def test_what_ends_with_an_error_again_and_again_is_given_up_alone(tmp_path: Path) -> None:
+    class Failing(NullTrainer):
+        def train(self, job: Job) -> Future[ProxyScore]:
+            future = super().train(job)
+            if Path(job.path).name.startswith("1-"):
+                future = Future()
+                future.set_exception(RunError("not enough memory: you tried to allocate 40 GiB"))
+            return future
+
+    for _ in range(DEATHS):
+        with pytest.raises(RunError, match="40 GiB"):
+            search(tmp_path / "run", Failing())
+    document, _ = search(tmp_path / "run", Failing())
+    assert (document["trials"]["failed"], tried(document)) == (1, 11)
+    study = Study(tmp_path / "run" / "study.db", "run")
+    (failed,) = (trial for trial in study.trials() if trial.reason)
+    study.close()
+    assert failed.number == 1
+    assert "ended with an error" in failed.reason
 
 
 def test_results_are_seen_in_the_order_of_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

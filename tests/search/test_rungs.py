@@ -13,6 +13,7 @@ class Student:
     ms: float
     losses: tuple[float, ...] = ()
     waits: bool = True
+    ended: bool = False
 
 
 def one_band(count: int) -> list[Student]:
@@ -33,6 +34,13 @@ def test_nobody_goes_on_twice_or_beyond_the_last_rung() -> None:
     assert len(promoted(students, 2, BUDGET)) == 2  # its place stays taken
     students[promoted(students, 2, BUDGET)[0]].waits = False  # in training
     assert len(promoted(students, 2, BUDGET)) == 1
+
+
+def test_who_was_ended_takes_nobodys_place_when_a_run_is_extended() -> None:
+    students = one_band(9)
+    best = promoted(students, 2, BUDGET)[0]
+    students[best].waits, students[best].ended = False, True
+    assert [students[n].losses[0] for n in promoted(students, 2, BUDGET)] == [1.0, 2.0, 3.0]
 
 
 def test_the_furthest_goes_on_first() -> None:
