@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     type=click.IntRange(30),
     help="In all, the rate falling in the last 30 % of them; by default as many as pay.",
 )
-@click.option("--minutes", type=Positive(), help="That training may take, the trial of learning rates apart; ends sooner where longer no longer pays.")
+@click.option(
+    "--minutes",
+    type=Positive(),
+    help="That training may take, the trial of learning rates apart; ends sooner where longer no longer pays.",
+)
 @click.option(
     "--recipe", "recipe_name", help=f"A TOML file, or one that comes with hwsearch: {', '.join(names())}.", default=None
 )
