@@ -68,7 +68,7 @@ def report(folder: Path, device: str | None, runtime: str | None, as_json: bool)
     help="For Transformers; graphs for ONNX Runtime, with a script that times them; the same for TensorRT, with a "
     "trtexec line and a script that builds an engine.",
 )
-@click.option("--static", is_flag=True, help="Graphs of the run's batch and sequence alone.")
+@click.option("--static", is_flag=True, help="model.onnx for the run's batch and sequence alone.")
 @moved_files
 @json_option
 def export(

@@ -14,7 +14,7 @@ from hwsearch.latency.kernels import Kernel, kernels_of
 from hwsearch.latency.points import Point, read_points, reconciled, write_table
 from hwsearch.latency.table import LatencyTable
 from hwsearch.latency.validate import validate
-from hwsearch.precision import Precision
+from hwsearch.precision import Precision, Scheme
 from hwsearch.profiles import find_profile
 from hwsearch.workload import OpTable, Workload, lower
 
@@ -210,7 +210,8 @@ def test_tables_are_found_through_the_profile(
     from hwsearch.latency import estimator, tables
 
     profile: DeviceProfile = find_profile("raspberry-pi-5")
-    runtime = replace(profile.runtimes["onnxruntime"], table="board/onnxruntime")
+    # The points have their heads in float.
+    runtime = replace(profile.runtimes["onnxruntime"], table="board/onnxruntime", scheme=Scheme("dynamic", "uint8"))
     profile = replace(profile, runtimes={"onnxruntime": runtime})
     monkeypatch.setattr(tables, "roots", lambda: (tmp_path, tmp_path))
     architecture, workload = draw(np.random.default_rng(6), Ranges(), PRECISIONS)
