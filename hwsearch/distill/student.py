@@ -2,7 +2,7 @@
 class.
 
 - Layers are chosen together, by the loss of the teacher with the others left out.
-- Width: the residual stream is rotated to its principal directions and the first are kept (`rotation`). Where that
+- Width: the residual stream is rotated to principal directions and the first are kept (`rotation`). Where that
   cannot be folded into the weights, the most important channels are kept, and what reads the stream takes over as
   below.
 - Heads and units: the most important are kept, and their output projections solve a ridge regression for the
