@@ -237,9 +237,12 @@ class Engine:
     def _count_refused(self, trials: Sequence[Trial], seen: set[Architecture], counted: Collection[int] = ()) -> None:
         """Have the proposer count what was refused when trials were proposed elsewhere: not those that are `counted`,
         by number. Those of `seen` were there before them."""
-        for trial in trials:
+        if trials:
+            self.progress.stage("counting what was refused", float(len(trials)))
+        for place, trial in enumerate(trials):
             if trial.number not in counted:
                 self.proposer(Given(trial.settings), seen)
+                self.progress.at(float(place + 1))
             seen.add(trial.architecture)
 
     def _tell(self, note: str) -> None:
