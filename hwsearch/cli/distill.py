@@ -56,6 +56,7 @@ def distill(
     """
     import msgspec
 
+    from hwsearch.distill.job import COOL
     from hwsearch.distill.workers import Workers
     from hwsearch.errors import ExportError, RunError
     from hwsearch.export.forms import deliver
@@ -63,7 +64,7 @@ def distill(
     from hwsearch.files import pretty, write_text
     from hwsearch.report.page import write_page
     from hwsearch.search.assistants import with_assistants
-    from hwsearch.search.distillation import CHUNKS, Distillation
+    from hwsearch.search.distillation import CHUNKS, Distillation, check_stages
     from hwsearch.search.finished import finished, stored_summary, stored_trials
     from hwsearch.search.trainer import complete, result_of
     from hwsearch.units import format_ms
@@ -79,6 +80,8 @@ def distill(
     if recipe_name is not None:
         own = read_recipe(recipe_name)
         recipe = msgspec.structs.replace(own, seed=own.seed or recipe.seed)
+    if steps is not None:
+        check_stages(recipe.before_last, round(COOL * steps))
     most = CHUNKS if steps is None else min(CHUNKS, steps * recipe.batch)
     spec = msgspec.structs.replace(run.spec, chunks=max(run.spec.chunks, most), recipe=recipe)
     try:

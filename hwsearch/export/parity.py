@@ -155,8 +155,7 @@ def demand(parity: Parity, name: str) -> None:
     """
     if fault := parity.fault:
         raise ExportError(
-            f"{name} does not compute what the student computes: {fault}. It was not written; report this as a "
-            "bug"
+            f"{name} does not compute what the student computes: {fault}. It was not written; report this as a bug"
         )
 
 

@@ -29,6 +29,26 @@ MOST = 65536  # steps at a constant rate
 CHUNKS = 65536
 
 
+def check_stages(stages: int, constant: int, minutes: float | None = None) -> None:
+    """Raise unless a recipe's last stage begins before the rate falls.
+
+    Args:
+        stages: steps of all stages but the last.
+        constant: steps at a constant rate.
+        minutes: that there are for them, where that is what they come from.
+
+    Raises:
+        RunError: it does not.
+    """
+    if constant <= stages:
+        way = f"more than {round((stages + 1) / COOL)} --steps"
+        if minutes is not None:
+            way += f", or more than {minutes:g} --minutes"
+        raise RunError(
+            f"the recipe's last stage begins after {stages} steps, and the rate falls from {constant} on; give {way}"
+        )
+
+
 class Distillation:
     """One student's.
 
@@ -77,11 +97,7 @@ class Distillation:
             constant = self._pays(name, most)
         else:
             name, begun, constant = f"constant-{steps}", None, round(COOL * steps)
-        if constant <= self._stages:
-            raise RunError(
-                f"the recipe's last stage begins after {self._stages} steps, and the rate falls from {constant} on; "
-                f"give more than {round((self._stages + 1) / COOL)} --steps"
-            )
+        check_stages(self._stages, constant, minutes)
         steps = steps or round(constant / COOL)
         self._train(name, constant, steps, begun)
         self._train(f"{constant}-{steps}", steps, steps, name, constant)
