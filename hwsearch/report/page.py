@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from hwsearch.architecture import Architecture
 from hwsearch.files import write_text
-from hwsearch.latency.estimator import Latency
 from hwsearch.report import figures
 from hwsearch.report.by_hand import rivals
 from hwsearch.report.generation import speeds
+from hwsearch.report.tables import certainty
 from hwsearch.search.fidelity import by_chance
 from hwsearch.search.result import Result
 from hwsearch.units import format_metric, format_ms, format_seconds
@@ -82,11 +80,6 @@ def uniform(architecture: Architecture) -> str | None:
         return None
     (own,), head = found, architecture.head_precision
     return str(own) if architecture.head != "lm" or head is own else f"{own}, beside a head in {head}"
-
-
-def certainty(result: dict[str, Any]) -> str:
-    """How a result's latency is known."""
-    return msgspec.convert(result["latency"], Latency).certainty
 
 
 def added(sensitivity: dict[str, Any]) -> float:

@@ -104,8 +104,7 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
         interval = f"90 % interval {format_ms(latency['low_ms'])} to {format_ms(latency['high_ms'])}"
         out.print(f"\n{chosen['architecture']['id']}", style="bold")
         out.print(
-            f"{format_ms(latency['median_ms'])} of {format_ms(document['budget_ms'])} ({interval}), "
-            f"{msgspec.convert(latency, Latency).certainty}"
+            f"{format_ms(latency['median_ms'])} of {format_ms(document['budget_ms'])} ({interval}), {certainty(chosen)}"
         )
         if chosen["retention_low"] is not None:
             low, high = chosen["retention_low"], chosen["retention_high"]
@@ -115,9 +114,8 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
             )
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     metrics = teacher.get("metrics", {})
-    for column in ("", "architecture", "latency", "source", "accuracy", "of teacher's", "KL to it", *metrics, "steps"):
-        left = column in ("", "architecture", "source")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    columns = ("", "architecture", "latency", "source", "accuracy", "of teacher's", "KL to it", *metrics, "steps")
+    _add_columns(table, columns)
     quality = teacher["quality"]
     table.add_row(
         "teacher",
@@ -172,8 +170,7 @@ def _ran(finalists: Sequence[dict[str, Any]], overshot: Container[int]) -> Any:
     table = Table(
         box=None, header_style="dim", padding=(0, 2, 0, 0), title="finalists, run on the target", title_justify="left"
     )
-    for column in ("trial", "architecture", "predicted", "measured", "at most", "inside the budget"):
-        table.add_column(column, justify="left" if column == "architecture" else "right", overflow="fold")
+    _add_columns(table, ("trial", "architecture", "predicted", "measured", "at most", "inside the budget"))
     for finalist in finalists:
         at_most = finalist["result"]["latency"]["high_ms"]
         table.add_row(
@@ -193,9 +190,8 @@ def _front(document: dict[str, Any]) -> Any:
     table = Table(
         box=None, header_style="dim", padding=(0, 2, 0, 0), title="front of the short runs", title_justify="left"
     )
-    for column in ("trial", "architecture", "latency", "interval", "source", "expected loss", "accuracy", "steps"):
-        left = column in ("architecture", "source")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    columns = ("trial", "architecture", "latency", "interval", "source", "expected loss", "accuracy", "steps")
+    _add_columns(table, columns)
     for result in document["front"]:
         latency = result["latency"]
         interval = f"{format_ms(latency['low_ms'])} to {format_ms(latency['high_ms'])}"
@@ -210,6 +206,17 @@ def _front(document: dict[str, Any]) -> Any:
             str(result["steps"]),
         )
     return table
+
+
+def _add_columns(table: Any, names: Sequence[str]) -> None:
+    """Words stand on the left, numbers on the right."""
+    for name in names:
+        table.add_column(name, justify="left" if name in ("", "architecture", "source") else "right", overflow="fold")
+
+
+def certainty(result: dict[str, Any]) -> str:
+    """How a result's latency is known."""
+    return msgspec.convert(result["latency"], Latency).certainty
 
 
 def _percent(value: float | None) -> str:
