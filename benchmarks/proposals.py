@@ -18,7 +18,7 @@ from hwsearch.profiles import find_profile
 from hwsearch.search.null import NullTrainer
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.sampler import Sampler
-from hwsearch.search.study import Trial
+from hwsearch.search.trial import Trial
 from hwsearch.units import Budget
 from hwsearch.workload import Workload
 

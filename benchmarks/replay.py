@@ -37,7 +37,7 @@ from hwsearch.search.plan import RUNGS
 from hwsearch.search.rank import agreement
 from hwsearch.search.rungs import leveled, promoted
 from hwsearch.search.sampler import Sampler
-from hwsearch.search.study import Trial
+from hwsearch.search.trial import Trial
 
 TRIALS = (25, 50)
 BAND = 0.1  # of one latency

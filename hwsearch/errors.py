@@ -10,6 +10,7 @@
     ├── RunError                  a run's directory that cannot be written, read or resumed
     ├── TrainingError             a student that cannot be trained: its trial fails, the search goes on
     ├── ExportError               a student that cannot be written in a form, or that computes something else there
+    │   └── GraphError            the same of its graphs alone: the Transformers folder stands
     └── NothingFits               status 3: the nearest miss stands in the message
 
 A message gives the rule, the value and the way out, on one line.
@@ -60,6 +61,10 @@ class TrainingError(HwsearchError):
 
 class ExportError(HwsearchError):
     """A student that cannot be written in a form, or that computes something else there."""
+
+
+class GraphError(ExportError):
+    """Graphs of a student that cannot be written; its Transformers folder stands."""
 
 
 class NothingFits(HwsearchError):

@@ -58,7 +58,7 @@ def distill(
 
     from hwsearch.distill.job import COOL
     from hwsearch.distill.workers import Workers
-    from hwsearch.errors import ExportError, RunError
+    from hwsearch.errors import ExportError, GraphError, RunError
     from hwsearch.export.forms import deliver
     from hwsearch.export.student import refuse
     from hwsearch.files import pretty, write_text
@@ -113,7 +113,6 @@ def distill(
         if workers is not None:
             workers.close()
     budget = float(stored_summary(folder)["budget_ms"])
-    stands = failure is None or (isinstance(failure, ExportError) and run.architecture.uniform)
     document = {
         "trial": run.trial,
         "architecture": run.architecture.to_json(),
@@ -126,7 +125,7 @@ def distill(
         "state": str(state.relative_to(folder)),
         "budget_ms": budget,
         "fits": latency.high_ms <= budget,
-        "folder": str(to) if stands else None,
+        "folder": str(to) if failure is None or isinstance(failure, GraphError) else None,
     }
     for path in (folder / "distilled.json", kept / f"{run.trial}.json"):  # the last one, and that of each trial
         write_text(path, pretty(document))

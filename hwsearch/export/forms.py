@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.workers import mendable
-from hwsearch.errors import ExportError, HwsearchError
+from hwsearch.errors import GraphError, HwsearchError
 from hwsearch.export.huggingface import save_huggingface, write_huggingface
 from hwsearch.export.onnx import write_onnx
 from hwsearch.export.parity import Parity
@@ -70,8 +70,9 @@ def deliver(
     where its layers differ in size, as that graph alone. For `Workers.run`.
 
     Raises:
-        ExportError: as of `write_graph`, or what kept the graph from being written; the Transformers folder stands all
-            the same.
+        ExportError: as of `write_graph` or `write_huggingface`.
+        GraphError: what kept the graph beside a Transformers folder from being written.
+        RunError: the folder holds something else, or cannot be written.
     """
     student = TrainedStudent.load(workshop.teacher, workshop.spec.scheme, architecture, state)
     form = graph_form(runtime, architecture)
@@ -86,4 +87,4 @@ def deliver(
                 return found | write_graph(student, workshop, form, folder / form, workload, threads)
         except HwsearchError as error:
             failure = error
-    raise ExportError(f"{failure}. For Transformers it stands in {to}")
+    raise GraphError(f"{failure}. For Transformers it stands in {to}")

@@ -29,8 +29,9 @@ from hwsearch.search.rates import best, rates_of, told, tried
 from hwsearch.search.result import Result
 from hwsearch.search.run import Run
 from hwsearch.search.rungs import KEEP
-from hwsearch.search.study import Study, Trial, results_of
+from hwsearch.search.study import Study
 from hwsearch.search.trainer import Progress, Trainer, train_all
+from hwsearch.search.trial import Trial, results_of
 from hwsearch.search.trials import DEATHS, Trials
 
 FINALISTS = 3

@@ -17,8 +17,9 @@ from hwsearch.search.description import Description
 from hwsearch.search.measured import Known
 from hwsearch.search.result import Result
 from hwsearch.search.run import state_of
-from hwsearch.search.study import Study, results_of
+from hwsearch.search.study import Study
 from hwsearch.search.summary import KEYS
+from hwsearch.search.trial import results_of
 from hwsearch.workload import Workload
 
 FIDELITY_KEYS = {"candidates", "band", "full_steps", "lengths", "baselines", "ceiling"}

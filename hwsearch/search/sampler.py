@@ -15,7 +15,8 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from hwsearch.search.study import DIRECTIONS, Trial
+from hwsearch.search.study import DIRECTIONS
+from hwsearch.search.trial import Trial
 
 SEEDS = 2**32  # of NumPy's generators, which Optuna seeds
 START_UP = 8  # finished trials before the Gaussian process takes over

@@ -24,8 +24,9 @@ from hwsearch.search.result import scored
 from hwsearch.search.rungs import beaten, promoted
 from hwsearch.search.sampler import Sampler
 from hwsearch.search.storage import reachable
-from hwsearch.search.study import Record, Study, Trial
+from hwsearch.search.study import Study
 from hwsearch.search.trainer import Progress, Trainer, result_of
+from hwsearch.search.trial import Record, Trial
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

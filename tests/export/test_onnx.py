@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from hwsearch.bench.board.onnxruntime import keeping, options_of
 from hwsearch.bench.graph import build_graph
 from hwsearch.bench.onnxruntime import prepare_graph
-from hwsearch.errors import ExportError
+from hwsearch.errors import ExportError, GraphError
 from hwsearch.export.forms import deliver
 from hwsearch.export.graph import module_of, onnx_model
 from hwsearch.export.onnx import write_onnx
@@ -341,8 +341,13 @@ def test_what_stands_for_transformers_stays_where_a_graph_fails(
     if memory:
         monkeypatch.setattr("hwsearch.export.onnx.onnx.save", Mock(side_effect=MemoryError("4 GiB")))
     to = tmp_path / "student"
-    with pytest.raises(ExportError, match="(?s)4 GiB.*For Transformers" if memory else "For Transformers it stands in"):
+    with pytest.raises(GraphError, match="(?s)4 GiB.*For Transformers" if memory else "For Transformers it stands in"):
         deliver(workshop, student.architecture, state, to, "onnxruntime", Workload(1, 8), 1, True)
     assert (to / "model.safetensors").stat().st_mode & 0o777 == 0o644
     assert not (to / "onnx").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.pt", "student"]
+    monkeypatch.setattr("hwsearch.export.parity.RELATIVE", {False: -1.0, True: -1.0})
+    with pytest.raises(ExportError, match=r"model\.safetensors") as failure:
+        deliver(workshop, student.architecture, state, tmp_path / "none", "onnxruntime", Workload(1, 8), 1, True)
+    assert not isinstance(failure.value, GraphError)
+    assert not (tmp_path / "none").exists()

@@ -30,7 +30,8 @@ from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run
 from hwsearch.search.sampler import START_UP
-from hwsearch.search.study import Study, Trial
+from hwsearch.search.study import Study
+from hwsearch.search.trial import Trial
 from hwsearch.search.trials import DEATHS
 from hwsearch.units import Budget, parse_budget
 from hwsearch.workload import Workload

@@ -19,7 +19,8 @@ from hwsearch.search.null import TEACHER
 from hwsearch.search.owner import LEFT, membership
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.result import Result
-from hwsearch.search.study import Study, Trial
+from hwsearch.search.study import Study
+from hwsearch.search.trial import Trial
 from hwsearch.units import Budget
 from hwsearch.workload import Workload
 
