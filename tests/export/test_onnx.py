@@ -63,7 +63,9 @@ def test_the_folder_computes_what_was_trained(
     else:
         weights = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2}
         assert len(weights) == matrices
-    assert WIDE_PRODUCTS[0] in (tmp_path / "out" / "run.py").read_text()  # products in eight bits, without overflow
+    script = (tmp_path / "out" / "run.py").read_text()
+    assert WIDE_PRODUCTS[0] in script  # products in eight bits, without overflow
+    assert script.index('if not cpu.exists() or "vnni" not in cpu.read_text():') < script.index(WIDE_PRODUCTS[0])
     done = subprocess.run(
         [sys.executable, str(tmp_path / "out" / "run.py")], capture_output=True, text=True, check=True
     )
