@@ -1,5 +1,5 @@
 """What a training step costs, and what its tricks save: the loss fused with the head, rounding in vectorised passes,
-and a process for each core.
+products in float32 where a processor has them in bfloat16 too, and a process for each core.
 
 Students of three sizes are trained for a few steps, each way in turn; the minimum of several rounds counts. Rounding is
 timed on students in int8.
@@ -13,6 +13,7 @@ import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 from unittest import mock
@@ -57,6 +58,11 @@ def kernels(x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None = Non
     low, high = (int(end) for end in bounds)
     zero = torch.tensor(-low if high - low == 255 else 0, dtype=torch.int32)
     return torch.fake_quantize_per_tensor_affine(x, scale, zero, low + int(zero), high + int(zero))
+
+
+def products(like: Tensor, in_bfloat16: bool = False) -> torch.autocast:
+    """`objective.products` on a processor, or as on a GPU."""
+    return torch.autocast(like.device.type, torch.bfloat16, enabled=in_bfloat16 and torch.is_grad_enabled())
 
 
 def student(
@@ -121,13 +127,22 @@ def main() -> None:
         )
         for shape in SHAPES
     }
+    precisions = {
+        name(shape): in_turns(
+            student(task, *shape),
+            next_token,
+            "products",
+            {"float32": products, "bfloat16": partial(products, in_bfloat16=True)},
+        )
+        for shape in SHAPES
+    }
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
         together = max(pool.map(in_process, [1] * cores)) / cores
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         alone = pool.submit(in_process, cores).result()
-    result = {"fused_loss": losses, "rounding": rounding, "cores": cores, "processes_over_threads": alone / together}
-    print(json.dumps(result))
+    result = {"fused_loss": losses, "rounding": rounding, "products": precisions, "cores": cores}
+    print(json.dumps(result | {"processes_over_threads": alone / together}))
 
 
 if __name__ == "__main__":
