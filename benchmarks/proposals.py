@@ -17,6 +17,7 @@ import numpy as np
 from hwsearch.profiles import find_profile
 from hwsearch.search.null import NullTrainer
 from hwsearch.search.plan import Plan, Wishes
+from hwsearch.search.proposer import FULLEST
 from hwsearch.search.sampler import Sampler
 from hwsearch.search.trial import Trial
 from hwsearch.units import Budget
@@ -33,7 +34,7 @@ def main() -> None:
     wishes = Wishes(budget=Budget(ms=500.0), workload=Workload(64, 128, 0, 256))
     plan = Plan(wishes, profile, profile.target(), facts.architecture)
     proposer, rng = plan.proposer(facts), np.random.default_rng(0)
-    sampler = Sampler(0, [])
+    sampler = Sampler(0, [], FULLEST)
     first = sampler.ask([])
     proposer(first, set())
     sampler.dropped(first)

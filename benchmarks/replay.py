@@ -34,6 +34,7 @@ from hwsearch.precision import Precision
 from hwsearch.search.null import NullTrainer
 from hwsearch.search.pareto import unbeaten
 from hwsearch.search.plan import RUNGS
+from hwsearch.search.proposer import FULLEST
 from hwsearch.search.rank import agreement
 from hwsearch.search.rungs import leveled, promoted
 from hwsearch.search.sampler import Sampler
@@ -211,7 +212,7 @@ def replay(name: str, seed: int, device: str) -> list[float]:
 
     if name == "hwsearch":
         proposer = plan.proposer(facts)
-        sampler, trials = Sampler(seed, proposer.corners()), list[Trial]()
+        sampler, trials = Sampler(seed, proposer.corners(), FULLEST), list[Trial]()
         while len(tried) < max(TRIALS):
             asked = sampler.ask(trials)
             proposal = proposer(asked, {t.architecture for t in trials})

@@ -29,6 +29,7 @@ RATIOS = (0.5, 2.0)  # of the teacher's proportions
 RATES = (0.02, 50.0)  # over the fair rate, at which all that saves time is worth what it loses
 PLANS = 32  # of precisions that are tried for a shape before it is given up
 FILL = (0.25, 1.0)  # of the budget, by the strain on it
+FULLEST = {"fill": FILL[1]}  # what the student that loses least has
 CORNER_DEPTHS = 6
 FFN_SLACK = 1.35  # factor either way within which the feed-forward size may help to meet the fill
 

@@ -19,7 +19,7 @@ from hwsearch.distill.job import Job, ProxyScore, work_of
 from hwsearch.errors import RunError, TrainingError
 from hwsearch.search.owner import membership
 from hwsearch.search.plan import Plan
-from hwsearch.search.proposer import Given, Proposer
+from hwsearch.search.proposer import FULLEST, Given, Proposer
 from hwsearch.search.result import scored
 from hwsearch.search.rungs import beaten, promoted
 from hwsearch.search.sampler import Sampler
@@ -77,7 +77,8 @@ class Trials:
     ) -> None:
         self.plan, self.proposer, self.study, self.trainer = plan, proposer, study, trainer
         self.state_of, self.at_once, self.progress = state_of, at_once, progress
-        self.sampler = Sampler(plan.wishes.seed, proposer.corners())
+        least = None if plan.wishes.min_quality is not None else FULLEST
+        self.sampler = Sampler(plan.wishes.seed, proposer.corners(), least)
         self.exhausted, self.trained, self.proposed = False, 0, set[int]()
         self._until, self._clock = until, 0.0  # the clock counts work
         self._again = list(again)
