@@ -102,6 +102,7 @@ class Measurements:
     def __init__(self, plan: Plan, run: Run, measurer: Measurer, progress: Progress) -> None:
         self.plan, self.run, self.measurer, self.progress = plan, run, measurer, progress
         self._told: set[int | None] = set()  # that they overshoot
+        self._asked: set[str] = set()  # digests of what was wanted as measured, by this process
 
     def __call__(self, results: Sequence[Result]) -> list[Result]:
         """The same with measured latencies; what was measured before, in this run or the one that it takes up, is not
@@ -117,6 +118,7 @@ class Measurements:
         if not results:
             return []
         architectures = [r.architecture for r in results]
+        self._asked |= {architecture.digest for architecture in architectures}
         measured = [known[architecture.digest] for architecture in architectures]
         self.plan.price.learn(architectures, measured)
         predicted = self.plan.price.uncorrected(architectures)
@@ -177,9 +179,9 @@ class Measurements:
         return hand_made_as_run(self.plan.space, self.plan.price, measure, latency_ms)
 
     def repriced(self, results: Sequence[Result]) -> list[Result]:
-        """Trials with their latencies as they are known now, which the run's `prices.json` keeps."""
-        ran = self.run.read("measured.json") or {}
-        measured = self([r for r in results if r.architecture.digest in ran])
+        """Trials with their latencies as they are known now, which the run's `prices.json` keeps. What a killed run has
+        measured after this is not known yet, or the run that takes it up would choose other students made by hand."""
+        measured = self([r for r in results if r.architecture.digest in self._asked])
         known = {m.trial: Known(m.latency, m.predicted) for m in measured}
         # What was measured has changed the prices of all that was not.
         now = {r.trial: known.get(r.trial) or Known(self.plan.price.one(r.architecture)) for r in results}
