@@ -301,9 +301,6 @@ def test_a_text_in_three_goes_is_whole(tokens: int) -> None:
 def test_what_is_a_fault() -> None:
     assert _parity().fault is None
     assert "KL from the student" in str(_parity(kl=2e-3).fault)
-    # A student whose last bits grow is that far from itself in float64.
-    assert _parity(kl=2e-3, kl_of_arithmetic=1.1e-3).fault is None
-    assert "KL from the student" in str(_parity(kl=2e-3, kl_of_arithmetic=0.9e-3).fault)
     assert "changes where it leads" in str(_parity(margin=0.2).fault)
     assert "logits differ" in str(_parity(kl_of_rounding=0.0).fault)
     assert _parity(kl_of_rounding=0.0, difference=5e-5).fault is None
