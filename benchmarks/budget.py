@@ -3,8 +3,7 @@
 Students score what a smooth surface through the table of trained students says (`benchmarks/students.json`, KL on
 *select* after 160 steps; a thin plate spline over octaves of their sizes): unlike the table itself it knows every
 student that a search may propose. The best is the best of what all searches have found and a grid of settings leads
-to. A search that looks along the front alone is beside one that by turns looks for the student
-that loses least.
+to. A search that looks along the front alone is beside one that by turns looks for the student that loses least.
 
 python benchmarks/budget.py [--seeds 4]
 """
@@ -29,11 +28,10 @@ from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Facts
 from hwsearch.files import read_json
 from hwsearch.profiles import find_profile
-from hwsearch.search.null import NullTrainer
+from hwsearch.search.null import NullTrainer, rehearsed
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.proposer import FULLEST, RATES, RATIOS
 from hwsearch.search.sampler import Sampler
-from hwsearch.search.trial import Trial
 from hwsearch.units import Budget
 
 BUDGETS = (("jetson-orin", 0.12), ("jetson-orin", 0.19), ("jetson-orin", 0.35), ("t4", 0.3), ("graviton3", 0.3))
@@ -89,22 +87,12 @@ def searched(device: str, share: float, way: str, seed: int) -> list[float]:
     warnings.simplefilter("ignore")
     (plan, facts), surface = plan_of(device, share), Surface()
     proposer = plan.proposer(facts)
-    sampler, trials = Sampler(seed, proposer.corners(), WAYS[way]), list[Trial]()
-    while len(trials) < max(TRIALS):
-        asked = sampler.ask(trials)
-        proposal = proposer(asked, {t.architecture for t in trials})
-        assert proposal is not None
-        trial = Trial(
-            number=len(trials),
-            architecture=proposal,
-            settings=asked.params,
-            distributions=asked.distributions,
-            ms=plan.price.one(proposal).median_ms,
-            losses=(float(np.exp(surface([proposal])[0])),),
-        )
-        sampler.kept(asked, trial)
-        trials.append(trial)
-    return [float(np.log(trial.losses[0])) for trial in trials]
+    sampler = Sampler(seed, proposer.corners(), WAYS[way])
+
+    def told(student: Architecture) -> tuple[float, float]:
+        return plan.price.one(student).median_ms, float(np.exp(surface([student])[0]))
+
+    return [float(np.log(trial.losses[0])) for trial in rehearsed(sampler, proposer, max(TRIALS), told)]
 
 
 def main() -> None:

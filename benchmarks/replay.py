@@ -31,7 +31,7 @@ from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Facts
 from hwsearch.files import read_json
 from hwsearch.precision import Precision
-from hwsearch.search.null import NullTrainer
+from hwsearch.search.null import NullTrainer, rehearsed
 from hwsearch.search.pareto import unbeaten
 from hwsearch.search.plan import RUNGS
 from hwsearch.search.proposer import FULLEST
@@ -212,23 +212,12 @@ def replay(name: str, seed: int, device: str) -> list[float]:
 
     if name == "hwsearch":
         proposer = plan.proposer(facts)
-        sampler, trials = Sampler(seed, proposer.corners(), FULLEST), list[Trial]()
-        while len(tried) < max(TRIALS):
-            asked = sampler.ask(trials)
-            proposal = proposer(asked, {t.architecture for t in trials})
-            assert proposal is not None
-            number = nearest(proposal)
-            tried.append(number)
-            trial = Trial(
-                number=len(trials),
-                architecture=proposal,
-                settings=asked.params,
-                distributions=asked.distributions,
-                ms=students[number].ms,
-                losses=(scores[number],),
-            )
-            sampler.kept(asked, trial)
-            trials.append(trial)
+
+        def told(proposal: Architecture) -> tuple[float, float]:
+            tried.append(nearest(proposal))
+            return students[tried[-1]].ms, scores[tried[-1]]
+
+        rehearsed(Sampler(seed, proposer.corners(), FULLEST), proposer, max(TRIALS), told)
         return [judge(tried[:n]) for n in TRIALS]
     samplers = {
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),

@@ -7,12 +7,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.precision import Precision
+from hwsearch.search.trial import Trial
+
+if TYPE_CHECKING:
+    from hwsearch.search.proposer import Proposer
+    from hwsearch.search.sampler import Sampler
 
 T = TypeVar("T")
 TEACHER = Architecture(
@@ -25,6 +30,29 @@ TEACHER = Architecture(
     vocab=2048,
     head="lm",
 )
+
+
+def rehearsed(
+    sampler: Sampler, proposer: Proposer, count: int, told: Callable[[Architecture], tuple[float, float]]
+) -> list[Trial]:
+    """So many trials, one after the other, of students whose latency in milliseconds and loss are `told`."""
+    trials = list[Trial]()
+    while len(trials) < count:
+        asked = sampler.ask(trials)
+        student = proposer(asked, {trial.architecture for trial in trials})
+        assert student is not None
+        ms, loss = told(student)
+        trial = Trial(
+            number=len(trials),
+            architecture=student,
+            settings=asked.params,
+            distributions=asked.distributions,
+            ms=ms,
+            losses=(loss,),
+        )
+        sampler.kept(asked, trial)
+        trials.append(trial)
+    return trials
 
 
 class NullTrainer:

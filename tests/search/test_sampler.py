@@ -11,7 +11,7 @@ import pytest
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Job
 from hwsearch.profiles import find_profile
-from hwsearch.search.null import NullTrainer
+from hwsearch.search.null import NullTrainer, rehearsed
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.proposer import FULLEST, RATES, RATIOS, Proposer
 from hwsearch.search.sampler import Sampler
@@ -39,22 +39,8 @@ def proposer(plan: Plan) -> Proposer:
 
 
 def searched(plan: Plan, proposer: Proposer, count: int, least: dict[str, Any] | None) -> list[Trial]:
-    sampler, trials = Sampler(0, proposer.corners(), least), list[Trial]()
-    while len(trials) < count:
-        asked = sampler.ask(trials)
-        student = proposer(asked, {t.architecture for t in trials})
-        assert student is not None
-        trial = Trial(
-            number=len(trials),
-            architecture=student,
-            settings=asked.params,
-            distributions=asked.distributions,
-            ms=plan.price.one(student).median_ms,
-            losses=(lost(student),),
-        )
-        sampler.kept(asked, trial)
-        trials.append(trial)
-    return trials
+    sampler = Sampler(0, proposer.corners(), least)
+    return rehearsed(sampler, proposer, count, lambda student: (plan.price.one(student).median_ms, lost(student)))
 
 
 def test_few_trials_find_the_student_that_loses_least_in_the_budget(plan: Plan, proposer: Proposer) -> None:
