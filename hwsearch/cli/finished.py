@@ -96,6 +96,8 @@ def export(
     console().print(f"{run.architecture.id} written to {to}")
     for name, found in parity.items():
         rounding = f", where its int8 parts cause {found.kl_of_rounding:.1e}" if found.kl_of_rounding else ""
+        if found.kl_of_arithmetic:
+            rounding += f" and computing it in float64 {found.kl_of_arithmetic:.1e}"
         console().print(
             f"{name} computes what was trained: {found.kl:.1e} nats away on {found.answers} answers{rounding}"
         )

@@ -4,7 +4,10 @@ appears.
 Sums that are taken in another order differ in their last bits. In an int8 part such a bit decides now and then to
 which side a value is rounded, so that no two implementations agree to the last digit; what is asked is that they
 disagree far less than rounding itself does. Where the bit decides over the zero point of a whole tensor they do not:
-the graph may then be as near to the student computed in float64, which has taken the other side.
+the graph may then be as near to the student computed in float64, which has taken the other side. And there are students
+in which a last bit grows from layer to layer: weights that differ by 1e-7 make of such a one (4 x 160 in int8, trained
+for 10,293 steps) something that is 17 % of what rounding causes away from it. Then a graph cannot be nearer than the
+student in float32 is to itself in float64.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ RELATIVE = {False: 1e-4, True: 2e-2}  # largest difference of logits over the la
 SHARE = 0.1  # of the KL that quantisation causes, which the graph's from the student may be
 NOTHING = 1e-5  # nats that are no fault, however little quantisation causes
 ROWS = 1024  # answers at once: of a large vocabulary they take gigabytes
+ARITHMETIC = 2.0  # times the KL that the student in float32 has from itself in float64
 HALF_SHARE = 0.25  # by which float16 may raise the KL that quantisation causes
 # Entries of ONNX Runtime's session without which it computes something else: it rounds the activations too where
 # weights alone are in eight bits, and on x86 without VNNI its products of int8 saturate in 16 bits
@@ -56,6 +60,7 @@ class Parity(msgspec.Struct, frozen=True):
         step: most that quantisation changes a logit of that answer by, and no less than the root mean square over all.
         half: whether float parts are in float16.
         student: what the student was computed in.
+        kl_of_arithmetic: of the student in float64 from itself in float32; 0 where the graph is near without asking.
     """
 
     answers: int
@@ -68,6 +73,7 @@ class Parity(msgspec.Struct, frozen=True):
     step: float
     half: bool
     student: Literal["float32", "float64"] = "float32"
+    kl_of_arithmetic: float = 0.0
 
     @property
     def fault(self) -> str | None:
@@ -82,7 +88,8 @@ class Parity(msgspec.Struct, frozen=True):
             if self.kl_from_float > most:
                 return f"the KL from the float student is {self.kl_from_float:.2e} nats; {most:.2e} at most"
             return None
-        if quantised and self.kl > (most := max(SHARE * self.kl_of_rounding, NOTHING)):
+        most = max(SHARE * self.kl_of_rounding, ARITHMETIC * self.kl_of_arithmetic, NOTHING)
+        if quantised and self.kl > most:
             return f"the KL from the student is {self.kl:.2e} nats; {most:.2e} at most"
         if quantised and self.margin > self.step:
             return (

@@ -237,6 +237,20 @@ def test_what_computes_something_else_is_an_error_and_leaves_nothing(make_studen
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_graph_need_not_be_nearer_than_the_student_is_to_itself_in_float64(
+    make_student: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hwsearch.export.parity.SHARE", 0.0)
+    monkeypatch.setattr("hwsearch.export.parity.NOTHING", 0.0)
+    monkeypatch.setattr("hwsearch.export.parity.ARITHMETIC", 100.0)
+    student, workshop = make_student("decoder", STATIC, "int8,fp32")
+    found = write_onnx(student, workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1)["model.onnx"]
+    assert found.student == "float64"
+    assert 0 < found.kl_of_arithmetic < found.kl_of_rounding / 100
+    with pytest.raises(ExportError, match="does not compute what the student computes"):
+        write_onnx(_with_other_ranges(student), workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1)
+
+
 def _with_other_ranges(student: TrainedStudent) -> TrainedStudent:
     """Whose graph is written by other ranges than the student computes by."""
     import copy
@@ -301,6 +315,9 @@ def test_a_text_in_three_goes_is_whole(tokens: int) -> None:
 def test_what_is_a_fault() -> None:
     assert _parity().fault is None
     assert "KL from the student" in str(_parity(kl=2e-3).fault)
+    # A student whose last bits grow is that far from itself in float64.
+    assert _parity(kl=2e-3, kl_of_arithmetic=1.1e-3).fault is None
+    assert "KL from the student" in str(_parity(kl=2e-3, kl_of_arithmetic=0.9e-3).fault)
     assert "changes where it leads" in str(_parity(margin=0.2).fault)
     assert "logits differ" in str(_parity(kl_of_rounding=0.0).fault)
     assert _parity(kl_of_rounding=0.0, difference=5e-5).fault is None
@@ -340,6 +357,7 @@ def test_what_stands_for_transformers_stays_where_a_graph_fails(
     torch.save({"model": student.model.state_dict(), **rest}, state)
     monkeypatch.setattr("hwsearch.export.parity.SHARE", 0.0)
     monkeypatch.setattr("hwsearch.export.parity.NOTHING", 0.0)
+    monkeypatch.setattr("hwsearch.export.parity.ARITHMETIC", 0.0)
     if memory:
         monkeypatch.setattr("hwsearch.export.onnx.onnx.save", Mock(side_effect=MemoryError("4 GiB")))
     to = tmp_path / "student"
