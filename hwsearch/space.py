@@ -163,9 +163,10 @@ def derive(
         ("width", own_widths, teacher.width),
         ("ffn", own_ffns, shape.ffn),
     ):
-        if max(wanted) > most or min(wanted) < 1:
+        outside = dict.fromkeys(str(end) for end in (min(wanted), max(wanted)) if not 1 <= end <= most)
+        if outside:
             raise ArchitectureError(
-                f"students are cut out of the teacher: {name} is 1 to {most}; got {', '.join(map(str, wanted))}"
+                f"students are cut out of the teacher: {name} is 1 to {most}; got {' and '.join(outside)}"
             )
     if foreign := [str(p) for p in own_precisions if p not in runtime.precisions]:
         raise ArchitectureError(f"the runtime runs {', '.join(map(str, runtime.precisions))}; not {', '.join(foreign)}")

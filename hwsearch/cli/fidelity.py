@@ -43,11 +43,11 @@ def fidelity(
     from hwsearch.report.page import write_page
     from hwsearch.search.description import Description
     from hwsearch.search.fidelity import keep, measure, refused
-    from hwsearch.search.finished import open_study, stored_summary, stored_trials
+    from hwsearch.search.finished import stored_study, stored_summary, stored_trials
+    from hwsearch.search.plan import STEPS
 
-    study = open_study(folder)
-    description = Description(study)
-    study.close()
+    with stored_study(folder) as study:
+        description = Description(study)
     spec = moved.of(description.spec)
     workers = Workers(spec)
     try:
@@ -71,10 +71,10 @@ def fidelity(
     if (folder / "summary.json").is_file():
         write_page(folder / "report.html", stored_summary(folder), stored_trials(folder))
     known = keep(facts.subject, document)
-    if (reason := refused(plan.wishes, known)) is None:
+    if (reason := refused(known)) is None:
         note(f"{known['steps']} steps rank as full training for this teacher and text: --steps auto takes them")
     else:
-        note(f"{reason}: --steps auto takes {plan.wishes.steps}")
+        note(f"{reason}: --steps auto takes {STEPS}")
     if as_json:
         print_json(document)
     else:

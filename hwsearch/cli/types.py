@@ -11,6 +11,9 @@ COUNT = click.IntRange(1, 2**24)  # of sequences, tokens and rounds: as large as
 NONE_OR_MORE = click.IntRange(0, COUNT.max)
 
 
+MOST = 10_000  # numbers of one span
+
+
 class Positive(click.FloatRange):
     """A number above zero, `most` at most; click's own ranges let "nan" and "inf" through."""
 
@@ -67,9 +70,10 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
             ends = (first, last) if dash else (first,)
             if not all(end.isascii() and end.isdecimal() and len(end) < 8 for end in ends):
                 self.fail(f"numbers are given as 4-8 or 128,192; got {value!r}", param, ctx)
-            found += range(int(first), min(int(last or first), int(first) + 10_000) + 1)
-        if not found:
-            self.fail(f"numbers are given as 4-8 or 128,192; got {value!r}", param, ctx)
+            low, high = int(first), int(last or first)
+            if not low <= high < low + MOST:
+                self.fail(f"numbers go upwards, {MOST:,} of them at most; got {part.strip()}", param, ctx)
+            found += range(low, high + 1)
         return tuple(found)
 
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -65,24 +65,33 @@ class Workers:
 
     def open(self) -> Future[Facts]:
         """Load the teacher and the text: what is known before anything was computed."""
-        return self._pool.submit(_ask, "facts")
+        return self._submit(_ask, "facts")
 
     def prepare(self, blocks: int) -> list[Future[None]]:
         """Compute what the task needs, in pieces; those that are on disk already take no time."""
-        statistics = [self._pool.submit(_ask, "compute_statistics", name) for name in STATISTICS]
-        return statistics + [self._pool.submit(_ask, "compute_block", i) for i in range(blocks)]
+        statistics = [self._submit(_ask, "compute_statistics", name) for name in STATISTICS]
+        return statistics + [self._submit(_ask, "compute_block", i) for i in range(blocks)]
 
     def finish(self) -> Future[Facts]:
         """What is known once every piece is there."""
-        return self._pool.submit(_ask, "finish")
+        return self._submit(_ask, "finish")
 
     def train(self, job: Job) -> Future[ProxyScore]:
         """Train a student and judge it; a `TrainingError` is the student's own."""
-        return self._pool.submit(_train, job)
+        return self._submit(_train, job)
 
     def run(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Have a worker call `function` with its workshop and `arguments`; all of them travel between processes."""
-        return self._pool.submit(_run, function, *arguments)
+        return self._submit(_run, function, *arguments)
+
+    def _submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """A pool that has lost a process refuses work: an answer of that, as to whoever waits for one already."""
+        try:
+            return self._pool.submit(function, *arguments)
+        except BrokenExecutor as error:
+            refused: Future[T] = Future()
+            refused.set_exception(error)
+            return refused
 
     @property
     def work_done(self) -> float:

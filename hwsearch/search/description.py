@@ -72,13 +72,21 @@ class Description:
         self.name, self._known = study.name, study.described()
         if "identity" not in self._known:
             raise RunError(f"study {study.name!r} was not begun by hwsearch search")
-        self.spec = msgspec.convert(self._known["spec"], TaskSpec)
-        self.folder = Path(self._known["folder"])
-        self.profile = msgspec.convert(self._known["profile"], DeviceProfile)
-        self.target = msgspec.convert(self._known["target"], Target)
-        self.main, self.until = self._known["main"], self._known.get("until")
-        self.weights, self.text = self._known["weights"], self._known["text"]
-        self.ready, self.rate = bool(self._known.get("began")), best(rates_of(self._known))
+        try:
+            self.spec = msgspec.convert(self._known["spec"], TaskSpec)
+            self.folder = Path(self._known["folder"])
+            self.profile = msgspec.convert(self._known["profile"], DeviceProfile)
+            self.target = msgspec.convert(self._known["target"], Target)
+            self.main, self.until = self._known["main"], self._known.get("until")
+            self.weights, self.text = self._known["weights"], self._known["text"]
+            self.ready, self.rate = bool(self._known.get("began")), best(rates_of(self._known))
+            self._wishes = msgspec.convert(self._known["wishes"], Wishes)
+        except (KeyError, msgspec.ValidationError) as error:
+            begun = self._known["identity"].get("versions", {}).get("hwsearch", "another")
+            raise RunError(
+                f"study {study.name!r} was begun by hwsearch {begun}, which describes one otherwise than the one here "
+                f"({versions()['hwsearch']}): {error}. Use that one, or search anew with another --out"
+            ) from error
 
     def open(self, trainer: Trainer, progress: Progress) -> tuple[Facts, Plan]:
         """The task on this machine, complete, and what the price decides, as the main job has it.
@@ -94,7 +102,7 @@ class Description:
         self._check(facts.digest)
         facts = complete(trainer, facts, progress)
         plan = Plan(
-            msgspec.convert(self._known["wishes"], Wishes),
+            self._wishes,
             self.profile,
             self.target,
             facts.architecture,
@@ -113,13 +121,18 @@ class Description:
                 f"study {self.name!r} is priced by a table that was measured on the main job's machine, which is not "
                 f"here ({error}); its workers run on that machine"
             ) from error
-        for what, there, here in (
-            ("teacher, text or recipe", identity["task"], task),
-            ("latency table", identity["table"], table.digest if table else None),
-            ("versions", identity["versions"], versions()),
+        same = "give it the same: --teacher, --data, --eval, --trust-remote-code, constraints.txt"
+        for what, there, here, way in (
+            ("teacher, text or recipe", identity["task"], task, same),
+            (
+                "points of a latency table",
+                identity["table"],
+                table.digest if table else None,
+                "put back the table that it was begun with, or search anew with another --out",
+            ),
+            ("versions", identity["versions"], versions(), same),
         ):
             if there != here:
                 raise RunError(
-                    f"study {self.name!r} was begun with other {what} ({there}) than are here ({here}); "
-                    "give it the same: --teacher, --data, --eval, --trust-remote-code, constraints.txt"
+                    f"study {self.name!r} was begun with other {what} ({there}) than are here ({here}); {way}"
                 )

@@ -31,7 +31,7 @@ from hwsearch.search.run import Run
 from hwsearch.search.rungs import KEEP
 from hwsearch.search.study import Study
 from hwsearch.search.trainer import Progress, Trainer, train_all
-from hwsearch.search.trial import Trial, results_of
+from hwsearch.search.trial import Trial, asked_for, results_of
 from hwsearch.search.trials import DEATHS, Trials
 
 FINALISTS = 3
@@ -221,15 +221,17 @@ class Engine:
         self._until = until
         learned = [(architecture.to_json(), ratio) for architecture, ratio in self.plan.price.learned.items()]
         study.describe(at_once=at_once, learned=learned, until=until, began=True)
-        climbed = wishes.rungs[-1] - wishes.steps
+        each = wishes.steps + (wishes.rungs[-1] - wishes.steps) / KEEP
+        done = sum(wishes.rungs[len(trial.losses) - 1] for trial in before if trial.losses)
         self._begun = self.trainer.work_done
-        self._steps = (max(0, wishes.trials - len(before)) + len(again)) * (wishes.steps + climbed / KEEP)
+        self._steps = len(again) * each if again else max(wishes.trials * each - done, float(wishes.steps))
         self.progress.stage("training", 1.0)
         trials = Trials(
             self.plan, self.proposer, study, self.trainer, self.run.student, at_once, self.progress, until, again
         )
         found = trials.run(self._tell)
-        self.asked = max(len(found), wishes.trials) if trials.exhausted else len(found)
+        asked = asked_for(found)
+        self.asked = max(asked, wishes.trials) if trials.exhausted else asked
         if any(trial.waits for trial in found):  # time is up
             self.asked = min(self.asked, wishes.trials - 1)
         self._count_refused(found[len(before) :], seen, trials.proposed)

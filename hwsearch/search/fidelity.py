@@ -21,7 +21,7 @@ from hwsearch.distill.job import COOL, Facts, Job, ProxyScore, TaskSpec
 from hwsearch.errors import RunError, TrainingError
 from hwsearch.files import pretty, read_json, read_or_drop, write_text
 from hwsearch.search.candidates import stratified
-from hwsearch.search.plan import RUNGS, Plan, Wishes
+from hwsearch.search.plan import RUNGS, STEPS, Plan, Wishes, full_of
 from hwsearch.search.proposer import Given
 from hwsearch.search.rank import Agreement, agreement
 from hwsearch.search.trainer import Progress, Trainer, result_of
@@ -235,21 +235,20 @@ def measured_steps(wishes: Wishes, subject: str, progress: Progress) -> Wishes:
             "Measure some on this run once it is done: hwsearch fidelity DIR"
         )
         return wishes
-    if reason := refused(wishes, found):
+    if reason := refused(found):
         progress.say(f"{reason}; {wishes.steps} steps are taken")
         return wishes
     progress.say(f"{found['steps']} of {found['full_steps']} steps rank as full training does (hwsearch fidelity)")
     return msgspec.structs.replace(wishes, steps=found["steps"], full_steps=found["full_steps"])
 
 
-def refused(wishes: Wishes, found: dict[str, Any]) -> str | None:
-    """Why `--steps auto` does not take what was found; None where it does."""
+def refused(found: dict[str, Any]) -> str | None:
+    """Why `--steps auto` takes `STEPS` and not what was found; None where it takes that."""
     if not found["passes"]:
-        return trust(wishes.steps, found)
-    if found["full_steps"] < wishes.long_steps / 2:  # a trial of the command, say
+        return trust(STEPS, found)
+    if found["full_steps"] < full_of(STEPS) / 2:  # a trial of the command, say
         return (
-            f"hwsearch fidelity took {found['full_steps']} steps for full training, less than half of "
-            f"{wishes.long_steps}"
+            f"hwsearch fidelity took {found['full_steps']} steps for full training, less than half of {full_of(STEPS)}"
         )
     return None
 

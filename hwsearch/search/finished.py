@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hwsearch.search.description import Description
 from hwsearch.search.measured import Known
 from hwsearch.search.result import Result
 from hwsearch.search.run import state_of
+from hwsearch.search.storage import reachable
 from hwsearch.search.study import Study
 from hwsearch.search.summary import KEYS
 from hwsearch.search.trial import results_of
@@ -101,23 +104,28 @@ def stored_trials(folder: Path) -> list[Result]:
             raise RunError(
                 f"{path}: {error}; delete it: prices are then as they were before any was measured"
             ) from error
-    study = open_study(folder)
-    trials = study.trials()
+    with stored_study(folder) as study:
+        trials = study.trials()
     found = results_of(trials, max((len(trial.losses) for trial in trials), default=1))
-    study.close()
     return [prices[str(r.trial)].of(r) if str(r.trial) in prices else r for r in found]
 
 
-def open_study(folder: Path) -> Study:
+@contextmanager
+def stored_study(folder: Path) -> Iterator[Study]:
     """The study of a run.
 
     Raises:
-        RunError: it has none.
+        RunError: it has none, or a damaged one.
     """
     path = folder / "study.db"
     if not path.is_file():
         raise RunError(f"{folder} holds no study (no study.db)")
-    return Study(path, folder.name, make=False)
+    study = Study(path, folder.name, make=False)
+    try:
+        with reachable(path):
+            yield study
+    finally:
+        study.close()
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -179,9 +187,9 @@ def finished(
     Raises:
         RunError: the run has no such student.
     """
-    document, study = stored_summary(folder), open_study(folder)
-    description, chosen = Description(study), document["chosen"]
-    study.close()
+    document = stored_summary(folder)
+    with stored_study(folder) as study:
+        description, chosen = Description(study), document["chosen"]
     if trial is None:
         if chosen is None or chosen["trial"] is None:
             raise RunError(f"{folder} has no chosen student; name one with --trial")

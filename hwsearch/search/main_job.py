@@ -13,7 +13,7 @@ import msgspec
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.job import Facts, TaskSpec
-from hwsearch.errors import ArchitectureError, ExportError, NothingFits
+from hwsearch.errors import ArchitectureError, ExportError, NothingFits, RunError
 from hwsearch.files import pretty, write_text
 from hwsearch.latency.tables import table_of_target
 from hwsearch.precision import Precision
@@ -142,7 +142,7 @@ def _search(
                 progress.say(f"teacher: {TASKS[facts.task].metric} {facts.quality:.1%} on select")
                 known = kept(facts.subject)
                 if warning := trust(wishes.steps, known):
-                    way = "; --steps auto takes what is known" if known and not refused(wishes, known) else ""
+                    way = "; --steps auto takes what is known" if known and not refused(known) else ""
                     progress.say(f"{warning}. Students may be stopped too early{way}")
                 outcome = Engine(plan, facts, trainer, run, study, progress, measurer).search()
             if storage:
@@ -159,6 +159,10 @@ def _search(
             deliver(run, outcome, document)
         except ExportError:
             write_text(run.path("summary.json"), pretty(document))  # the search itself is done
+            raise
+        except RunError:  # no fault of the student: the same command writes it anew
+            document.pop("asked_trials")
+            write_text(run.path("summary.json"), pretty(document))
             raise
         write_text(run.path("summary.json"), pretty(document))
         return run.folder, document

@@ -32,8 +32,14 @@ OPEN = 1.04  # what measuring a student leaves open: upper end of its interval o
 ROOM = 4.0  # smallest students that a budget holds, where there is to be a choice
 ROUNDED = 1.005  # a time that is shown in three digits is no less than what it is
 MOST_AT_ONCE = 64  # sequences
+STEPS = 160  # of a short run
 SHORT = 0.15  # of a long run's steps: where a short run's score becomes informative
 RUNGS = (SHORT, 0.35)  # of a long run's steps; only finalists are trained on from the last
+
+
+def full_of(steps: int) -> int:
+    """Steps of the training that a short run is `SHORT` of: rounded down, for it has no less than its share."""
+    return int(steps / SHORT + 1e-9)
 
 
 class Wishes(msgspec.Struct, frozen=True):
@@ -63,7 +69,7 @@ class Wishes(msgspec.Struct, frozen=True):
     ffns: tuple[int, ...] | None = None
     precisions: tuple[Precision, ...] | None = None
     trials: int = 16
-    steps: int = 160
+    steps: int = STEPS
     full_steps: int | None = None
     seed: int = 0
     minutes: float | None = None
@@ -78,7 +84,7 @@ class Wishes(msgspec.Struct, frozen=True):
     @property
     def long_steps(self) -> int:
         """Steps of a finalist."""
-        return self.full_steps or int(self.steps / SHORT + 1e-9)  # rounded down: a short run has no less than its share
+        return self.full_steps or full_of(self.steps)
 
     @property
     def cool_from(self) -> int:

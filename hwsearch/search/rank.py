@@ -14,6 +14,8 @@ from hwsearch.search.result import Result
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
 RESAMPLES = 2000
 CONFIDENCE = 0.8
 
@@ -42,14 +44,17 @@ def agreement(score: Sequence[float], truth: Sequence[float]) -> Agreement | Non
     x, y = np.asarray(score, float), np.asarray(truth, float)
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    # A candidate that was drawn twice says nothing of an order: pairs of it with itself are left out.
-    apart = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
-    drawn = np.random.default_rng(0).multinomial(len(x), np.full(len(x), 1 / len(x)), RESAMPLES)
-    pairs = np.einsum("ri,rj->rij", drawn, drawn)
-    pairs[:, np.arange(len(x)), np.arange(len(x))] = 0
+    # A candidate that was drawn twice says nothing of an order: pairs of it with itself are 0 here.
+    one, other = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
+    drawn = np.random.default_rng(0).multinomial(len(x), np.full(len(x), 1 / len(x)), RESAMPLES).astype(float)
+
+    def over_pairs(of_each: NDArray[np.float64]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = ((drawn @ of_each) * drawn).sum(1)
+        return found
+
     # Kendall's tau b: pairs that are alike in one of the two count half.
-    counted = np.sqrt(np.prod([(pairs * np.abs(signs)).sum((1, 2)) for signs in apart], axis=0))
-    taus = (pairs * apart[0] * apart[1]).sum((1, 2))[counted > 0] / counted[counted > 0]
+    counted = np.sqrt(over_pairs(np.abs(one)) * over_pairs(np.abs(other)))
+    taus = over_pairs(one * other)[counted > 0] / counted[counted > 0]
     low, high = np.quantile(taus, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     tau, chance = kendalltau(x, y, alternative="greater")
     return Agreement(float(tau), float(low), float(high), float(chance), float(spearmanr(x, y)[0]), len(x))

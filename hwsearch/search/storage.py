@@ -21,14 +21,18 @@ Address = Path | str  # an SQLite file; or a URL of SQLAlchemy's, or the path of
 
 
 def open_storage(address: Address) -> optuna.storages.BaseStorage:
-    """Optuna's storage there; begun where there is none."""
-    url = f"sqlite:///{address}" if isinstance(address, Path) else address
-    if "://" not in url:
-        backend = optuna.storages.journal.JournalFileBackend(url)
+    """Optuna's storage there; begun where there is none.
+
+    Raises:
+        RunError: it is no address of a storage that outlives this process.
+    """
+    if (url := _url(address)) is None:
+        backend = optuna.storages.journal.JournalFileBackend(str(address))
         return optuna.storages.JournalStorage(backend)
-    arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    url = url.replace("postgresql://", "postgresql+psycopg://", 1)
-    opened = optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+    arguments = {"connect_args": {"timeout": 60}} if _is_file(url) else {"pool_pre_ping": True}
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    opened = optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=arguments)
     return optuna.storages.get_storage(opened)
 
 
@@ -40,10 +44,9 @@ def close_storage(storage: optuna.storages.BaseStorage) -> None:
 
 def file_of(address: Address) -> Path | None:
     """The file that a storage is; None for a server."""
-    url = str(address)
-    if "://" not in url:
-        return Path(url)
-    return Path(url.split(":///", 1)[-1]) if url.startswith("sqlite") else None
+    if (url := _url(address)) is None:
+        return Path(address)
+    return Path(str(url.database)) if _is_file(url) else None
 
 
 @contextmanager
@@ -55,14 +58,13 @@ def locked(address: Address, storage: optuna.storages.BaseStorage, study: int) -
         storage: opened.
         study: its id there.
     """
-    url = str(address)
     if (path := file_of(address)) is not None:
         with FileLock(f"{path}.alone"), held_back():  # ".lock" is what Optuna's journal calls its own
             yield
         return
     engine = _engine(storage)
     if engine is None or engine.dialect.name != "postgresql":
-        raise RunError(f"studies lie in SQLite, a journal file or PostgreSQL; got {url.split(':')[0]}")
+        raise RunError(f"studies lie in SQLite, a journal file or PostgreSQL; got {str(address).split(':')[0]}")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         key = {"lock": LOCK, "study": study}
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:lock, :study)"), key)
@@ -94,8 +96,30 @@ def reachable(address: Address) -> Iterator[None]:
 def public(address: Address) -> str:
     """Its address without a password."""
     text = str(address)
+    if isinstance(address, Path) or "://" not in text:
+        return text
+    # SQLAlchemy's own hiding shows what follows an @ in a password.
     head, at, tail = text.rpartition("@")
     return f"{head.split('://')[0]}://...@{tail}" if at else text
+
+
+def _url(address: Address) -> sqlalchemy.URL | None:
+    """SQLAlchemy's; None of a journal file."""
+    if isinstance(address, Path):
+        return sqlalchemy.URL.create("sqlite", database=str(address))
+    if "://" not in address:
+        return None
+    try:
+        url = sqlalchemy.make_url(address)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise RunError("a storage is sqlite:///FILE, postgresql://USER@HOST/NAME or a journal file") from error
+    if _is_file(url) and url.database in (None, "", ":memory:"):
+        raise RunError(f"a study outlives its search: it lies in a file, sqlite:///FILE; got {address}")
+    return url
+
+
+def _is_file(url: sqlalchemy.URL) -> bool:
+    return url.get_backend_name() == "sqlite"
 
 
 def _engine(storage: optuna.storages.BaseStorage) -> Any:

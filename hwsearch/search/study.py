@@ -129,6 +129,7 @@ class Study:
         distributions: dict[str, BaseDistribution],
         owner: str,
         due: float = 0.0,
+        resized: bool = False,
     ) -> Trial:
         """A new trial, in its owner's hands."""
         trial = Trial(
@@ -139,6 +140,7 @@ class Study:
             owner=owner,
             turn=_now(),
             due=due,
+            resized=resized,
         )
         frozen = optuna.trial.create_trial(
             state=TrialState.RUNNING,

@@ -27,6 +27,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         turn: when its owner took it, microseconds since 1970 by that machine's clock.
         died: owners that were killed while they trained it, since its last rung.
         due: by when it is through, in the work of its owner's trials.
+        resized: an earlier trial's settings in another size, tried beyond the trials that are asked for.
         ended: it will not be trained any further.
         reason: why it failed; empty unless it did.
     """
@@ -39,6 +40,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     turn: int = 0
     died: int = 0
     due: float = 0.0
+    resized: bool = False
     ended: bool = False
     reason: str = ""
 
@@ -68,6 +70,11 @@ class Trial(Record, frozen=True, kw_only=True):
     def waits(self) -> bool:
         """It may go on, and nobody trains it."""
         return not self.owner and not self.ended
+
+
+def asked_for(trials: Sequence[Trial]) -> int:
+    """How many of them count among the trials that a person asks for."""
+    return sum(not trial.resized for trial in trials)
 
 
 def results_of(trials: Sequence[Trial], rungs: int) -> list[Result]:

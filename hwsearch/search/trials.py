@@ -26,7 +26,7 @@ from hwsearch.search.sampler import Sampler
 from hwsearch.search.storage import reachable
 from hwsearch.search.study import Study
 from hwsearch.search.trainer import Progress, Trainer, result_of
-from hwsearch.search.trial import Record, Trial
+from hwsearch.search.trial import Record, Trial, asked_for
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -59,7 +59,7 @@ class Trials:
 
     Attributes:
         exhausted: the space inside the budget is used up.
-        trained: rungs that were trained here.
+        trained: rungs that were passed here.
         proposed: numbers of the trials that were proposed here.
     """
 
@@ -81,6 +81,7 @@ class Trials:
         self.sampler = Sampler(plan.wishes.seed, proposer.corners(), least)
         self.exhausted, self.trained, self.proposed = False, 0, set[int]()
         self._until, self._clock = until, 0.0  # the clock counts work
+        self._shared = False  # trials are in somebody's hands
         self._again = list(again)
 
     def run(self, tell: Callable[[str], None] = lambda _: None) -> list[Trial]:
@@ -108,7 +109,7 @@ class Trials:
             while len(climbing) < self.at_once and (climb := self._next(owner)) is not None:
                 climbing.append(climb)
             if not climbing:
-                if self._others():
+                if self._shared:
                     tell("waiting for other workers")
                     time.sleep(1)
                     continue
@@ -116,7 +117,8 @@ class Trials:
             first = min(climbing, key=lambda climb: (climb.trial.due, climb.trial.number))
             while not wait([first.score], timeout=0.5).done:
                 number, wanted = first.trial.number + 1, self.plan.wishes.trials
-                tell(f"trial {number} of {wanted}" if number <= wanted else f"trial {number}, in another size")
+                of = ", in another size" if first.trial.resized else f" of {wanted}" if number <= wanted else ""
+                tell(f"trial {number}{of}")
                 if time.monotonic() - last_beat > BEAT_S:
                     last_beat = time.monotonic()
                     with self.study.alone():
@@ -135,7 +137,10 @@ class Trials:
                 trial = self._resized(*self._again.pop(0), trials, owner)
             if trial is None and not self._over(trials):
                 trial = self._new(trials, owner) or self._old(trials, owner)
-            if trial is None and self._time_left() and not any(other.owner for other in trials):
+            # Theirs to finish who are alive or may yet be, or to be taken over. Asked of what was decided by: a rung
+            # that another passes in the meantime leads to one that nobody has taken yet.
+            self._shared = any(other.owner for other in trials)
+            if trial is None and self._time_left() and not self._shared:
                 for other in trials:
                     if other.waits:
                         self.study.end(other)
@@ -191,7 +196,7 @@ class Trials:
         larger = self.plan.strain([architecture])[0] > strain
         if larger != (filled < 1.0):
             return None
-        return self._write(architecture, before.settings, before.distributions, owner)
+        return self._write(architecture, before.settings, before.distributions, owner, resized=True)
 
     def _write(
         self,
@@ -199,11 +204,12 @@ class Trials:
         settings: dict[str, Any],
         distributions: dict[str, BaseDistribution],
         owner: str,
+        resized: bool = False,
     ) -> Trial:
         """A new trial in the study."""
         ms = self.plan.price.one(architecture).median_ms
         due = self._clock + self._work(Record(architecture=architecture, ms=ms))
-        trial = self.study.begin(architecture, ms, settings, distributions, owner, due)
+        trial = self.study.begin(architecture, ms, settings, distributions, owner, due, resized)
         self.proposed.add(trial.number)
         return trial
 
@@ -218,7 +224,7 @@ class Trials:
 
     def _note(self, climb: Climb) -> None:
         """Write down what came of a climb, and which trials have lost by it."""
-        trial, self.trained = climb.trial, self.trained + 1
+        trial = climb.trial
         score: ProxyScore | TrainingError
         try:
             score = result_of(climb.score)
@@ -241,6 +247,7 @@ class Trials:
                 return
             rungs = len(self.plan.wishes.rungs)
             trial = self.study.passed(trial, scored(self.plan.priced(trial.architecture, trial.number), score))
+            self.trained += 1
             if len(trial.losses) == rungs:
                 self.study.end(trial)
             trials = self.study.trials()
@@ -249,12 +256,8 @@ class Trials:
 
     def _over(self, trials: list[Trial]) -> bool:
         """Whether no more trials will come."""
-        return self.exhausted or len(trials) >= self.plan.wishes.trials or bool(trials and not self._time_left())
-
-    def _others(self) -> bool:
-        """Whether trials are in the hands of workers that are alive or may yet be: theirs to finish, or to be taken
-        over."""
-        return any(trial.owner for trial in self.study.trials())
+        enough = asked_for(trials) >= self.plan.wishes.trials
+        return self.exhausted or enough or bool(trials and not self._time_left())
 
     def _time_left(self) -> bool:
         return self._until is None or time.time() < self._until

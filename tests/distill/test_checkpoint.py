@@ -3,7 +3,9 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +26,7 @@ from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import RunError, TeacherError
 from hwsearch.export.huggingface import write_huggingface
 from hwsearch.export.student import TrainedStudent
+from hwsearch.search.trainer import result_of
 
 
 def changed(folder: Path, change: Callable[[bytes], bytes]) -> None:
@@ -252,6 +255,24 @@ def test_errors_of_any_kind_come_back_from_a_worker(tiny_teacher: Path, text_fil
         with pytest.raises(RunError, match="the work was stopped: Unpicklable"):
             pool.run(_fails).result()
         assert pool.run(_works).result() == 1
+    finally:
+        pool.close()
+
+
+def test_a_process_that_was_killed_between_two_jobs_is_an_answer_to_the_next(
+    tiny_teacher: Path, text_file: Path
+) -> None:
+    pool = Workers(TaskSpec(teacher=str(tiny_teacher), data=str(text_file), sequence=32), 1)
+    try:
+        assert pool.run(_works).result() == 1
+        for process in pool._pool._processes.values():
+            process.kill()
+        until = time.monotonic() + 60
+        while not pool._pool._broken and time.monotonic() < until:  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        with pytest.raises(RunError, match=r"was killed.*the same command goes on") as failure:
+            result_of(pool.run(_works))
+        assert isinstance(failure.value.__cause__, BrokenExecutor)  # it counts as a death
     finally:
         pool.close()
 

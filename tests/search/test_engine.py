@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -20,9 +21,11 @@ from hwsearch.distill.job import Job, ProxyScore, TaskSpec
 from hwsearch.errors import NothingFits, RunError, TrainingError
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.profiles import find_profile
+from hwsearch.search.description import Description
 from hwsearch.search.engine import SUITING
-from hwsearch.search.finished import stored_trials
-from hwsearch.search.main_job import run_search
+from hwsearch.search.finished import finished as student_of
+from hwsearch.search.finished import stored_summary, stored_trials
+from hwsearch.search.main_job import Deliver, run_search
 from hwsearch.search.measured import measured_teacher
 from hwsearch.search.null import TEACHER, NullMeasurer, NullTrainer
 from hwsearch.search.outcome import Outcome
@@ -64,6 +67,7 @@ def search(
     told: Told | None = None,
     measurer: NullMeasurer | None = None,
     dry: bool = False,
+    deliver: Deliver | None = None,
     **wishes: Any,
 ) -> tuple[dict[str, Any], Outcome | None]:
     profile = profile or find_profile("jetson-orin")
@@ -75,7 +79,7 @@ def search(
         TaskSpec(),
         trainer or NullTrainer(),
         told or Told(),
-        lambda run, outcome, document: outcomes.append(outcome),
+        deliver or (lambda run, outcome, document: outcomes.append(outcome)),
         out,
         budget,
         dry,
@@ -595,6 +599,10 @@ def test_finalists_that_leave_room_are_tried_larger_until_they_do_not(tmp_path: 
     again, same = search(tmp_path / "run", measurer=ruler, budget="290ms")
     assert same is None
     assert again["chosen"]["architecture"]["id"] == outcome.chosen.architecture.id
+    assert again["asked_trials"] == 12
+    _, more = search(tmp_path / "run", measurer=ruler, budget="290ms", trials=14)
+    assert more is not None
+    assert len(more.trials) >= len(outcome.trials) + 2  # those in another size are none of the 14
     _, fastest = search(tmp_path / "fastest", measurer=ruler, budget="290ms", min_quality=0.3)
     assert fastest is not None
     assert len(fastest.trials) == 12  # the fastest is looked for: none is tried larger
@@ -756,6 +764,44 @@ def test_a_killed_process_is_one_clear_line_at_any_time(tmp_path: Path, last: in
     assert (tried(document), document["trials"]["failed"]) == (12, 0)
 
 
+def test_a_run_whose_student_could_not_be_written_answers_and_writes_it_anew(tmp_path: Path) -> None:
+    def stopped(*_: object) -> None:
+        raise RunError("the work was stopped: ValueError: in an exporter; the same command goes on from there")
+
+    folder, trainer = tmp_path / "run", NullTrainer()
+    with pytest.raises(RunError, match="in an exporter"):
+        search(folder, deliver=stopped)
+    assert stored_summary(folder)["chosen"] is not None
+    document, outcome = search(folder, trainer)
+    assert outcome is not None  # it was delivered
+    assert not begun(trainer)
+    assert document["asked_trials"] == 12
+
+
+def test_progress_of_a_run_that_is_taken_up_again_counts_what_is_left(tmp_path: Path) -> None:
+    whole = NullTrainer()
+    search(tmp_path / "whole", whole)
+    last = max(i for i, job in enumerate(students(whole)) if job.steps == 160)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "cut", Dying(last + 1))  # all trials are begun
+    totals = set[float | None]()
+
+    class Shown(Told):
+        def at(self, done: float, total: float | None = None, note: str = "") -> None:
+            if "stage full training" not in self.said and note.startswith("trial"):
+                totals.add(total)
+
+    class Slow(NullTrainer):
+        def train(self, job: Job) -> Future[ProxyScore]:
+            found, future = super().train(job).result(), Future[ProxyScore]()
+            threading.Timer(0.6, future.set_result, [found]).start()
+            return future
+
+    search(tmp_path / "cut", Slow(), told=Shown())
+    assert totals
+    assert all(totals)
+
+
 def test_what_kills_its_process_again_and_again_is_given_up(tmp_path: Path) -> None:
     for _ in range(DEATHS):
         with pytest.raises(RunError, match="was killed"):
@@ -843,6 +889,29 @@ def test_failed_trials_are_counted_and_kept_apart(tmp_path: Path) -> None:
     study = Study(tmp_path / "run" / "study.db", "run")
     assert [trial.reason for trial in study.trials() if trial.result is None] == ["out of numbers"] * 3
     study.close()
+
+
+def test_a_study_of_another_version_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    search(folder)
+    study = Study(folder / "study.db", "run")
+    spec = study.described()["spec"]
+    study.describe(spec={**spec, "later": 1})
+    with pytest.raises(RunError, match=r"was begun by hwsearch .*: Object contains unknown field `later`"):
+        Description(study)
+    study.close()
+    with pytest.raises(RunError, match="unknown field `later`"):
+        student_of(folder)
+
+
+def test_a_study_that_was_damaged_is_one_clear_line(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    search(folder)
+    content = bytearray((folder / "study.db").read_bytes())
+    content[9 * 4096 : 20 * 4096] = b"\x5a" * (11 * 4096)
+    (folder / "study.db").write_bytes(content)
+    with pytest.raises(RunError, match=r"study\.db cannot be reached any more|is not a study that can be opened"):
+        stored_trials(folder)
 
 
 def test_a_study_of_another_program_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Agreement of orders, and a whole fidelity run on the null score."""
 
+import tracemalloc
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hwsearch.errors import RunError, TrainingError
 from hwsearch.profiles import find_profile
 from hwsearch.search import fidelity
 from hwsearch.search.candidates import stratified
-from hwsearch.search.fidelity import keep, kept, measure, measured_steps, trust
+from hwsearch.search.fidelity import keep, kept, measure, measured_steps, refused, trust
 from hwsearch.search.null import TEACHER, NullTrainer
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.rank import agreement, stages
@@ -60,6 +61,18 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     found = [agreement(*draw(24)) for _ in range(120)]
     covered = np.mean([a is not None and a.low <= whole <= a.high for a in found])
     assert 0.68 < covered < 0.92
+
+
+def test_an_agreement_of_a_thousand_takes_no_room_of_all_pairs_drawn() -> None:
+    values = np.random.default_rng(0).standard_normal((2, 1000))
+    tracemalloc.start()
+    try:
+        found = agreement(values[0], values[0] + values[1])
+        assert tracemalloc.get_traced_memory()[1] < 2**28  # of all pairs in every sample it would be gigabytes
+    finally:
+        tracemalloc.stop()
+    assert found is not None
+    assert found.low < found.tau < found.high
 
 
 def test_stages_judge_those_that_went_on() -> None:
@@ -170,6 +183,9 @@ def test_fidelity_of_the_null_score(plan: Plan, tmp_path: Path, monkeypatch: pyt
     assert keep(facts.subject, document)
     found = measured_steps(plan.wishes, facts.subject, told)
     assert (found.steps, found.long_steps, found.rungs) == (50, 1000, (50, 350))
+    # What a run with more steps has found is judged by what --steps auto begins with, not by that run's own.
+    assert refused({**document, "full_steps": 2000}) is None
+    assert "less than half of 1066" in str(refused({**document, "full_steps": 500}))
     keep("quick", {**document, "full_steps": 40, "steps": 4})
     assert measured_steps(plan.wishes, "quick", told) == plan.wishes
     assert "40 steps for full training" in told.said[-1]

@@ -212,7 +212,8 @@ def test_the_space_follows_teacher_runtime_and_wishes() -> None:
     ("wish", "says"),
     [
         ({"depths": (7,)}, "depth is 1 to 6"),
-        ({"widths": (256,)}, "width is 1 to 192"),
+        ({"widths": (256,)}, "width is 1 to 192; got 256"),
+        ({"widths": tuple(range(16, 5000))}, "width is 1 to 192; got 4999$"),
         ({"precisions": (Precision.FP32, Precision.FP16)}, "in one float and what is quantised"),
         ({"heads": (5,)}, "no heads left"),
     ],

@@ -19,6 +19,7 @@ from hwsearch.search.null import TEACHER
 from hwsearch.search.owner import LEFT, membership
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.result import Result
+from hwsearch.search.storage import public
 from hwsearch.search.study import Study
 from hwsearch.search.trial import Trial
 from hwsearch.units import Budget
@@ -227,6 +228,39 @@ def test_what_is_no_study_is_one_clear_line_without_a_password(tmp_path: Path) -
     assert "secret" not in str(error.value)
     with pytest.raises(RunError, match=r"can be opened.*--storage"):
         Study("magic://", "mine")
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "run{1}", "me@work", "a#b"])
+def test_a_study_lies_where_its_path_says(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name / "study.db"
+    path.parent.mkdir()
+    study = Study(path, "mine")
+    with study.alone():
+        begun(study, "nobody")
+    study.close()
+    assert [found.name for found in tmp_path.iterdir()] == [name]
+    again = Study(path, "mine", make=False)
+    assert len(again.trials()) == 1
+    again.close()
+    assert public(path) == str(path) == public(str(path))
+
+
+def test_options_of_a_url_are_no_part_of_its_file(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    Study(url, "mine").close()
+    study = Study(f"{url}?timeout=5", "mine", make=False)
+    with study.alone():
+        begun(study, "nobody")
+    study.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"study.db", "study.db.alone"}
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_study_that_would_not_outlive_its_search_is_refused(url: str) -> None:
+    with pytest.raises(RunError, match="it lies in a file, sqlite:///FILE"):
+        Study(url, "mine")
+    with pytest.raises(RunError, match="it lies in a file, sqlite:///FILE"):
+        Study(url, "mine", make=False)
 
 
 @pytest.mark.parametrize("amid", ["INSERT", "SELECT"])

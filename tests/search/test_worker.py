@@ -7,13 +7,18 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from hwsearch.distill.job import Facts, Job, ProxyScore
 from hwsearch.errors import RunError
 from hwsearch.files import read_json
 from hwsearch.search.description import Description
 from hwsearch.search.null import NullTrainer
+from hwsearch.search.owner import membership
+from hwsearch.search.result import scored
 from hwsearch.search.study import Study
+from hwsearch.search.trial import Trial
+from hwsearch.search.trials import Climb, Trials
 from hwsearch.search.worker import join
 from tests.search.test_engine import Dying, Told, begun, scattering, search, tried
 
@@ -173,6 +178,45 @@ def test_a_storage_that_goes_away_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"cannot be reached any more .*the same command goes on"):
         join(study, lambda _: Cutting(), Told())
     study.close()
+
+
+def test_what_another_passes_while_nothing_is_left_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main job looked for work, the other's student passed its rung, the main job looked for others: and ended."""
+    folder, others = tmp_path / "run", list[Trial]()
+    studies, look = list[Study](), Trials._next
+
+    class Joined(NullTrainer):
+        """Another begins a student after some jobs."""
+
+        def train(self, job: Job) -> Future[ProxyScore]:
+            if len(self.jobs) == 4:
+                studies.append(Study(folder / "study.db", "run", make=False))
+                first = studies[0].trials()[0]
+                layers = tuple(replace(layer, ffn=layer.ffn - 32) for layer in first.architecture.layers)
+                narrower = replace(first.architecture, layers=layers)
+                with studies[0].alone():
+                    others.append(studies[0].begin(narrower, first.ms, first.settings, first.distributions, other))
+            return super().train(job)
+
+    def passed_after(self: Trials, owner: str) -> Climb | None:
+        climb = look(self, owner)
+        if climb is None and others and not others[0].losses:
+            job = Job("", others[0].architecture, self.plan.wishes.steps)
+            score = replace(NullTrainer().train(job).result(), loss=0.01)
+            with studies[0].alone():
+                priced = self.plan.priced(others[0].architecture, others[0].number)
+                others[0] = studies[0].passed(others[0], scored(priced, score))
+        return climb
+
+    monkeypatch.setattr(Trials, "_next", passed_after)
+    with membership() as other:
+        document, _ = search(folder, Joined(count=1), steps=20)
+        trials = studies[0].trials()
+    studies[0].close()
+    assert others[0].losses
+    assert tried(document) == 12
+    assert all(trial.ended for trial in trials)
+    assert len(trials[others[0].number].losses) > 1
 
 
 class Counting(NullTrainer):
