@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -47,11 +48,12 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what writers of files that were killed have left in a folder; others may be at work there."""
+    """Delete what writers that were killed have left in a folder; others may be at work there."""
     for path in folder.glob(f"{TEMPORARY}*"):
         with suppress(OSError):  # a writer may just have ended
-            if path.is_file() and time.time() - path.stat().st_mtime > _WRITTEN_S:
-                path.unlink()
+            written = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+            if time.time() - written > _WRITTEN_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

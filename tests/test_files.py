@@ -30,14 +30,21 @@ def test_nobodys_files_are_swept(tmp_path: Path) -> None:
     for path in own:
         path.write_text("mine")
     (tmp_path / ".cache.abcdefgh").mkdir()
+    folder, busy = tmp_path / f"{TEMPORARY}folder", tmp_path / f"{TEMPORARY}busy"
+    for path in (folder, busy):
+        (path / "student").mkdir(parents=True)
+        (path / "student" / "model.safetensors").write_text("half")
     left, young = tmp_path / f"{TEMPORARY}abcdefgh", tmp_path / f"{TEMPORARY}ijklmnop.pt"
     for path in (left, young):
         path.write_text("half")
     hours_ago = time.time() - 7200
-    os.utime(left, (hours_ago, hours_ago))
+    for path in (left, folder / "student" / "model.safetensors", folder / "student", folder, busy / "student", busy):
+        os.utime(path, (hours_ago, hours_ago))
     Run(tmp_path, {"of": "a test"}).close()
     assert not left.exists()
+    assert not folder.exists()
     assert young.exists()  # somebody may be writing it
+    assert (busy / "student" / "model.safetensors").exists()
     assert all(path.read_text() == "mine" for path in own)
     assert (tmp_path / ".cache.abcdefgh").is_dir()
     sweep(tmp_path / "nothing there")

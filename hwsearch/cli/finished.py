@@ -98,9 +98,9 @@ def export(
         rounding = f", where its int8 parts cause {found.kl_of_rounding:.1e}" if found.kl_of_rounding else ""
         if found.kl_of_arithmetic:
             rounding += f" and computing it in float64 {found.kl_of_arithmetic:.1e}"
-        console().print(
-            f"{name} computes what was trained: {found.kl:.1e} nats away on {found.answers} answers{rounding}"
-        )
+        # What stock Transformers computes is in float.
+        what = "is loaded as it was saved" if form == "huggingface" else "computes what was trained"
+        console().print(f"{name} {what}: {found.kl:.1e} nats away on {found.answers} answers{rounding}")
 
 
 def _trained(run: Finished) -> str:

@@ -151,6 +151,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     wishes = _wishes(budget, options)
     profile = find(device, options["threads"], options["runtime"], options["new_tokens"])
     target = profile.target(options["runtime"], options["power_mode"], options["threads"])
+    scheme = profile.runtimes[target.runtime].scheme
     spec = TaskSpec(
         teacher=str(teacher) if teacher else "",
         data=str(data_file(options["data"])) if options["data"] else "",
@@ -158,7 +159,8 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         sequence=wishes.workload.sequence,
         chunks=min(TaskSpec().chunks, wishes.long_steps * Recipe().batch),
         recipe=Recipe(seed=wishes.seed),
-        scheme=profile.runtimes[target.runtime].scheme,
+        scheme=scheme,
+        together=wishes.workload.batch if scheme.activations == "dynamic" else 0,
         precisions=tuple(p for p in wishes.precisions or TaskSpec().precisions if not p.is_float),
         text_column=options["text_column"],
         label_column=options["label_column"],

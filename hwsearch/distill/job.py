@@ -33,6 +33,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         held_out_chunks: to judge by on *select* and on *report* each, at most.
         recipe: how to train.
         scheme: how the runtime quantises.
+        together: held-out texts that are judged at once, where ranges of activations are of all of them; 0 for as many
+            as there is room for.
         precisions: that parts may be quantised to.
     """
 
@@ -44,6 +46,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     held_out_chunks: int = 384
     recipe: Recipe = Recipe()
     scheme: Scheme = Scheme()
+    together: int = 0
     precisions: tuple[Precision, ...] = (Precision.INT8,)
     text_column: str = "text"
     label_column: str = "label"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from hwsearch.distill.families import rows_at_once
 from hwsearch.distill.objectives.outputs import JUDGED, TopK, judged_together
+from hwsearch.distill.quantise import apart
 from hwsearch.distill.task import HeldOut
 
 if TYPE_CHECKING:
@@ -24,22 +25,26 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.floa
     model.eval()
     losses, answers = [], []
     with torch.inference_mode():
-        for rows in _passes(model, held_out):
+        for rows, groups in _passes(model, held_out):
             chunks = torch.from_numpy(held_out.chunks[rows]).to(model.device)
             indices, probabilities = (found.to(model.device) for found in held_out.outputs.batch(rows))
-            loss, best = held_out.objective.judge(model, chunks, indices, probabilities)
+            with apart(groups):
+                loss, best = held_out.objective.judge(model, chunks, indices, probabilities)
             losses.append(loss.view(len(rows), -1).sum(1).double().cpu().numpy())
             answers.append(best.view(len(rows), -1).cpu().numpy())
     return np.concatenate(losses), np.concatenate(answers)
 
 
-def _passes(model: PreTrainedModel, held_out: HeldOut) -> Iterable[NDArray[np.int64]]:
-    """Rows that are looked at at once: no more than a pass has room for, unless they are answers to each other."""
-    together = judged_together(len(held_out.chunks))
-    if held_out.objective.outputs is not TopK:
-        return together
-    room = rows_at_once(model.config, held_out.chunks.shape[1], JUDGED)
-    return (part for rows in together for part in np.array_split(rows, -(-len(rows) // room)))
+def _passes(model: PreTrainedModel, held_out: HeldOut) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Rows that are looked at at once, and in how many groups the runtime sees them: no more rows than a pass has room
+    for, unless they are answers to each other."""
+    answering = held_out.objective.outputs is not TopK
+    room = JUDGED if answering else rows_at_once(model.config, held_out.chunks.shape[1], JUDGED)
+    group = room if answering else min(room, held_out.together or room)
+    for rows in judged_together(len(held_out.chunks)):
+        for part in np.split(rows, range(room // group * group, len(rows), room // group * group)):
+            whole = len(part) // group * group
+            yield from ((some, max(1, len(some) // group)) for some in np.split(part, [whole]) if len(some))
 
 
 def divergence(model: PreTrainedModel, held_out: HeldOut) -> float:

@@ -56,6 +56,17 @@ def _again() -> Iterator[None]:
         QuantisedLinear.again = False
 
 
+@contextmanager
+def apart(groups: int) -> Iterator[None]:
+    """Dynamic ranges of activations are each of one of so many equal parts of a batch, as if a model saw them one after
+    the other."""
+    QuantisedLinear.groups = groups
+    try:
+        yield
+    finally:
+        QuantisedLinear.groups = 1
+
+
 class QuantisedLinear(nn.Linear):
     """A linear layer that computes as its quantised counterpart does: weights and input on the int8 grid, or weights
     alone on that of int8 or int4.
@@ -64,6 +75,7 @@ class QuantisedLinear(nn.Linear):
     """
 
     again: ClassVar[bool] = False  # whether activations are computed again, on the way back
+    groups: ClassVar[int] = 1  # of a batch, with dynamic ranges of their own
     plain: type[nn.Module]  # what it was: GPT-2's kind has its matrix the other way round
     precision: Precision
     scheme: Scheme
@@ -100,11 +112,14 @@ class QuantisedLinear(nn.Linear):
 
     def _activations(self, x: Tensor) -> Tensor:
         """The input on its grid. Rounding is half of what int8 adds to a step: one of several readers does it."""
+        # Where a head is asked for some positions of each text alone, these are no equal parts.
+        grouped = self.groups > 1 and self.scheme.activations == "dynamic" and not len(x) % self.groups
+        parts = x.reshape(self.groups, -1) if grouped else x
         with torch.no_grad():
-            low, high = self._range(x)
+            low, high = self._ranges(parts) if grouped else self._range(x)
         shared = self.shared
         if shared.given is not x or shared.rounded is None or shared.training != self.training:
-            rounded = self._round(x.float(), low.float(), high.float()).to(x.dtype)
+            rounded = self._round(parts.float(), low.float(), high.float()).to(x.dtype).view_as(x)
             shared.given, shared.rounded, shared.training = x, rounded, self.training
         return shared.rounded
 
@@ -118,6 +133,12 @@ class QuantisedLinear(nn.Linear):
                 scale = (torch.maximum(-low, high) / 127).clamp_min(_TINY)
                 bounds = (torch.full_like(scale, -128), torch.full_like(scale, 127))  # as QuantizeLinear saturates
         return on_grid(x, scale, bounds)
+
+    @staticmethod
+    def _ranges(parts: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each part, [parts, 1]."""
+        low, high = torch.aminmax(parts.detach(), dim=1, keepdim=True)
+        return low.clamp_max(0.0), high.clamp_min(0.0)
 
     def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         static = self.scheme.activations == "static"
@@ -152,15 +173,17 @@ def on_grid(x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None = Non
 
 def in_groups(weight: Tensor, group: int) -> Tensor:
     """Weights, [out, in], on a grid of 16 values from the least to the largest of each `group` inputs of an output,
-    zero among them; the gradient is let through. As ONNX Runtime's MatMulNBits has them."""
+    zero among them; the gradient is let through. As ONNX Runtime's `quantize_matmul_4bits` has them, which multiplies
+    by the reciprocal of a scale and rounds a half upwards."""
     out, inputs = weight.shape
     padded = nn.functional.pad(weight, (0, -inputs % group)).view(out, -1, group)
     with torch.no_grad():
         low, high = torch.aminmax(padded, dim=-1, keepdim=True)
         low, high = low.clamp_max(0.0), high.clamp_min(0.0)
         scale = ((high - low) / 15).clamp_min(_TINY)
-        zero = torch.round(-low / scale).clamp(0, 15)
-        rounded = ((padded / scale + zero).round_().clamp_(0, 15) - zero) * scale
+        per_step = scale.reciprocal()
+        zero = (-low * per_step + 0.5).floor_().clamp_(0, 15)
+        rounded = ((padded * per_step + zero + 0.5).floor_().clamp_(0, 15) - zero) * scale
         change = rounded.view(out, -1)[:, :inputs] - weight
     return weight + change
 

@@ -122,6 +122,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("every stage but the last says its steps")
         if any(stage.progressive and not stage.steps for stage in self.stages):
             raise ValueError("a progressive stage says its steps")
+        if not self.stages[-1].quantised:
+            raise ValueError("the last stage trains what is deployed: quantised")
         if len(set(self.stages[-1].temperature)) > 1:
             raise ValueError("the last stage has no end for the temperature to go to")
 

@@ -28,11 +28,13 @@ class HeldOut:
         objective: what is to be said of it.
         chunks: token ids and what is to be said of them, as the objective has them.
         outputs: the teacher's.
+        together: chunks that are judged at once, at most; 0 for as many as there is room for.
     """
 
     objective: Objective
     chunks: NDArray[np.int64]
     outputs: Outputs
+    together: int = 0
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:

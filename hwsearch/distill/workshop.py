@@ -73,6 +73,7 @@ class Workshop:
                 spec.held_out_chunks,
                 recipe,
                 spec.scheme,
+                spec.together,
                 spec.precisions,
             )
         )
@@ -225,7 +226,8 @@ class Workshop:
         return teacher_outputs(teacher, chunks, self._cache / "outputs", self.device)
 
     def _held_out(self, split: Split) -> HeldOut:
-        return HeldOut(self.teacher.objective, self.tokens[split], self._outputs(self.tokens[split], self.teacher))
+        tokens = self.tokens[split]
+        return HeldOut(self.teacher.objective, tokens, self._outputs(tokens, self.teacher), self.spec.together)
 
     def _importance(self, chunks: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         return measure_importance(self.teacher.model, self.teacher.objective, torch.from_numpy(chunks)).tensors()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 RELATIVE = {False: 1e-4, True: 2e-2}  # largest difference of logits over the largest logit; in float32 and in float16
 SHARE = 0.1  # of the KL that quantisation causes, which the graph's from the student may be
 NOTHING = 1e-5  # nats that are no fault, however little quantisation causes
+TOKENS = 14  # of a text that are read one by one
 ROWS = 1024  # answers at once: of a large vocabulary they take gigabytes
 ARITHMETIC = 2.0  # times the KL that the student in float32 has from itself in float64
 HALF_SHARE = 0.25  # by which float16 may raise the KL that quantisation causes
@@ -190,7 +192,7 @@ def whole(path: Path) -> Run:
 
 
 def continued(path: Path) -> Run:
-    """A graph with cached keys and values, on a text in three goes; the logits of the last position of each."""
+    """A graph with cached keys and values, on a text in some goes; the logits of the last position of each."""
     opened = session(path)
     caches = [entry for entry in opened.get_inputs() if entry.name.startswith("past.")]
     kind = np.float16 if caches[0].type == "tensor(float16)" else np.float32
@@ -230,9 +232,10 @@ def student_whole(objective: Objective, model: PreTrainedModel) -> Run:
 
 
 def goes(ids: Tensor) -> list[tuple[int, int]]:
-    """A prompt, a token, and the rest."""
+    """A prompt, tokens one by one, and the rest."""
     half, end = ids.shape[1] // 2, ids.shape[1]
-    return [(a, b) for a, b in ((0, half), (half, half + 1), (half + 1, end)) if a < b]
+    ends = [half, *range(half + 1, min(half + TOKENS, end - 1) + 1), end]
+    return [(a, b) for a, b in pairwise([0, *ends]) if a < b]
 
 
 def _kl(p: Tensor, q: Tensor) -> float:

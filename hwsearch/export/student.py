@@ -17,7 +17,8 @@ from hwsearch.distill.quantise import QuantisedLinear, quantise_parts
 from hwsearch.distill.student import empty_student
 from hwsearch.distill.teacher import Teacher
 from hwsearch.errors import RunError
-from hwsearch.files import TEMPORARY, pretty, write_text
+from hwsearch.files import TEMPORARY, pretty, sweep, write_text
+from hwsearch.interrupt import held_back
 from hwsearch.precision import Precision, Scheme
 
 if TYPE_CHECKING:
@@ -45,6 +46,18 @@ def refuse(to: Path) -> None:
             pass
     except OSError as error:
         raise RunError(f"cannot write {to}: {error.strerror}; choose another --to") from error
+
+
+def _take_the_place(new: Path, to: Path, earlier: Path) -> None:
+    """Move a folder to where another may be, which is moved away first, and back again should that fail."""
+    if to.exists():
+        to.replace(earlier)
+    try:
+        new.replace(to)
+    except OSError:
+        if earlier.exists():
+            earlier.replace(to)
+        raise
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,7 @@ class TrainedStudent:
             RunError: `to` holds something else, or cannot be written.
         """
         refuse(to)
+        sweep(to.parent)
         try:
             with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=to.parent) as name:
                 temporary = Path(name) / "student"
@@ -114,9 +128,8 @@ class TrainedStudent:
                 write_text(temporary / PLAN, pretty(self.plan) + "\n")
                 for path in filter(Path.is_file, temporary.rglob("*")):
                     path.chmod(path.stat().st_mode | 0o444)  # safetensors are their owner's alone
-                if to.exists():
-                    to.replace(Path(name) / "earlier")  # it goes with the temporary folder
-                temporary.replace(to)
+                with held_back():
+                    _take_the_place(temporary, to, Path(name) / "earlier")  # which goes with the temporary folder
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RunError(f"cannot write {to}: {reason}") from error

@@ -113,11 +113,12 @@ def write_tensorrt(
 
 def _with_past(architecture: Architecture, run: Shape, context: int) -> dict[str, Ends]:
     """The least, usual and largest shape of each input of the graph with cached keys and values, of which there are
-    none before a prompt: tuned for a new token behind `context` - 1 others."""
+    none before a prompt: tuned for a new token behind `context` - 1 others. At each end the mask is as long as what is
+    cached and what is new together."""
     (batch, sequence), dim = run, architecture.head_dim
     shapes: dict[str, Ends] = {
         "input_ids": ((1, 1), (batch, 1), (batch, sequence)),
-        "attention_mask": ((1, 1), (batch, context), (batch, context)),
+        "attention_mask": ((1, 1), (batch, context), (batch, context - 1 + sequence)),
     }
     for i, layer in enumerate(architecture.layers):
         least, most = ((b, layer.kv_heads, past, dim) for b, past in ((1, 0), (batch, context - 1)))

@@ -63,6 +63,17 @@ class Latency(msgspec.Struct, frozen=True):
     phases: dict[str, float] = {}
     ops: dict[str, float] = {}
 
+    def tightest(self, budget_ms: float, phases_ms: Mapping[str, float]) -> tuple[float, float, str]:
+        """The budget that it takes most of, of one for the whole workload and those of single phases: what it takes and
+        what it may take, ms, and what for."""
+        phases = [(self.phases[phase], ms, f" of one {phase.replace('_', ' ')}") for phase, ms in phases_ms.items()]
+        return max([(self.median_ms, budget_ms, ""), *phases], key=lambda one: one[0] / one[1])
+
+    def filled(self, budget_ms: float, phases_ms: Mapping[str, float]) -> float:
+        """The share of the tightest of these budgets that it takes, by the upper end of its interval."""
+        ms, most, _ = self.tightest(budget_ms, phases_ms)
+        return ms * self.high_ms / self.median_ms / most
+
     @property
     def certainty(self) -> str:
         """How it is known, for a person."""

@@ -16,6 +16,7 @@ from typing import Literal
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import COOL, Job, ProxyScore, work_of
 from hwsearch.errors import RunError, TrainingError
+from hwsearch.files import sweep
 from hwsearch.search.rates import best, told, tried
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
@@ -75,6 +76,7 @@ class Distillation:
         self.architecture, self.trainer, self.progress, self.layers = architecture, trainer, progress, layers
         self._states, self._begun, self._stages = folder / architecture.digest, 0.0, stages
         self._rate = rate
+        sweep(self._states)
 
     def run(self, steps: int | None = None, minutes: float | None = None) -> tuple[ProxyScore, Path]:
         """Train; the score on *report* with the curve on *select*, and the student's state.

@@ -19,7 +19,7 @@ import platformdirs
 
 from hwsearch.distill.job import COOL, Facts, Job, ProxyScore, TaskSpec
 from hwsearch.errors import RunError, TrainingError
-from hwsearch.files import pretty, read_json, read_or_drop, write_text
+from hwsearch.files import pretty, read_json, read_or_drop, sweep, write_text
 from hwsearch.search.candidates import stratified
 from hwsearch.search.plan import RUNGS, STEPS, Plan, Wishes, full_of
 from hwsearch.search.proposer import Given
@@ -100,6 +100,7 @@ def measure(
         return Job(str(folder / name), a, full_steps, cool_from=cool, marks=marks, order=order, rate=plan.rate)
 
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     orders = (0, 1) if second else (0,)
     futures = [trainer.train(job(i, order)) for order in orders for i in range(len(students))]
     dimensions = [trainer.run(features, student.architecture) for student in students]

@@ -67,6 +67,7 @@ def stored_summary(folder: Path) -> dict[str, Any]:
                 msgspec.convert(result["latency"], Latency)
                 Architecture.from_json(result["architecture"])
         Architecture.from_json(document["teacher"]["architecture"])
+        msgspec.convert((document["chosen"] or {}).get("trial"), int | None)
     except (msgspec.ValidationError, HwsearchError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     return with_later(document, folder)
@@ -241,7 +242,7 @@ def _distilled(path: Path, folder: Path) -> dict[str, Any] | None:
         return None
     found = read_json(path)
     try:
-        msgspec.convert(found, Distilled)
+        known = msgspec.convert(found, Distilled)
     except msgspec.ValidationError as error:
         raise RunError(f"{path}: {error}; delete it, or distil anew: hwsearch distill {folder}") from error
-    return dict(found)
+    return {**found, **msgspec.to_builtins(known)}

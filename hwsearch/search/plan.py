@@ -196,15 +196,11 @@ class Plan:
 
     def filled(self, latency: Latency) -> float:
         """The share of the tightest budget that a latency takes, by the upper end of its interval."""
-        ms, budget_ms, _ = self.tightest(latency)
-        return ms * latency.high_ms / latency.median_ms / budget_ms
+        return latency.filled(self.budget_ms, self.phases_ms)
 
     def tightest(self, latency: Latency) -> tuple[float, float, str]:
-        """The budget that a latency takes most of: what it takes and what it may take, ms, and what for."""
-        phases = [
-            (latency.phases[phase], ms, f" of one {phase.replace('_', ' ')}") for phase, ms in self.phases_ms.items()
-        ]
-        return max([(latency.median_ms, self.budget_ms, ""), *phases], key=lambda one: one[0] / one[1])
+        """The budget that a latency takes most of, as `Latency.tightest` has it."""
+        return latency.tightest(self.budget_ms, self.phases_ms)
 
     def holds(self, latency: Latency) -> bool:
         """Whether a latency lies inside every budget."""

@@ -121,8 +121,9 @@ def fair_rate(losses: Floats, times: Floats) -> Floats:
         losses: of each part in each precision, [parts, precisions].
         times: of each, [students, parts, precisions].
     """
-    saved = np.maximum(0.0, -times.min(2)).sum(1)
-    lost = losses.max(1).sum()
+    fastest, saved = times.argmin(2), np.maximum(0.0, -times.min(2))
+    lost = np.where(saved > 0, losses[np.arange(len(losses)), fastest], 0.0).sum(1)
+    saved = saved.sum(1)
     rate: Floats = np.divide(lost, saved, out=np.zeros_like(saved), where=saved > 0)
     return rate
 

@@ -17,6 +17,7 @@ import platformdirs
 
 from hwsearch.distill.job import UNMOVED, Moved, TaskSpec
 from hwsearch.errors import RunError
+from hwsearch.files import sweep
 from hwsearch.search.description import Description
 from hwsearch.search.owner import alive
 from hwsearch.search.run import state_of
@@ -69,6 +70,7 @@ def _joined(
         progress.say(f"this machine has no {description.folder}; students in training are kept in {folder}")
     try:
         (folder / "students").mkdir(parents=True, exist_ok=True)
+        sweep(folder / "students")
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}. Choose another --out") from error
     trials = Trials(

@@ -198,6 +198,17 @@ def test_a_summary_of_other_values_is_one_clear_line(
     assert f"{tmp_path / 'summary.json'} is damaged" in line_of(err)
 
 
+def test_a_chosen_trial_that_is_no_number_is_one_clear_line(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    shutil.copy(finished[0] / "study.db", tmp_path)
+    chosen = finished[1]["chosen"] | {"trial": "seven"}
+    (tmp_path / "summary.json").write_text(json.dumps(finished[1] | {"chosen": chosen}))
+    status, _, err = run("export", str(tmp_path), "--to", str(tmp_path / "out"))
+    assert status == 1
+    assert "summary.json is damaged" in line_of(err)
+
+
 @pytest.mark.parametrize(("to", "says"), [(".", "started in"), ("/proc/x/y", "cannot write /proc/x/y")])
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_done(
     finished: tuple[Path, dict[str, Any]], to: str, says: str

@@ -1,6 +1,7 @@
 """Short runs on a small real teacher: what a score is made of, and that going on equals never having stopped."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from hwsearch.distill import families as families_module
 from hwsearch.distill import workers as workers_module
 from hwsearch.distill.job import DType, Job, TaskSpec
 from hwsearch.distill.judging import divergence, evaluate
+from hwsearch.distill.objectives.outputs import TopK
 from hwsearch.distill.proxy import Student, load_state
 from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.teacher import load_teacher
@@ -141,6 +143,24 @@ def test_rows_that_do_not_fit_at_once_are_judged_one_after_the_other(
     apart, same = evaluate(model, task.select)
     assert apart == pytest.approx(together, rel=1e-4)
     assert (same == answers).mean() > 0.99
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_texts_are_judged_as_the_runtime_sees_them(tiny_teacher: Path, text_file: Path, texts: int) -> None:
+    """Where ranges are of a whole batch, how many texts are in one changes what is computed."""
+    scheme = Scheme("dynamic", "uint8", "channel")
+    own = Workshop(replace(small_task(tiny_teacher, text_file), scheme=scheme, together=texts))
+    held_out = own.task.select
+    assert held_out.together == texts
+    model = Student(own.task, student_shape(own, "int8,int8")).model
+    found, _ = evaluate(model, held_out)
+    alone, at_once = [], dataclasses.replace(held_out, together=0)
+    for rows in np.split(np.arange(len(held_out.chunks)), range(texts, len(held_out.chunks), texts)):
+        outputs = TopK(**{name: array[rows] for name, array in held_out.outputs.arrays().items()})
+        part = dataclasses.replace(at_once, chunks=held_out.chunks[rows], outputs=outputs)
+        alone.append(evaluate(model, part)[0])
+    otherwise = np.abs(evaluate(model, at_once)[0] - found).max()
+    assert np.abs(np.concatenate(alone) - found).max() < otherwise / 10
 
 
 def test_what_stops_a_preparation_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hwsearch.distill.quantise import QuantisedLinear, on_grid, quantise, restore, settle
+from hwsearch.distill.quantise import QuantisedLinear, apart, in_groups, on_grid, quantise, restore, settle
 from hwsearch.export.parity import session
 from hwsearch.precision import Scheme
 
@@ -53,6 +53,33 @@ def test_a_dynamic_layer_computes_what_onnx_runtime_computes(tmp_path: Path) -> 
 
     layer = quantised(layer, DYNAMIC)
     assert np.allclose(layer(x).detach().numpy(), real, atol=1e-4)
+
+
+def test_weights_of_four_bits_are_onnx_runtimes_ties_and_all() -> None:
+    from onnxruntime.capi._pybind_state import quantize_matmul_4bits
+
+    weight, group = torch.randint(-64, 65, (48, 160), generator=torch.Generator().manual_seed(0)) / 256, 32
+    packed, count = np.zeros((48, 5, group // 2), np.uint8), 48 * 5
+    scales, zeros = np.zeros(count, np.float32), np.zeros(48 * 3, np.uint8)
+    quantize_matmul_4bits(packed, np.ascontiguousarray(weight.numpy().T), scales, zeros, group, 48, 160, False)
+    values = np.stack([packed & 15, packed >> 4], -1).reshape(48, 5, group).astype(np.float32)
+    zero = np.stack([zeros & 15, zeros >> 4], -1).reshape(48, 6)[:, :5, None].astype(np.float32)
+    wanted = ((values - zero) * scales.reshape(48, 5, 1)).reshape(48, 160)
+    assert np.allclose(in_groups(weight, group).numpy(), wanted, atol=1e-6)
+
+
+def test_parts_of_a_batch_have_ranges_of_their_own_as_if_seen_one_after_the_other() -> None:
+    layer, x = quantised(linear(), DYNAMIC), torch.randn(6, 5, 24)
+    x[0] *= 4
+    layer.eval()
+    with torch.no_grad():
+        one_by_one = torch.cat([layer(each) for each in x.split(2)])
+        whole = layer(x)
+        with apart(3):
+            assert torch.allclose(layer(x.clone()), one_by_one, atol=1e-6)
+            assert torch.allclose(layer(x.flatten(0, 1)), one_by_one.flatten(0, 1), atol=1e-6)
+        assert not torch.allclose(whole, one_by_one, atol=1e-3)
+        assert torch.equal(layer(x.clone()), whole)
 
 
 def test_weights_and_static_activations_lie_on_their_grids() -> None:

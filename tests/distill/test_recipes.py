@@ -320,6 +320,7 @@ def test_assistants_lie_between(tmp_path: Path, text_file: Path, name: str) -> N
         ("[[stages]]\nprogressive = true", "progressive"),
         ("[[stages]]\ntemperature = [2.0, 1.0]", "no end"),
         ("[[stages]]\ntemperature = [0.0, 0.0]", "temperature is above 0"),
+        ("[[stages]]\nquantised = false", "trains what is deployed"),
         ("accumulate = 9", "no 9 pieces"),
         ("assistants = [0.2, 0.8]", "assistants fall"),
         ("written = 2.0", "from 0 to 1"),

@@ -13,6 +13,7 @@ from hwsearch.distill.quantise import quantise_parts, restore
 from hwsearch.errors import RunError
 from hwsearch.export.huggingface import write_huggingface
 from hwsearch.export.student import TrainedStudent
+from hwsearch.files import TEMPORARY
 from hwsearch.precision import Scheme
 from tests.export.conftest import Make
 
@@ -81,6 +82,25 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_kept(student: Traine
     with pytest.raises(RunError, match="holds no exported student"):
         write_huggingface(student, tmp_path / "folder")
     assert (tmp_path / "folder" / "thesis.txt").read_text() == (tmp_path / "file").read_text()
+
+
+def test_an_earlier_export_stands_where_the_new_one_cannot_take_its_place(
+    student: TrainedStudent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, replace = tmp_path / "student", Path.replace
+    write_huggingface(student, folder)
+    (folder / "mine.txt").write_text("the earlier export")
+
+    def failing(path: Path, to: Path) -> Path:
+        if path.name == "student" and path.parent.name.startswith(TEMPORARY):
+            raise OSError(5, "Input/output error")
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(RunError, match="Input/output error"):
+        write_huggingface(student, folder)
+    assert (folder / "mine.txt").read_text() == "the earlier export"
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
 def test_a_state_of_another_student_is_refused(student: TrainedStudent, tmp_path: Path) -> None:

@@ -305,11 +305,12 @@ def _parity(**changed: float) -> Parity:
     return Parity(**(fine | changed))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("tokens", [2, 3, 24])
-def test_a_text_in_three_goes_is_whole(tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [1, 2, 3, 24, 128])
+def test_a_text_in_some_goes_is_whole(tokens: int) -> None:
     places = [place for start, end in goes(torch.zeros(1, tokens)) for place in range(start, end)]
     assert places == list(range(tokens))
     assert all(start < end for start, end in goes(torch.zeros(1, tokens)))
+    assert len(goes(torch.zeros(1, 128))) == 16
 
 
 def test_what_is_a_fault() -> None:

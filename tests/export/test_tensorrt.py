@@ -13,6 +13,7 @@ from hwsearch.export.tensorrt import write_tensorrt
 from hwsearch.precision import Precision, Scheme
 from tests.export.conftest import Make
 
+MASKED = ("attention_mask", "past.0.key", "input_ids")
 STATIC = Scheme("static", "int8", "channel")
 
 
@@ -48,6 +49,8 @@ def test_a_generation_has_an_engine_of_its_own(make_student: Make, tmp_path: Pat
         for entry in graph.input:
             for size, dim in zip(shapes[entry.name], entry.type.tensor_type.shape.dim, strict=True):
                 assert not dim.dim_value or dim.dim_value == int(size)
+        mask, past, ids = (int(shapes[name][1 + (name[:4] == "past")]) for name in MASKED)
+        assert mask == past + ids
     assert "past.1.value:4x2x31x16" in shell
     ast.parse((tmp_path / "out" / "build.py").read_text())
 

@@ -89,3 +89,6 @@ def test_the_head_is_a_part_too(loss: float, expected: Precision) -> None:
 
 def test_the_fair_rate_is_loss_for_time() -> None:
     assert fair_rate(np.tile([0.0, 3.0], (4, 1)), np.tile([[0.0, -2.0]], (1, 4, 1))).tolist() == [1.5]
+    # A part that saves nothing is not quantised, and of three precisions the one that saves most counts.
+    losses = np.array([[0.0, 0.01, 0.5], [0.0, 1.0, 2.0]])
+    assert fair_rate(losses, np.array([[[0.0, -1.0, -0.5], [0.0, 0.5, 0.2]]])).tolist() == [0.01]
