@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hwsearch.architecture import Architecture, Layer, parse_precisions, uniform_layers
-from hwsearch.latency.estimator import AT_ONCE, Estimator, estimation
+from hwsearch.latency.estimator import AT_ONCE, Estimator, Latency, estimation
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
 from hwsearch.workload import Workload, lower
@@ -35,6 +35,13 @@ def test_phases_of_a_generation_add_up() -> None:
     profile = find_profile("jetson-orin")
     latency = Estimator(profile, profile.target(), Workload(1, 64, 10, 3)).one(decoder())
     assert latency.median_ms == pytest.approx(3 * (latency.phases["prefill"] + 10 * latency.phases["decode_token"]))
+
+
+def test_a_latency_is_judged_by_every_budget() -> None:
+    latency = Latency(10.0, 9.0, 11.0, "measured", False, 1.0, {"prefill": 1.0, "decode_token": 0.2})
+    assert latency.filled(20.0, {}) == pytest.approx(0.55)
+    assert latency.tightest(20.0, {"prefill": 4.0, "decode_token": 0.25}) == (0.2, 0.25, " of one decode token")
+    assert latency.filled(20.0, {"prefill": 4.0, "decode_token": 0.2}) == pytest.approx(1.1)
 
 
 def test_more_work_takes_longer(orin: Estimator) -> None:
