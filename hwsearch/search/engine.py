@@ -25,12 +25,12 @@ from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Given
 from hwsearch.search.rank import stages
-from hwsearch.search.rates import best, rates_of, told, tried
+from hwsearch.search.rates import best, loss_as_cut, rates_of, told, tried
 from hwsearch.search.result import Result
 from hwsearch.search.run import Run
 from hwsearch.search.rungs import KEEP
 from hwsearch.search.study import Study
-from hwsearch.search.trainer import Progress, Trainer, train_all
+from hwsearch.search.trainer import Progress, Trainer, result_of, train_all
 from hwsearch.search.trial import Trial, asked_for, results_of
 from hwsearch.search.trials import DEATHS, Trials
 
@@ -130,13 +130,17 @@ class Engine:
         )
 
     def _suit(self) -> None:
-        """Find the learning rate, for all students alike, with one as full as it may be: near such lies the answer."""
-        fullest = [student for corner in self.proposer.corners()[:1] if (student := self.proposer(Given(corner), ()))]
+        """Find the learning rate, for all students alike, with the corner that loses least as it is cut out: what has
+        lost much wants a higher rate than those among which the answer lies."""
+        proposer = self.plan.proposer(self.facts)  # what this one refuses is no trial's
+        corners = [student for corner in proposer.corners() if (student := proposer(Given(corner), ()))]
         known, steps = self.study.described(), self.plan.wishes.steps
         self._rates, died = rates_of(known), known.get("died_at_rates", 0)
-        if not self._rates and fullest and steps >= SUITING and died < DEATHS:
+        if not self._rates and corners and steps >= SUITING and died < DEATHS:
             try:
-                self._rates = tried(partial(self._losses_at, fullest[0]))
+                cut = [self.trainer.run(loss_as_cut, student) for student in corners]
+                lost = [result_of(loss) or 0.0 for loss in cut]  # a trainer that invents scores says nothing
+                self._rates = tried(partial(self._losses_at, corners[lost.index(min(lost))]))
             except RunError as error:
                 if isinstance(error.__cause__, BrokenExecutor):  # the student may be what kills its process
                     self.study.describe(died_at_rates=died + 1)
