@@ -76,7 +76,7 @@ def distill(
     kept, workers = folder / "distilled", None
     if kept.resolve() in (to.resolve(), *to.resolve().parents):
         raise RunError(f"{kept} is where what is trained is kept; choose another --to")
-    recipe, answers = run.spec.recipe, read_recipe("answers")
+    recipe = run.spec.recipe
     if recipe_name is not None:
         own = read_recipe(recipe_name)
         recipe = msgspec.structs.replace(own, seed=own.seed or recipe.seed)
@@ -121,7 +121,10 @@ def distill(
         "after": msgspec.to_builtins(score),
         "latency": msgspec.to_builtins(latency),
         "parity": parity,
-        "recipe": {"name": recipe_name or "answers", "source": recipe.source if recipe_name else answers.source},
+        "recipe": {
+            "name": recipe_name or "answers",
+            "source": recipe.source if recipe_name else read_recipe("answers").source,
+        },
         "assistants": assistants,
         "state": str(state.relative_to(folder)),
         "budget_ms": budgets[0],

@@ -41,10 +41,14 @@ def _passes(model: PreTrainedModel, held_out: HeldOut) -> Iterator[tuple[NDArray
     answering = held_out.objective.outputs is not TopK
     room = JUDGED if answering else rows_at_once(model.config, held_out.chunks.shape[1], JUDGED)
     group = room if answering else min(room, held_out.together or room)
+    size = room // group * group
     for rows in judged_together(len(held_out.chunks)):
-        for part in np.split(rows, range(room // group * group, len(rows), room // group * group)):
-            whole = len(part) // group * group
-            yield from ((some, max(1, len(some) // group)) for some in np.split(part, [whole]) if len(some))
+        for part in np.split(rows, range(size, len(rows), size)):
+            groups, left = divmod(len(part), group)
+            if groups:
+                yield part[: groups * group], groups
+            if left:
+                yield part[-left:], 1
 
 
 def divergence(model: PreTrainedModel, held_out: HeldOut) -> float:

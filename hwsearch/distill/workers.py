@@ -204,6 +204,18 @@ def ffn_dimensions_of(workshop: Any, architecture: Architecture) -> int:
     )
 
 
+def loss_as_cut(workshop: Any, architecture: Architecture) -> float:
+    """KL to its teacher of a student as it is cut out, nats a chunk, on a few chunks of *select*; for `Workers.run`."""
+    from dataclasses import replace
+
+    from hwsearch.distill.judging import evaluate
+    from hwsearch.distill.proxy import Student
+
+    task = workshop.task
+    few = replace(task.select, chunks=task.select.chunks[:SAMPLE])
+    return float(evaluate(Student(task, architecture).model, few)[0].mean())
+
+
 def _train(job: Job) -> ProxyScore:
     """Runs in a worker.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import COOL, Facts, Job, work_of
+from hwsearch.distill.workers import loss_as_cut
 from hwsearch.errors import RunError, TrainingError
 from hwsearch.search.baselines import hand_made
 from hwsearch.search.finals import Finals
@@ -25,7 +26,7 @@ from hwsearch.search.pareto import front, spread
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Given
 from hwsearch.search.rank import stages
-from hwsearch.search.rates import best, loss_as_cut, rates_of, told, tried
+from hwsearch.search.rates import best, rates_of, told, tried
 from hwsearch.search.result import Result
 from hwsearch.search.run import Run
 from hwsearch.search.rungs import KEEP

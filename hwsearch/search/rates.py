@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from hwsearch.architecture import Architecture
-
-SAMPLE = 32  # chunks that a student as it is cut out is looked at on
 STEP = 0.5  # from one rate to the next lower one
 TRIED = 5  # rates at most
 
@@ -34,19 +30,6 @@ def tried(losses_of: Callable[[Sequence[float]], Sequence[float]], first: float 
             break
         rate *= step
     return found
-
-
-def loss_as_cut(workshop: Any, architecture: Architecture) -> float:
-    """KL of a student to its teacher before any training, nats a chunk, on a few chunks of *select*; for
-    `Trainer.run`."""
-    from dataclasses import replace
-
-    from hwsearch.distill.judging import evaluate
-    from hwsearch.distill.proxy import Student
-
-    task = workshop.task
-    few = replace(task.select, chunks=task.select.chunks[:SAMPLE])
-    return float(evaluate(Student(task, architecture).model, few)[0].mean())
 
 
 def best(losses: Mapping[float, float]) -> float:

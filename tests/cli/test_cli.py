@@ -125,11 +125,7 @@ def test_latency_reads_an_architecture_from_a_file(tmp_path: Path) -> None:
         (["devices", "banana"], 1, "unknown device"),
         (["--device", "t4", "--budget", "1s", "--depth", "²"], 2, "4-8 or 128,192"),
         (["--device", "t4", "--budget", "1s", "--depth", "4-"], 2, "4-8 or 128,192"),
-        (
-            ["--device", "t4", "--budget", "1s", "--depth", "8-4"],
-            2,
-            "numbers go upwards",
-        ),
+        (["--device", "t4", "--budget", "1s", "--depth", "8-4"], 2, "numbers go upwards"),
         (["--device", "t4", "--budget", "1s", "--width", "1-20000"], 2, "10,000 of them at most; got 1-20000"),
         (["--device", "t4", "--budget", "1s", "--threads", "4"], 1, "no threads to choose"),
         (["latency", "--device", "t4", *ENCODER[:2], "--width", "9" * 20, *ENCODER[4:]], 1, "sizes of at most"),
