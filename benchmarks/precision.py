@@ -22,6 +22,7 @@ from scipy.stats import kendalltau
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.families import family_of
 from hwsearch.distill.job import TaskSpec
+from hwsearch.distill.losses import summed_kl
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.quantise import quantise_parts, restore
 from hwsearch.distill.sensitivity import BATCH, estimated_losses, measured_losses
@@ -101,16 +102,16 @@ def additivity(name: str, scheme: Scheme, steps: int) -> dict[str, Any]:
     alone, estimated = measured_losses(*given), estimated_losses(*given)
     assert family_of(model.config)
     with torch.inference_mode():
-        wanted = [objective.logits(model, part).double().log_softmax(-1) for part in few.split(BATCH)]
+        wanted = [objective.logits(model, part) for part in few.split(BATCH)]
     rng, joint, added, bits = np.random.default_rng(0), [], [], []
     for _ in range(PLANS):
         chosen = rng.random(len(alone)) < rng.uniform(0.1, 0.9)
         mixed = with_plan(architecture, chosen.astype(np.int64), (Precision.FP32, Precision.INT8))
         quantise_parts(model, mixed, scheme)
         with torch.inference_mode():
-            found = [objective.logits(model, part).double().log_softmax(-1) for part in few.split(BATCH)]
+            found = [objective.logits(model, part) for part in few.split(BATCH)]
         restore(model)
-        lost = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(wanted, found, strict=True))
+        lost = sum(summed_kl(p, q) for p, q in zip(wanted, found, strict=True))
         joint.append(lost / sum(p.shape[0] * p.shape[1] for p in wanted))
         added.append(float(alone[chosen].sum()))
         bits.append(int(chosen.sum()))

@@ -25,7 +25,7 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.floa
     model.eval()
     losses, answers = [], []
     with torch.inference_mode():
-        for rows, groups in _passes(model, held_out):
+        for rows, groups in _rows(model, held_out):
             chunks = torch.from_numpy(held_out.chunks[rows]).to(model.device)
             indices, probabilities = (found.to(model.device) for found in held_out.outputs.batch(rows))
             with apart(groups):
@@ -35,20 +35,30 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.floa
     return np.concatenate(losses), np.concatenate(answers)
 
 
-def _passes(model: PreTrainedModel, held_out: HeldOut) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Rows that are looked at at once, and in how many groups the runtime sees them: no more rows than a pass has room
-    for, unless they are answers to each other."""
+def _rows(model: PreTrainedModel, held_out: HeldOut) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Passes over a held-out set: no more rows than there is room for, unless they are answers to each other."""
     answering = held_out.objective.outputs is not TopK
     room = JUDGED if answering else rows_at_once(model.config, held_out.chunks.shape[1], JUDGED)
-    group = room if answering else min(room, held_out.together or room)
-    size = room // group * group
     for rows in judged_together(len(held_out.chunks)):
-        for part in np.split(rows, range(size, len(rows), size)):
-            groups, left = divmod(len(part), group)
-            if groups:
-                yield part[: groups * group], groups
-            if left:
-                yield part[-left:], 1
+        yield from passes(rows, room, 0 if answering else held_out.together)
+
+
+def passes(rows: NDArray[np.int64], room: int, together: int) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Rows that are looked at at once, and in how many groups (`quantise.apart`) the runtime sees them.
+
+    Args:
+        rows: all of them.
+        room: how many a pass has room for.
+        together: that the runtime sees at once, at most; 0 for as many as there is room for.
+    """
+    group = min(room, together or room)
+    size = room // group * group
+    for part in np.split(rows, range(size, len(rows), size)):
+        groups, left = divmod(len(part), group)
+        if groups:
+            yield part[: groups * group], groups
+        if left:
+            yield part[-left:], 1
 
 
 def divergence(model: PreTrainedModel, held_out: HeldOut) -> float:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 POSITIONS = 256  # at a time: 256 x 2,048 floats are 2 MB, which a core's cache holds
 POSITIONS_GPU = 8192  # a GPU wants large pieces
+ROWS = 512  # answers at once in float64: their logarithms take several times the room of the logits
 _SMALL = 1e-30  # keeps a quotient finite
 _SMALL_REST = 1e-6  # single precision of one minus a sum
 
@@ -48,6 +49,16 @@ def positionwise_kl(hidden: Tensor, weight: Tensor, indices: Tensor, probabiliti
         losses.append(kl(q, indices[part], probabilities[part]))
         best.append(q.argmax(-1))
     return torch.cat(losses), torch.cat(best)
+
+
+def summed_kl(p: Tensor, q: Tensor) -> float:
+    """KL of one model's answers from another's, `q` from `p`, both logits, [..., classes]: summed over all answers, in
+    nats, in float64."""
+    total = 0.0
+    for some, others in zip(p.flatten(0, -2).split(ROWS), q.flatten(0, -2).split(ROWS), strict=True):
+        first, second = some.double().log_softmax(-1), others.double().log_softmax(-1)
+        total += float((first.exp() * (first - second)).sum())
+    return max(0.0, total)
 
 
 def kl(q: Tensor, indices: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:

@@ -116,10 +116,10 @@ class QuantisedLinear(nn.Linear):
         grouped = self.groups > 1 and self.scheme.activations == "dynamic" and not len(x) % self.groups
         parts = x.reshape(self.groups, -1) if grouped else x
         with torch.no_grad():
-            low, high = self._ranges(parts) if grouped else self._range(x)
+            low, high = self._range(parts, 1 if grouped else None)
         shared = self.shared
         if shared.given is not x or shared.rounded is None or shared.training != self.training:
-            rounded = self._round(parts.float(), low.float(), high.float()).to(x.dtype).view_as(x)
+            rounded = self._round(parts.float(), low, high).to(x.dtype).view_as(x)
             shared.given, shared.rounded, shared.training = x, rounded, self.training
         return shared.rounded
 
@@ -134,19 +134,14 @@ class QuantisedLinear(nn.Linear):
                 bounds = (torch.full_like(scale, -128), torch.full_like(scale, 127))  # as QuantizeLinear saturates
         return on_grid(x, scale, bounds)
 
-    @staticmethod
-    def _ranges(parts: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each part, [parts, 1]."""
-        low, high = torch.aminmax(parts.detach(), dim=1, keepdim=True)
-        return low.clamp_max(0.0), high.clamp_min(0.0)
-
-    def _range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _range(self, x: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
+        """Of the whole input, or along one dimension, which stays."""
         static = self.scheme.activations == "static"
         if static and not self.known:
             self.known = bool(self.high > self.low)
         if static and self.known and (not self.training or self.again):
             return self.low, self.high  # as they were when it was computed first
-        low, high = torch.aminmax(x.detach())
+        low, high = torch.aminmax(x.detach(), dim=dim, keepdim=dim is not None)
         # In float32, as they are kept; zero is on the grid.
         low, high = low.float().clamp_max(0.0), high.float().clamp_min(0.0)
         if not static:

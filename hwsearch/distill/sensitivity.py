@@ -9,7 +9,7 @@ those of one question together.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from hwsearch.distill.families import rows_at_once
+from hwsearch.distill.judging import passes
+from hwsearch.distill.losses import summed_kl
 from hwsearch.distill.objectives.outputs import TopK
-from hwsearch.distill.quantise import parts_of, quantise, restore
+from hwsearch.distill.quantise import apart, parts_of, quantise, restore
 from hwsearch.distill.rows import NO_ANSWER
 from hwsearch.precision import Precision, Scheme
 
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 BATCH = 4  # chunks at once
 CHUNKS = 16  # that are looked at
-ROWS = 512  # answers at once: their logarithms take several times the room of the logits
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
@@ -55,24 +56,36 @@ class Sensitivity(msgspec.Struct, frozen=True):
 
 
 def measured_losses(
-    model: PreTrainedModel, objective: Objective, scheme: Scheme, precision: Precision, chunks: Tensor
+    model: PreTrainedModel,
+    objective: Objective,
+    scheme: Scheme,
+    precision: Precision,
+    chunks: Tensor,
+    together: int = 0,
 ) -> Floats:
-    """KL of a float model from itself with one part in a precision, [parts], over token ids [chunks, sequence + 1]."""
+    """KL of a float model from itself with one part in a precision, [parts], over token ids [chunks, sequence + 1], so
+    many `together` as the runtime sees (`TaskSpec.together`)."""
     parts, answers = parts_of(model), 0
     found = np.zeros(len(parts))
     with torch.inference_mode():
-        for part in _parts(model, objective, chunks):
+        for part, groups in _parts(model, objective, chunks, together):
             own = objective.logits(model, part)
             answers += _asked(objective, part)
             for i, (module, names) in enumerate(parts):
                 quantise(module, names, scheme, precision)
-                found[i] += _kl(own, objective.logits(model, part))
+                with apart(groups):
+                    found[i] += summed_kl(own, objective.logits(model, part))
                 restore(model)
     return found / max(1, answers)
 
 
 def estimated_losses(
-    model: PreTrainedModel, objective: Objective, scheme: Scheme, precision: Precision, chunks: Tensor
+    model: PreTrainedModel,
+    objective: Objective,
+    scheme: Scheme,
+    precision: Precision,
+    chunks: Tensor,
+    together: int = 0,
 ) -> Floats:
     """The same, estimated from the gradients of the model's own answers, drawn by their probabilities."""
     parts, answers = parts_of(model), 0
@@ -89,18 +102,19 @@ def estimated_losses(
     generator = torch.Generator().manual_seed(0)
     model.requires_grad_(True)
     try:
-        for part in _parts(model, objective, chunks):
+        for part, groups in _parts(model, objective, chunks, together):
             each = objective.logits(model, part)
-            logits, together = each.flatten(0, 1), each.shape[1] == 1
+            logits, one_question = each.flatten(0, 1), each.shape[1] == 1
             answers += _asked(objective, part)
             drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).flatten()
             nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
             model.zero_grad(set_to_none=True)
             for i, (module, names) in enumerate(parts):
                 quantise(module, names, scheme, precision)
-                slope = torch.stack([_slope(one, *seen[one]) for one in linear[i]]).sum(0)
+                with apart(groups):
+                    slope = torch.stack([_slope(one, *seen[one]) for one in linear[i]]).sum(0)
                 restore(model)
-                found[i] += float((slope.sum(1) if together else slope).square().sum()) / 2
+                found[i] += float((slope.sum(1) if one_question else slope).square().sum()) / 2
             seen.clear()
     finally:
         model.requires_grad_(False)
@@ -130,40 +144,34 @@ def sensitivity_in_worker(
     from hwsearch.distill.quantise import quantise_parts
     from hwsearch.distill.student import empty_student
 
-    objective, scheme = workshop.teacher.objective, workshop.spec.scheme
+    objective, scheme, together = workshop.teacher.objective, workshop.spec.scheme, workshop.spec.together
     few = torch.from_numpy(workshop.tokens["train"][: CHUNKS * objective.inputs_a_chunk])
     trained = load_state(state)
     model = empty_student(workshop.teacher.model, architecture, trained.get("layers"))
     quantise_parts(model, architecture, scheme)
     model.load_state_dict(trained["model"])
     model.eval().requires_grad_(False)
-    parts, plain = _parts(model, objective, few), copy.deepcopy(model)
+    plain, joint = copy.deepcopy(model), 0.0
     restore(plain)
     with torch.inference_mode():
-        joint = sum(_kl(objective.logits(plain, part), objective.logits(model, part)) for part in parts)
-    joint /= sum(_asked(objective, part) for part in parts)
+        for part, groups in _parts(model, objective, few, together):
+            with apart(groups):
+                joint += summed_kl(objective.logits(plain, part), objective.logits(model, part))
     given = (plain, objective, scheme)
     return Sensitivity(
-        measured={p: tuple(measured_losses(*given, p, few).tolist()) for p in precisions},
-        estimated={p: tuple(estimated_losses(*given, p, few).tolist()) for p in precisions},
-        joint=joint,
+        measured={p: tuple(measured_losses(*given, p, few, together).tolist()) for p in precisions},
+        estimated={p: tuple(estimated_losses(*given, p, few, together).tolist()) for p in precisions},
+        joint=joint / _asked(objective, few),
     )
 
 
-def _parts(model: PreTrainedModel, objective: Objective, chunks: Tensor) -> tuple[Tensor, ...]:
-    """Chunks that are looked at at once: fewer where these are long or there is much to choose from, unless they are
-    answers to each other."""
+def _parts(model: PreTrainedModel, objective: Objective, chunks: Tensor, together: int) -> Iterator[tuple[Tensor, int]]:
+    """Chunks that are looked at at once, and in how many groups the runtime sees them: fewer where these are long or
+    there is much to choose from, unless they are answers to each other."""
     size = BATCH * objective.inputs_a_chunk
     if objective.outputs is TopK:
         size = min(size, rows_at_once(model.config, chunks.shape[1], size))
-    parts: tuple[Tensor, ...] = chunks.split(size)
-    return parts
-
-
-def _kl(p: Tensor, q: Tensor) -> float:
-    """Summed KL of `q` from `p`, logits."""
-    found = 0.0
-    for some, others in zip(p.flatten(0, -2).split(ROWS), q.flatten(0, -2).split(ROWS), strict=True):
-        first, second = some.float().log_softmax(-1), others.float().log_softmax(-1)
-        found += float((first.exp() * (first - second)).sum())
-    return max(0.0, found)
+    else:
+        together = 0
+    for rows, groups in passes(np.arange(len(chunks)), size, together):
+        yield chunks[rows], groups

@@ -123,7 +123,11 @@ class Workshop:
         compute, count, settings = {
             "layers": (self._layers, REFIT_CHUNKS if refits else SUBSET_CHUNKS, ()),
             "importance": (self._importance, STATISTICS_CHUNKS, ()),
-            "sensitivities": (self._sensitivities, SUBSET_CHUNKS, (self.spec.scheme, self.spec.precisions)),
+            "sensitivities": (
+                self._sensitivities,
+                SUBSET_CHUNKS,
+                (self.spec.scheme, self.spec.together, self.spec.precisions),
+            ),
         }[name]
         chunks = self.tokens["train"][: count * self.teacher.objective.inputs_a_chunk]
         known = msgspec.json.encode(
@@ -263,7 +267,8 @@ class Workshop:
 
     def _sensitivities(self, chunks: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         how = self.teacher.model, self.teacher.objective, self.spec.scheme
-        losses = {p: measured_losses(*how, p, torch.from_numpy(chunks)) for p in self.spec.precisions}
+        few, together = torch.from_numpy(chunks), self.spec.together
+        losses = {p: measured_losses(*how, p, few, together) for p in self.spec.precisions}
         return {p.value: torch.from_numpy(lost) for p, lost in losses.items()}
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwsearch.distill.losses import summed_kl
 from hwsearch.distill.objectives.objective import Inputs
 from hwsearch.errors import ExportError
 
@@ -36,7 +37,6 @@ RELATIVE = {False: 1e-4, True: 2e-2}  # largest difference of logits over the la
 SHARE = 0.1  # of the KL that quantisation causes, which the graph's from the student may be
 NOTHING = 1e-5  # nats that are no fault, however little quantisation causes
 TOKENS = 14  # of a text that are read one by one
-ROWS = 1024  # answers at once: of a large vocabulary they take gigabytes
 ARITHMETIC = 2.0  # times the KL that the student in float32 has from itself in float64
 HALF_SHARE = 0.25  # by which float16 may raise the KL that quantisation causes
 # Entries of ONNX Runtime's session without which it computes something else: it rounds the activations too where
@@ -130,8 +130,8 @@ def compare(
             found = choices(graph(inputs)).float()
         if not bool(found.isfinite().all()):
             found, difference = wanted, math.inf
-        kl, from_float = kl + _kl(wanted, found), from_float + _kl(plain, found)
-        rounding += _kl(plain, wanted) if in_float else 0.0
+        kl, from_float = kl + summed_kl(wanted, found), from_float + summed_kl(plain, found)
+        rounding += summed_kl(plain, wanted) if in_float else 0.0
         square += float((wanted - plain).square().sum())
         difference = max(difference, float((wanted - found).abs().max()))
         largest = max(largest, float(wanted.abs().max()))
@@ -146,9 +146,9 @@ def compare(
     return Parity(
         answers=answers,
         difference=difference / max(largest, 1e-12),
-        kl=max(0.0, kl / answers),
-        kl_of_rounding=max(0.0, rounding / answers),
-        kl_from_float=max(0.0, from_float / answers),
+        kl=kl / answers,
+        kl_of_rounding=rounding / answers,
+        kl_from_float=from_float / answers,
         disagreements=differ,
         margin=margin,
         step=max(moved_by, least),
@@ -236,12 +236,3 @@ def goes(ids: Tensor) -> list[tuple[int, int]]:
     half, end = ids.shape[1] // 2, ids.shape[1]
     ends = [half, *range(half + 1, min(half + TOKENS, end - 1) + 1), end]
     return [(a, b) for a, b in pairwise([0, *ends]) if a < b]
-
-
-def _kl(p: Tensor, q: Tensor) -> float:
-    """Summed KL of `q` from `p`, logits, [answers, classes]."""
-    total = 0.0
-    for one, other in zip(p.split(ROWS), q.split(ROWS), strict=True):
-        first, second = one.double().log_softmax(-1), other.double().log_softmax(-1)
-        total += float((first.exp() * (first - second)).sum())
-    return total
