@@ -33,8 +33,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         held_out_chunks: to judge by on *select* and on *report* each, at most.
         recipe: how to train.
         scheme: how the runtime quantises.
-        together: held-out texts that are judged at once, where ranges of activations are of all of them; 0 for as many
-            as there is room for.
+        together: texts that are judged at once, students and what quantising a part loses alike, where ranges of
+            activations are of all of them; 0 for as many as there is room for.
         precisions: that parts may be quantised to.
     """
 
