@@ -264,7 +264,7 @@ def _with_other_ranges(student: TrainedStudent) -> TrainedStudent:
     for module in model.modules():
         if hasattr(module, "_range"):
             low, high = module.low.clone() / 4, module.high.clone() / 4
-            module._range = lambda x, low=low, high=high: (low, high)
+            module._range = lambda x, dim, low=low, high=high: (low, high)
     return Drifting(student.teacher, student.architecture, student.scheme, model)
 
 
