@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
+    from hwsearch.distill.objectives.objective import Objective
+
 RESAMPLES = 2000
 
 
@@ -25,7 +27,7 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.floa
     model.eval()
     losses, answers = [], []
     with torch.inference_mode():
-        for rows, groups in _rows(model, held_out):
+        for rows, groups in _passes(model, held_out):
             chunks = torch.from_numpy(held_out.chunks[rows]).to(model.device)
             indices, probabilities = (found.to(model.device) for found in held_out.outputs.batch(rows))
             with apart(groups):
@@ -35,23 +37,30 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.floa
     return np.concatenate(losses), np.concatenate(answers)
 
 
-def _rows(model: PreTrainedModel, held_out: HeldOut) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Passes over a held-out set: no more rows than there is room for, unless they are answers to each other."""
-    answering = held_out.objective.outputs is not TopK
-    room = JUDGED if answering else rows_at_once(model.config, held_out.chunks.shape[1], JUDGED)
+def _passes(model: PreTrainedModel, held_out: HeldOut) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Over a held-out set."""
+    columns = held_out.chunks.shape[1]
     for rows in judged_together(len(held_out.chunks)):
-        yield from passes(rows, room, 0 if answering else held_out.together)
+        yield from passes(model, held_out.objective, rows, columns, JUDGED, held_out.together)
 
 
-def passes(rows: NDArray[np.int64], room: int, together: int) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Rows that are looked at at once, and in how many groups (`quantise.apart`) the runtime sees them.
+def passes(
+    model: PreTrainedModel, objective: Objective, rows: NDArray[np.int64], columns: int, most: int, together: int
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Rows that are looked at at once, and in how many groups (`quantise.apart`) the runtime sees them: no more rows
+    than a pass has room for, unless they are answers to each other.
 
     Args:
+        model: that is to look at them.
+        objective: of its task.
         rows: all of them.
-        room: how many a pass has room for.
+        columns: of each.
+        most: rows of a pass, at most.
         together: that the runtime sees at once, at most; 0 for as many as there is room for.
     """
-    group = min(room, together or room)
+    answering = objective.outputs is not TopK
+    room = most if answering else rows_at_once(model.config, columns, most)
+    group = room if answering else min(room, together or room)
     size = room // group * group
     for part in np.split(rows, range(size, len(rows), size)):
         groups, left = divmod(len(part), group)

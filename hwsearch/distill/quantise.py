@@ -119,7 +119,7 @@ class QuantisedLinear(nn.Linear):
             low, high = self._range(parts, 1 if grouped else None)
         shared = self.shared
         if shared.given is not x or shared.rounded is None or shared.training != self.training:
-            rounded = self._round(parts.float(), low, high).to(x.dtype).view_as(x)
+            rounded = self._round(parts.float(), low.float(), high.float()).to(x.dtype).view_as(x)
             shared.given, shared.rounded, shared.training = x, rounded, self.training
         return shared.rounded
 

@@ -17,10 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hwsearch.distill.families import rows_at_once
 from hwsearch.distill.judging import passes
 from hwsearch.distill.losses import summed_kl
-from hwsearch.distill.objectives.outputs import TopK
 from hwsearch.distill.quantise import apart, parts_of, quantise, restore
 from hwsearch.distill.rows import NO_ANSWER
 from hwsearch.precision import Precision, Scheme
@@ -65,18 +63,17 @@ def measured_losses(
 ) -> Floats:
     """KL of a float model from itself with one part in a precision, [parts], over token ids [chunks, sequence + 1], so
     many `together` as the runtime sees (`TaskSpec.together`)."""
-    parts, answers = parts_of(model), 0
+    parts = parts_of(model)
     found = np.zeros(len(parts))
     with torch.inference_mode():
         for part, groups in _parts(model, objective, chunks, together):
             own = objective.logits(model, part)
-            answers += _asked(objective, part)
             for i, (module, names) in enumerate(parts):
                 quantise(module, names, scheme, precision)
                 with apart(groups):
                     found[i] += summed_kl(own, objective.logits(model, part))
                 restore(model)
-    return found / max(1, answers)
+    return found / max(1, _asked(objective, chunks))
 
 
 def estimated_losses(
@@ -88,7 +85,7 @@ def estimated_losses(
     together: int = 0,
 ) -> Floats:
     """The same, estimated from the gradients of the model's own answers, drawn by their probabilities."""
-    parts, answers = parts_of(model), 0
+    parts = parts_of(model)
     found = np.zeros(len(parts))
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
@@ -105,7 +102,6 @@ def estimated_losses(
         for part, groups in _parts(model, objective, chunks, together):
             each = objective.logits(model, part)
             logits, one_question = each.flatten(0, 1), each.shape[1] == 1
-            answers += _asked(objective, part)
             drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).flatten()
             nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
             model.zero_grad(set_to_none=True)
@@ -120,7 +116,7 @@ def estimated_losses(
         model.requires_grad_(False)
         for handle in handles:
             handle.remove()
-    return found / max(1, answers)
+    return found / max(1, _asked(objective, chunks))
 
 
 def _asked(objective: Objective, chunks: Tensor) -> int:
@@ -166,12 +162,7 @@ def sensitivity_in_worker(
 
 
 def _parts(model: PreTrainedModel, objective: Objective, chunks: Tensor, together: int) -> Iterator[tuple[Tensor, int]]:
-    """Chunks that are looked at at once, and in how many groups the runtime sees them: fewer where these are long or
-    there is much to choose from, unless they are answers to each other."""
-    size = BATCH * objective.inputs_a_chunk
-    if objective.outputs is TopK:
-        size = min(size, rows_at_once(model.config, chunks.shape[1], size))
-    else:
-        together = 0
-    for rows, groups in passes(np.arange(len(chunks)), size, together):
+    """Chunks that are looked at at once, and in how many groups the runtime sees them."""
+    most = BATCH * objective.inputs_a_chunk
+    for rows, groups in passes(model, objective, np.arange(len(chunks)), chunks.shape[1], most, together):
         yield chunks[rows], groups
