@@ -56,7 +56,6 @@ def distill(
     """
     import msgspec
 
-    from hwsearch.distill.job import COOL
     from hwsearch.distill.workers import Workers
     from hwsearch.errors import ExportError, GraphError, RunError
     from hwsearch.export.forms import deliver
@@ -81,7 +80,7 @@ def distill(
         own = read_recipe(recipe_name)
         recipe = msgspec.structs.replace(own, seed=own.seed or recipe.seed)
     if steps is not None:
-        check_stages(recipe.before_last, round(COOL * steps))
+        check_stages(recipe.before_last, steps)
     most = CHUNKS if steps is None else min(CHUNKS, steps * recipe.batch)
     spec = msgspec.structs.replace(run.spec, chunks=max(run.spec.chunks, most), recipe=recipe)
     try:

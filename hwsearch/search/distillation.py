@@ -2,8 +2,8 @@
 
 Which learning rate suits a student depends on its size and on how near it begins: around the search's, a few are tried
 for `TRIED` steps first. The rate then stays constant while doubling the steps still lowers the held-out KL on *select*,
-and falls to zero after that. Every `MARK` steps the state is kept: a run that was killed goes on from there, to the
-same result.
+and falls to zero after that, over most of the training. Every `MARK` steps the state is kept: a run that was killed
+goes on from there, to the same result.
 """
 
 from __future__ import annotations
@@ -22,31 +22,36 @@ from hwsearch.search.trainer import Progress, Trainer, result_of
 
 TRIED = 384  # steps of a trial of a rate, whose rate falls at its end
 MARK = 128  # steps between two points of the curve
-FIRST = 1024  # steps after which is first asked whether doubling them pays
+# Of the steps: from there on the rate falls to zero, sooner than a search's. Of 4 x 160, 1,536 steps at half the
+# recipe's rate, KL on *report* is 0.519 from here on and 0.533 from `COOL` on (`python benchmarks/cooling.py`).
+HELD = 0.3
+FIRST = 512  # steps at a constant rate after which is first asked whether doubling them pays
 GAIN = 0.03  # by which doubling the steps must lower the KL, to go on; as `benchmarks/students.py` has full training
-MOST = 65536  # steps at a constant rate
+MOST = 100_000  # steps
 # Of text to train on, at most. A student that goes through 16,384 of them twelve times learns them by heart: after
 # 24,576 steps its KL was 0.46 nats on them and 0.66 on other text of the same split (embedded teacher, 3 x 96).
 CHUNKS = 65536
 
 
-def check_stages(stages: int, constant: int, minutes: float | None = None) -> None:
-    """Raise unless a recipe's last stage begins before the rate falls.
+def check_stages(stages: int, steps: int, minutes: float | None = None) -> None:
+    """Raise unless a recipe's last stage begins before the rate has to fall.
 
     Args:
         stages: steps of all stages but the last.
-        constant: steps at a constant rate.
+        steps: in all.
         minutes: that there are for them, where that is what they come from.
 
     Raises:
         RunError: it does not.
     """
+    constant = round(COOL * steps)
     if constant <= stages:
-        way = f"more than {round((stages + 1) / COOL)} --steps"
+        way = f"{round((stages + 1) / COOL)} --steps or more"
         if minutes is not None:
             way += f", or more than {minutes:g} --minutes"
         raise RunError(
-            f"the recipe's last stage begins after {stages} steps, and the rate falls from {constant} on; give {way}"
+            f"the recipe's last stage begins after {stages} steps, and the rate falls from {constant} on at the "
+            f"latest; give {way}"
         )
 
 
@@ -92,15 +97,17 @@ class Distillation:
             self._suit()
         self._begun = self.trainer.work_done
         self.progress.stage("distillation", 1.0)
+        # No state is gone on from that has passed its step: less time, or fewer steps, than before have their own.
         if steps is None:
             most = MOST if minutes is None else self._within(minutes)
-            # No state is gone on from that has passed its step: less time than before has its own.
-            name, begun = "constant" if minutes is None else f"within-{most}", "pace"
-            constant = self._pays(name, most)
+            check_stages(self._stages, most, minutes)
+            name, begun = f"within-{self._held(most)}", "pace"
+            constant = self._pays(name, self._held(most))
+            steps = min(most, round(constant / HELD))
         else:
-            name, begun, constant = f"constant-{steps}", None, round(COOL * steps)
-        check_stages(self._stages, constant, minutes)
-        steps = steps or round(constant / COOL)
+            check_stages(self._stages, steps)
+            constant = self._held(steps)
+            name, begun = f"constant-{constant}", None
         self._train(name, constant, steps, begun)
         self._train(f"{constant}-{steps}", steps, steps, name, constant)
         score = self._train(f"{constant}-{steps}", steps, steps, name, constant, "report")
@@ -117,7 +124,8 @@ class Distillation:
             nonlocal count
             self._rate, count = rate, count + 1
             try:
-                return self._train("tried", TRIED, max(3, count) * TRIED, falls_from=round(COOL * TRIED)).loss
+                held = self._held(TRIED)
+                return self._train(f"{held}-{TRIED}", TRIED, max(3, count) * TRIED, falls_from=held).loss
             except TrainingError:  # it diverged
                 return math.inf
 
@@ -125,12 +133,17 @@ class Distillation:
         self._rate = best(losses)
         self.progress.say(told(losses, TRIED))
 
+    def _held(self, steps: int) -> int:
+        """Of so many, those at a constant rate: until the pace is known and the recipe's last stage has begun, where
+        that is later, but to `COOL` of them at most."""
+        return max(round(HELD * steps), min(max(MARK, self._stages + 1), round(COOL * steps)))
+
     def _within(self, minutes: float) -> int:
-        """Steps at a constant rate that leave time for those that follow, at the pace of the first."""
+        """Steps that there is time for, at the pace of the first."""
         first = self._train("pace", MARK, MARK)
-        steps = round(COOL * 60 * minutes / (first.seconds / first.steps))
-        self.progress.say(f"{minutes:g} minutes are about {round(steps / COOL)} steps")
-        return min(MOST, max(MARK, steps))
+        steps = round(60 * minutes / (first.seconds / first.steps))
+        self.progress.say(f"{minutes:g} minutes are about {steps} steps")
+        return min(MOST, max(round(MARK / COOL), steps))
 
     def _pays(self, name: str, most: int) -> int:
         """Steps at a constant rate, `most` of them, after which doubling them has come to pay little."""
@@ -139,7 +152,7 @@ class Distillation:
             half *= 2
         while gain >= GAIN and half < most:
             until = min(2 * half, most)
-            curve = dict(self._train(name, until, round(until / COOL), "pace").curve)
+            curve = dict(self._train(name, until, round(until / HELD), "pace").curve)
             gain = 1 - curve[until] / curve[half]
             self.progress.say(
                 f"{until} steps: KL {curve[until]:.4f} on select, {gain:.1%} lower than after {half} of them"

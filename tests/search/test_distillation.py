@@ -8,10 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.distill.job import COOL, Job, ProxyScore
-from hwsearch.errors import TrainingError
+from hwsearch.distill.job import Job, ProxyScore
+from hwsearch.errors import RunError, TrainingError
 from hwsearch.precision import Precision
-from hwsearch.search.distillation import FIRST, GAIN, MARK, MOST, TRIED, Distillation
+from hwsearch.search.distillation import GAIN, MARK, TRIED, Distillation
 from hwsearch.search.null import TEACHER, NullProgress, NullTrainer
 
 
@@ -38,12 +38,11 @@ def student() -> Architecture:
     })  # fmt: skip
 
 
-@pytest.mark.parametrize(("power", "constant"), [(0.02, 2 * FIRST), (0.5, MOST)])
-def test_it_goes_on_while_doubling_pays(tmp_path: Path, power: float, constant: int) -> None:
+@pytest.mark.parametrize(("power", "constant", "end"), [(0.02, 1024, 3413), (0.5, 30000, 100_000)])
+def test_it_goes_on_while_doubling_pays(tmp_path: Path, power: float, constant: int, end: int) -> None:
     assert 1 - 2**-0.02 < GAIN < 1 - 2**-0.5
     trainer = Noted(power)
     score, state = Distillation(student(), trainer, tmp_path, NullProgress()).run()
-    end = round(constant / COOL)
     assert score.steps == end
     last, judged = trainer.jobs[-2:]
     assert (last.cool_from, last.steps, last.split) == (constant, end, "select")
@@ -53,7 +52,7 @@ def test_it_goes_on_while_doubling_pays(tmp_path: Path, power: float, constant: 
     assert max(job.steps for job in held) == constant
 
 
-@pytest.mark.parametrize(("seconds", "steps"), [(0.1, 1800), (0.01, round(2 * FIRST / COOL)), (100.0, 183)])
+@pytest.mark.parametrize(("seconds", "steps"), [(0.1, 1800), (0.01, 3413), (100.0, 183)])
 def test_it_takes_the_minutes_that_it_is_given(tmp_path: Path, seconds: float, steps: int) -> None:
     class Paced(Noted):
         def train(self, job: Job) -> Future[ProxyScore]:
@@ -78,12 +77,39 @@ def test_the_rate_falls_at_the_end_of_steps_that_are_named(tmp_path: Path) -> No
     trainer = Noted(0.1)
     _, state = Distillation(student(), trainer, tmp_path, NullProgress()).run(900)
     first, last, _ = trainer.jobs
-    assert (first.steps, first.cool_from, last.cool_from, last.steps) == (630, None, 630, 900)
+    assert (first.steps, first.cool_from, last.cool_from, last.steps) == (270, None, 270, 900)
     other = Noted(0.1)
     _, longer = Distillation(student(), other, tmp_path, NullProgress()).run(1200)
     # A longer run shares nothing with a shorter one: no state is gone on from that has passed its step.
     assert {job.path for job in other.jobs}.isdisjoint({job.path for job in trainer.jobs})
     assert longer != state
+
+
+@pytest.mark.parametrize(
+    ("steps", "stages", "constant"),
+    [
+        (10000, 0, 3000),
+        (10000, 2000, 3000),
+        (10000, 5000, 5001),  # the last stage has begun
+        (200, 0, 128),  # the curve has a point
+        (100, 0, 70),
+    ],
+)
+def test_the_rate_falls_early_but_not_before_the_last_stage(
+    tmp_path: Path, steps: int, stages: int, constant: int
+) -> None:
+    trainer = Noted(0.1)
+    Distillation(student(), trainer, tmp_path, NullProgress(), stages=stages).run(steps)
+    last = trainer.jobs[-1]
+    assert (last.cool_from, last.steps) == (constant, steps)
+
+
+def test_the_last_stage_has_to_begin(tmp_path: Path) -> None:
+    trainer = Noted(0.1)
+    distillation = Distillation(student(), trainer, tmp_path, NullProgress(), stages=700)
+    distillation.run(1001)
+    with pytest.raises(RunError, match=r"begins after 700 steps.*from 700 on at the latest; give 1001 --steps or more"):
+        distillation.run(1000)
 
 
 @pytest.mark.parametrize(
