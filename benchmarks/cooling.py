@@ -1,9 +1,9 @@
-"""From which of a training's steps on should the rate fall?
+"""From which of a distillation's steps on should the rate fall?
 
-Students of the table in `students.json`, or trials of a finished run, trained for the same steps at multiples of the
+Students of a finished run, trained on the text that `hwsearch distill` takes for the same steps, at multiples of the
 recipe's rate, which falls to zero from a share of the steps on: KL and retention on *report*.
 
-python benchmarks/cooling.py [--students 42 51] [--held 0.7 0.3 0.02] [--rates 1 0.5] [--steps 1536] [--run DIR]
+python benchmarks/cooling.py DIR [--students 0 7] [--held 0.7 0.3 0.02] [--rates 1 0.5] [--steps 1536]
 """
 
 from __future__ import annotations
@@ -14,22 +14,31 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rates import students_of
+import torch
+from msgspec.structs import replace
 
 from hwsearch.distill.proxy import Student
+from hwsearch.distill.workshop import Workshop
+from hwsearch.search.distillation import CHUNKS
+from hwsearch.search.finished import finished, stored_trials
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--students", type=int, nargs="+", default=[42, 51])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--students", type=int, nargs="+", help="trials; the chosen one by default")
     parser.add_argument("--held", type=float, nargs="+", default=[0.7, 0.3, 0.02])
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 0.5])
     parser.add_argument("--steps", type=int, default=1536)
-    parser.add_argument("--run", type=Path)
     options = parser.parse_args()
-    task, architectures = students_of(options.run)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    run = finished(options.run)
+    chunks = max(run.spec.chunks, min(CHUNKS, options.steps * run.spec.recipe.batch))
+    task = Workshop(replace(run.spec, chunks=chunks)).task
+    architectures = {trial.trial: trial.architecture for trial in stored_trials(options.run)}
     found: list[dict[str, Any]] = []
-    for number, rate, held in product(options.students, options.rates, options.held):
+    for number, rate, held in product(options.students or [run.trial], options.rates, options.held):
         student = Student(task, architectures[number], rate=rate)
         student.train(options.steps, cool_from=round(held * options.steps), end=options.steps)
         score = student.score(task.report)

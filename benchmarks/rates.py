@@ -26,17 +26,6 @@ from hwsearch.search.finished import finished, stored_trials
 FALL = 0.5  # of the steps, in which the rate then falls
 
 
-def students_of(run: Path | None) -> tuple[Any, dict[int, Architecture]]:
-    """A task, and students of it by number: trials of a finished run, or of the table."""
-    if run:
-        torch.set_num_threads(1)
-        torch.set_flush_denormal(True)
-        return Workshop(finished(run).spec).task, {r.trial: r.architecture for r in stored_trials(run)}
-    facts_of(0)
-    rows = read_json(TABLE)["students"]
-    return workshop(0).task, {i: Architecture.from_json(row["architecture"]) for i, row in enumerate(rows)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--students", type=int, nargs="+", default=[42, 35, 27, 51])
@@ -44,7 +33,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=640)
     parser.add_argument("--run", type=Path)
     options = parser.parse_args()
-    task, architectures = students_of(options.run)
+    if options.run:
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
+        task = Workshop(finished(options.run).spec).task
+        architectures = {r.trial: r.architecture for r in stored_trials(options.run)}
+    else:
+        facts_of(0)
+        task, rows = workshop(0).task, read_json(TABLE)["students"]
+        architectures = {i: Architecture.from_json(row["architecture"]) for i, row in enumerate(rows)}
     found: list[dict[str, Any]] = []
     for number in options.students:
         architecture = architectures[number]
