@@ -25,7 +25,7 @@ from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.losses import summed_kl
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.quantise import quantise_parts, restore
-from hwsearch.distill.sensitivity import BATCH, estimated_losses, measured_losses
+from hwsearch.distill.sensitivity import BATCH, Probe
 from hwsearch.distill.workshop import Workshop
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision, Scheme
@@ -98,8 +98,8 @@ def additivity(name: str, scheme: Scheme, steps: int) -> dict[str, Any]:
     student.train(steps)
     model, objective = student.model.eval().requires_grad_(False), task.teacher.objective
     few = torch.from_numpy(task.select.chunks[:CHUNKS])
-    given = (model, objective, scheme, Precision.INT8, few)
-    alone, estimated = measured_losses(*given), estimated_losses(*given)
+    probe = Probe(model, objective, scheme, few)
+    alone, estimated = probe.measured(Precision.INT8), probe.estimated(Precision.INT8)
     assert family_of(model.config)
     with torch.inference_mode():
         wanted = [objective.logits(model, part) for part in few.split(BATCH)]

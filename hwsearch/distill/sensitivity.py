@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -53,75 +54,93 @@ class Sensitivity(msgspec.Struct, frozen=True):
     joint: float
 
 
-def measured_losses(
-    model: PreTrainedModel,
-    objective: Objective,
-    scheme: Scheme,
-    precision: Precision,
-    chunks: Tensor,
-    together: int = 0,
-) -> Floats:
-    """KL of a float model from itself with one part in a precision, [parts], over token ids [chunks, sequence + 1], so
-    many `together` as the runtime sees (`TaskSpec.together`)."""
-    parts = parts_of(model)
-    found = np.zeros(len(parts))
-    with torch.inference_mode():
-        for part, groups in _parts(model, objective, chunks, together):
-            own = objective.logits(model, part)
-            for i, (module, names) in enumerate(parts):
-                quantise(module, names, scheme, precision)
+@dataclass(frozen=True)
+class Probe:
+    """Parts of a model, looked at one by one.
+
+    Attributes:
+        model: in float; left as it is.
+        objective: of its task.
+        scheme: how the runtime quantises.
+        chunks: token ids, [chunks, sequence + 1].
+        together: how many of them the runtime sees at once (`TaskSpec.together`).
+    """
+
+    model: PreTrainedModel
+    objective: Objective
+    scheme: Scheme
+    chunks: Tensor
+    together: int = 0
+
+    def measured(self, precision: Precision) -> Floats:
+        """KL of the model from itself with one part in a precision, nats an answer, [parts]."""
+        parts = parts_of(self.model)
+        found = np.zeros(len(parts))
+        with torch.inference_mode():
+            for rows, groups in self._passes():
+                own = self.objective.logits(self.model, rows)
+                for i, (module, names) in enumerate(parts):
+                    quantise(module, names, self.scheme, precision)
+                    with apart(groups):
+                        found[i] += summed_kl(own, self.objective.logits(self.model, rows))
+                    restore(self.model)
+        return found / self._asked
+
+    def estimated(self, precision: Precision) -> Floats:
+        """The same, estimated from the gradients of the model's own answers, drawn by their probabilities."""
+        parts = parts_of(self.model)
+        found = np.zeros(len(parts))
+        seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+        def watch(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            if output.requires_grad:
+                output.retain_grad()
+                seen[module] = (given[0].detach(), output)
+
+        linear = [[module.get_submodule(name) for name in names] for module, names in parts]
+        handles = [m.register_forward_hook(watch) for part in linear for m in part]
+        generator = torch.Generator().manual_seed(0)
+        self.model.requires_grad_(True)
+        try:
+            for rows, groups in self._passes():
+                each = self.objective.logits(self.model, rows)
+                logits, one_question = each.flatten(0, 1), each.shape[1] == 1
+                drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).flatten()
+                nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
+                self.model.zero_grad(set_to_none=True)
+                for i, (module, names) in enumerate(parts):
+                    quantise(module, names, self.scheme, precision)
+                    with apart(groups):
+                        slope = torch.stack([_slope(one, *seen[one]) for one in linear[i]]).sum(0)
+                    restore(self.model)
+                    found[i] += float((slope.sum(1) if one_question else slope).square().sum()) / 2
+                seen.clear()
+        finally:
+            self.model.requires_grad_(False)
+            for handle in handles:
+                handle.remove()
+        return found / self._asked
+
+    def joint(self, quantised: PreTrainedModel) -> float:
+        """KL of the model from itself with several parts quantised, nats an answer."""
+        found = 0.0
+        with torch.inference_mode():
+            for rows, groups in self._passes():
                 with apart(groups):
-                    found[i] += summed_kl(own, objective.logits(model, part))
-                restore(model)
-    return found / max(1, _asked(objective, chunks))
+                    found += summed_kl(self.objective.logits(self.model, rows), self.objective.logits(quantised, rows))
+        return found / self._asked
 
+    @property
+    def _asked(self) -> int:
+        """Answers, at least one."""
+        return max(1, int((self.objective.labels(self.chunks) != NO_ANSWER).sum()))
 
-def estimated_losses(
-    model: PreTrainedModel,
-    objective: Objective,
-    scheme: Scheme,
-    precision: Precision,
-    chunks: Tensor,
-    together: int = 0,
-) -> Floats:
-    """The same, estimated from the gradients of the model's own answers, drawn by their probabilities."""
-    parts = parts_of(model)
-    found = np.zeros(len(parts))
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def watch(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        if output.requires_grad:
-            output.retain_grad()
-            seen[module] = (given[0].detach(), output)
-
-    linear = [[module.get_submodule(name) for name in names] for module, names in parts]
-    handles = [m.register_forward_hook(watch) for part in linear for m in part]
-    generator = torch.Generator().manual_seed(0)
-    model.requires_grad_(True)
-    try:
-        for part, groups in _parts(model, objective, chunks, together):
-            each = objective.logits(model, part)
-            logits, one_question = each.flatten(0, 1), each.shape[1] == 1
-            drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator).flatten()
-            nn.functional.cross_entropy(logits, drawn, reduction="sum").backward()
-            model.zero_grad(set_to_none=True)
-            for i, (module, names) in enumerate(parts):
-                quantise(module, names, scheme, precision)
-                with apart(groups):
-                    slope = torch.stack([_slope(one, *seen[one]) for one in linear[i]]).sum(0)
-                restore(model)
-                found[i] += float((slope.sum(1) if one_question else slope).square().sum()) / 2
-            seen.clear()
-    finally:
-        model.requires_grad_(False)
-        for handle in handles:
-            handle.remove()
-    return found / max(1, _asked(objective, chunks))
-
-
-def _asked(objective: Objective, chunks: Tensor) -> int:
-    """How much is asked of some chunks."""
-    return int((objective.labels(chunks) != NO_ANSWER).sum())
+    def _passes(self) -> Iterator[tuple[Tensor, int]]:
+        """Chunks that are looked at at once, and in how many groups the runtime sees them."""
+        count, columns = self.chunks.shape
+        most = BATCH * self.objective.inputs_a_chunk
+        for rows, groups in passes(self.model, self.objective, np.arange(count), columns, most, self.together):
+            yield self.chunks[rows], groups
 
 
 def _slope(module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
@@ -147,22 +166,11 @@ def sensitivity_in_worker(
     quantise_parts(model, architecture, scheme)
     model.load_state_dict(trained["model"])
     model.eval().requires_grad_(False)
-    plain, joint = copy.deepcopy(model), 0.0
+    plain = copy.deepcopy(model)
     restore(plain)
-    with torch.inference_mode():
-        for part, groups in _parts(model, objective, few, together):
-            with apart(groups):
-                joint += summed_kl(objective.logits(plain, part), objective.logits(model, part))
-    given = (plain, objective, scheme)
+    probe = Probe(plain, objective, scheme, few, together)
     return Sensitivity(
-        measured={p: tuple(measured_losses(*given, p, few, together).tolist()) for p in precisions},
-        estimated={p: tuple(estimated_losses(*given, p, few, together).tolist()) for p in precisions},
-        joint=joint / _asked(objective, few),
+        measured={p: tuple(probe.measured(p).tolist()) for p in precisions},
+        estimated={p: tuple(probe.estimated(p).tolist()) for p in precisions},
+        joint=probe.joint(model),
     )
-
-
-def _parts(model: PreTrainedModel, objective: Objective, chunks: Tensor, together: int) -> Iterator[tuple[Tensor, int]]:
-    """Chunks that are looked at at once, and in how many groups the runtime sees them."""
-    most = BATCH * objective.inputs_a_chunk
-    for rows, groups in passes(model, objective, np.arange(len(chunks)), chunks.shape[1], most, together):
-        yield chunks[rows], groups

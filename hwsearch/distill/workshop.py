@@ -29,7 +29,7 @@ from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import STATISTICS, Facts, TaskSpec
 from hwsearch.distill.judging import divergence
 from hwsearch.distill.objectives.outputs import Outputs
-from hwsearch.distill.sensitivity import measured_losses
+from hwsearch.distill.sensitivity import Probe
 from hwsearch.distill.student import StudentPlan, build_student, choose_layers, with_layers
 from hwsearch.distill.task import HeldOut, Task
 from hwsearch.distill.teacher import Teacher, continued, load_further, teacher_of, teacher_outputs
@@ -266,10 +266,9 @@ class Workshop:
         return {str(depth): torch.tensor(choose_layers(own.depth, depth, loss, judge)) for depth in depths}
 
     def _sensitivities(self, chunks: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        how = self.teacher.model, self.teacher.objective, self.spec.scheme
-        few, together = torch.from_numpy(chunks), self.spec.together
-        losses = {p: measured_losses(*how, p, few, together) for p in self.spec.precisions}
-        return {p.value: torch.from_numpy(lost) for p, lost in losses.items()}
+        few, spec = torch.from_numpy(chunks), self.spec
+        parts = Probe(self.teacher.model, self.teacher.objective, spec.scheme, few, spec.together)
+        return {precision.value: torch.from_numpy(parts.measured(precision)) for precision in spec.precisions}
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -13,7 +13,7 @@ from hwsearch.distill.proxy import Student
 from hwsearch.distill.quantise import QuantisedLinear
 from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.rows import NO_ANSWER
-from hwsearch.distill.sensitivity import estimated_losses, measured_losses, sensitivity_in_worker
+from hwsearch.distill.sensitivity import Probe, sensitivity_in_worker
 from hwsearch.distill.workshop import Workshop
 from hwsearch.precision import Precision, Scheme
 
@@ -39,10 +39,10 @@ def test_gradients_say_what_measuring_says(workshop: Workshop, together: int) ->
     model, objective = workshop.teacher.model, workshop.teacher.objective
     few = torch.from_numpy(workshop.tokens["train"])
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    found = {}
+    found, probe = {}, Probe(model, objective, SCHEME, few, together)
     for precision in (Precision.INT8, Precision.W8A16, Precision.INT4):
-        measured = measured_losses(model, objective, SCHEME, precision, few, together)
-        estimated = estimated_losses(model, objective, SCHEME, precision, few, together)
+        measured = probe.measured(precision)
+        estimated = probe.estimated(precision)
         assert measured.shape == estimated.shape == (6 + (model.get_output_embeddings() is not None),)
         assert (measured > 0).all()
         ratio = np.log(estimated / measured)
@@ -56,17 +56,21 @@ def test_gradients_say_what_measuring_says(workshop: Workshop, together: int) ->
 
 def test_texts_are_quantised_as_the_runtime_sees_them(workshop: Workshop) -> None:
     """One by one is what each loses alone; at once, the ranges are of all."""
-    given = workshop.teacher.model, workshop.teacher.objective, SCHEME, Precision.INT8
+
+    def lost(texts: torch.Tensor, together: int = 0) -> np.ndarray:
+        model, objective = workshop.teacher.model, workshop.teacher.objective
+        return Probe(model, objective, SCHEME, texts, together).measured(Precision.INT8)
+
     chunks = workshop.tokens["train"]
     lengths = workshop.teacher.objective.lengths(chunks)
     if lengths is not None:
         chunks = chunks[lengths == np.bincount(lengths).argmax()]  # what fills a text up has a range too
     few = torch.from_numpy(chunks[:8])
-    one_by_one = measured_losses(*given, few, together=1)
+    one_by_one = lost(few, together=1)
     asked = [int((workshop.teacher.objective.labels(text) != NO_ANSWER).sum()) for text in few.split(1)]
-    alone = np.average([measured_losses(*given, text) for text in few.split(1)], axis=0, weights=asked)
+    alone = np.average([lost(text) for text in few.split(1)], axis=0, weights=asked)
     assert one_by_one == pytest.approx(alone, rel=0.01)
-    assert np.abs(measured_losses(*given, few) / one_by_one - 1).max() > 0.1
+    assert np.abs(lost(few) / one_by_one - 1).max() > 0.1
 
 
 def test_the_task_keeps_it_by_precision(workshop: Workshop) -> None:
