@@ -1,8 +1,9 @@
 """What a training step costs, and what its tricks save: the loss fused with the head, rounding in vectorised passes,
-products in float32 where a processor has them in bfloat16 too, and a process for each core.
+quantised layers' products in int8 and bfloat16 where a processor has instructions for them, all others in float32, and
+a process for each core.
 
-Students of three sizes are trained for a few steps, each way in turn; the minimum of several rounds counts. Rounding is
-timed on students in int8.
+Students of four sizes are trained for a few steps, each way in turn; the minimum of several rounds counts. Rounding and
+quantised layers' products are timed on students in int8.
 
 python benchmarks/steps.py
 """
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hwsearch.architecture import Architecture, uniform_layers
-from hwsearch.distill import quantise
+from hwsearch.distill import products, quantise
 from hwsearch.distill.families import architecture_of
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.losses import head_kl
@@ -34,7 +35,7 @@ from hwsearch.distill.task import Task
 from hwsearch.distill.workshop import Workshop
 from hwsearch.precision import Precision
 
-SHAPES = ((2, 64, (2, 1), 160), (3, 96, (3, 3), 256), (4, 128, (4, 2), 352))
+SHAPES = ((2, 64, (2, 1), 160), (3, 96, (3, 3), 256), (4, 128, (4, 2), 352), (4, 176, (2, 1), 512))
 ROUNDS, STEPS = 5, 4
 SPEC = TaskSpec(chunks=256, held_out_chunks=8)
 
@@ -60,7 +61,7 @@ def kernels(x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None = Non
     return torch.fake_quantize_per_tensor_affine(x, scale, zero, low + int(zero), high + int(zero))
 
 
-def products(like: Tensor, in_bfloat16: bool = False) -> torch.autocast:
+def autocast(like: Tensor, in_bfloat16: bool = False) -> torch.autocast:
     """`objective.products` on a processor, or as on a GPU."""
     return torch.autocast(like.device.type, torch.bfloat16, enabled=in_bfloat16 and torch.is_grad_enabled())
 
@@ -127,12 +128,21 @@ def main() -> None:
         )
         for shape in SHAPES
     }
+    integers = {
+        name(shape): in_turns(
+            student(task, *shape, Precision.INT8),
+            products,
+            "_has_instructions",
+            {"int8 and bfloat16": lambda: True, "float32": lambda: False},
+        )
+        for shape in SHAPES
+    }
     precisions = {
         name(shape): in_turns(
             student(task, *shape),
             next_token,
             "products",
-            {"float32": products, "bfloat16": partial(products, in_bfloat16=True)},
+            {"float32": autocast, "bfloat16": partial(autocast, in_bfloat16=True)},
         )
         for shape in SHAPES
     }
@@ -141,7 +151,7 @@ def main() -> None:
         together = max(pool.map(in_process, [1] * cores)) / cores
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         alone = pool.submit(in_process, cores).result()
-    result = {"fused_loss": losses, "rounding": rounding, "products": precisions, "cores": cores}
+    result = {"fused_loss": losses, "rounding": rounding, "integers": integers, "autocast": precisions, "cores": cores}
     print(json.dumps(result | {"processes_over_threads": alone / together}))
 
 

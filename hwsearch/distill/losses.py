@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hwsearch.distill.products import are_fast
+
 POSITIONS = 256  # at a time: 256 x 2,048 floats are 2 MB, which a core's cache holds
 POSITIONS_GPU = 8192  # a GPU wants large pieces
 ROWS = 512  # answers at once in float64: their logarithms take several times the room of the logits
@@ -108,7 +110,7 @@ class _HeadKL(torch.autograd.Function):
         total = hidden.new_zeros(())
         d_hidden = torch.empty_like(hidden) if wants_gradient else None
         d_weight = torch.zeros_like(weight) if wants_gradient else None
-        count = len(hidden)
+        count, half = len(hidden), weight.bfloat16() if wants_gradient and are_fast(hidden) else None
         for part in _pieces(hidden):
             h, k, p = hidden[part], indices[part], probabilities[part].to(hidden.dtype)
             q = torch.softmax(h @ weight.T, dim=-1)
@@ -120,8 +122,13 @@ class _HeadKL(torch.autograd.Function):
                 # d KL / d logit_j = q_j - p_j inside K, q_j (1 - r / q_rest) outside
                 q *= (1 - rest / q_rest).unsqueeze(-1)
                 q.scatter_(-1, k, top - p)
-                torch.mm(q, weight, out=d_hidden[part])
-                d_weight.addmm_(q.T, h)
+                if half is None:
+                    torch.mm(q, weight, out=d_hidden[part])
+                    d_weight.addmm_(q.T, h)
+                else:
+                    slopes = q.bfloat16()
+                    d_hidden[part] = slopes @ half
+                    d_weight += slopes.T @ h.bfloat16()
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.count = count
         return total / count

@@ -45,7 +45,8 @@ class Student:
         fresh: random weights from this seed in place of the teacher's slices.
         layers: the teacher's layers behind the student's; the best by default.
         order: of the text, one for each number.
-        device: to train on; products are in bfloat16 on a GPU, the loss in float32 everywhere.
+        device: to train on; products are in bfloat16 on a GPU (of a processor's `products` says), the loss in float32
+            everywhere.
         rate: learning rate over the recipe's.
         kept: what `keep` wrote, to go on from; of this training (`training_of`), or it has no meaning.
     """

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.families import family_of
+from hwsearch.distill.products import Gridded, are_fast, product
 from hwsearch.precision import Precision, Scheme
 
 if TYPE_CHECKING:
@@ -28,12 +29,13 @@ _TINY = 1e-8
 
 
 class Rounded:
-    """The last input that one of a group of layers has rounded, and what it became: query, key and value read the same
-    one, gate and up too."""
+    """The last input that one of a group of layers has rounded, what it became, and that as int8, where it was asked
+    for: query, key and value read the same one, gate and up too."""
 
     def __init__(self) -> None:
         self.given: Tensor | None = None
-        self.rounded: Tensor | None = None
+        self.rounded: Gridded | None = None
+        self.codes: Tensor | None = None
         self.training = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rounded:
@@ -87,13 +89,19 @@ class QuantisedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the parent's name
         """The layer's output, [..., out], with input and weights on their grids."""
-        return nn.functional.linear(*self.rounded(input), self.bias)
+        if self.resting or self.precision is not Precision.INT8 or not are_fast(input):
+            return nn.functional.linear(*self.rounded(input), self.bias)
+        x, shared = self._activations(input), self.shared
+        if shared.codes is None:
+            shared.codes = x.codes
+        found = product(x, self._grid(self._plain_weights()), shared.codes)
+        return found if self.bias is None else found + self.bias
 
     def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """An input and the weights, [out, in], on their grids."""
         if self.resting:
             return x, self._plain_weights()
-        return self._activations(x) if self.precision is Precision.INT8 else x, self._weights()
+        return self._activations(x).values if self.precision is Precision.INT8 else x, self._weights()
 
     def _plain_weights(self) -> Tensor:
         return self.weight if issubclass(self.plain, nn.Linear) else self.weight.T
@@ -103,14 +111,18 @@ class QuantisedLinear(nn.Linear):
         weight = plain.float()  # of a teacher in half precision, whose grid would be rounded once more
         if self.precision is Precision.INT4:
             return in_groups(weight, self.scheme.group).to(plain.dtype)
+        return self._grid(weight).values.to(plain.dtype)
+
+    def _grid(self, weight: Tensor) -> Gridded:
+        """Weights, [out, in], on that of int8."""
         per_channel = self.scheme.weights == "channel"
         with torch.no_grad():
-            largest = weight.abs().amax(dim=1) if per_channel else weight.abs().amax()
+            largest = weight.abs().amax(dim=1, keepdim=True) if per_channel else weight.abs().amax()
             narrow = self.precision is Precision.INT8 and self.scheme.weight_bits == 7
             scale = largest.clamp_min(_TINY) / (64 if narrow else 127)  # as ONNX Runtime's reduced range has it
-        return on_grid(weight, scale.unsqueeze(-1) if per_channel else scale).to(plain.dtype)
+        return Gridded(on_grid(weight, scale), scale)
 
-    def _activations(self, x: Tensor) -> Tensor:
+    def _activations(self, x: Tensor) -> Gridded:
         """The input on its grid. Rounding is half of what int8 adds to a step: one of several readers does it."""
         # Where a head is asked for some positions of each text alone, these are no equal parts.
         grouped = self.groups > 1 and self.scheme.activations == "dynamic" and not len(x) % self.groups
@@ -119,11 +131,12 @@ class QuantisedLinear(nn.Linear):
             low, high = self._range(parts, 1 if grouped else None)
         shared = self.shared
         if shared.given is not x or shared.rounded is None or shared.training != self.training:
-            rounded = self._round(parts.float(), low.float(), high.float()).to(x.dtype).view_as(x)
-            shared.given, shared.rounded, shared.training = x, rounded, self.training
+            found = self._round(parts.float(), low.float(), high.float())
+            shared.rounded = found._replace(values=found.values.to(x.dtype).view_as(x))
+            shared.given, shared.codes, shared.training = x, None, self.training
         return shared.rounded
 
-    def _round(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def _round(self, x: Tensor, low: Tensor, high: Tensor) -> Gridded:
         with torch.no_grad():
             if self.scheme.activation_type == "uint8":
                 scale = ((high - low) / 255).clamp_min(_TINY)
@@ -132,7 +145,7 @@ class QuantisedLinear(nn.Linear):
             else:
                 scale = (torch.maximum(-low, high) / 127).clamp_min(_TINY)
                 bounds = (torch.full_like(scale, -128), torch.full_like(scale, 127))  # as QuantizeLinear saturates
-        return on_grid(x, scale, bounds)
+        return Gridded(on_grid(x, scale, bounds), scale, bounds[0])
 
     def _range(self, x: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
         """Of the whole input, or along one dimension, which stays."""
@@ -187,16 +200,25 @@ class _OnGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
         steps = (x / scale).round_()  # a product with the reciprocal takes the other side of some ties than runtimes do
-        if bounds is not None:
-            inside = steps.clamp(*bounds)
-            ctx.save_for_backward(inside == steps)
-            steps = inside
-        return steps.mul_(scale)
+        if bounds is None:
+            return steps.mul_(scale)
+        low, high = bounds
+        if x.device.type == "cpu" and low.dim() == 0:  # a processor takes several times as long for bounds in tensors
+            ctx.bounds = float(low) - 0.5, float(high) + 0.5
+            ctx.save_for_backward(steps)
+            return steps.clamp(float(low), float(high)).mul_(scale)
+        inside = steps.clamp(low, high)
+        ctx.save_for_backward(inside == steps)
+        return inside.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, d_rounded: Tensor) -> tuple[Tensor, None, None]:
-        inside = ctx.saved_tensors
-        return d_rounded * inside[0] if inside else d_rounded, None, None
+        saved = ctx.saved_tensors
+        if not saved:
+            return d_rounded, None, None
+        if saved[0].dtype is torch.bool:
+            return d_rounded * saved[0], None, None
+        return torch.ops.aten.hardtanh_backward(d_rounded, saved[0], *ctx.bounds), None, None
 
 
 def quantise(part: nn.Module, names: Iterable[str], scheme: Scheme, precision: Precision = Precision.INT8) -> None:

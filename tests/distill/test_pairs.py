@@ -94,7 +94,7 @@ def test_a_student_of_pairs_is_trained_and_exported(spec: TaskSpec, tmp_path: Pa
     architecture = replace(own, width=80, layers=narrow)
     student = Student(workshop.task, architecture)
     before = student.score(workshop.task.select).loss
-    student.train(60)
+    student.train(240, cool_from=80, end=240)
     assert student.score(workshop.task.select).loss < before
     student.keep(tmp_path / "state.pt")
     trained = TrainedStudent.load(workshop.teacher, SCHEME, architecture, tmp_path / "state.pt")

@@ -12,6 +12,7 @@ import torch
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
+from hwsearch.distill import products
 from hwsearch.distill.families import architecture_of
 from hwsearch.distill.features import Beside, hidden_maps, plain_attention
 from hwsearch.distill.job import TaskSpec
@@ -67,7 +68,10 @@ def test_every_recipe_trains_and_goes_on_where_it_was(
     assert trained != untrained
 
 
-def test_a_small_piece_at_a_time_is_the_same_step(tiny_teacher: Path, text_file: Path) -> None:
+def test_a_small_piece_at_a_time_is_the_same_step(
+    tiny_teacher: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_has_instructions", lambda: False)  # bfloat16 rounds the gradient of every piece
     students = []
     for recipe in (Recipe(batch=4), Recipe(batch=4, accumulate=3), Recipe(batch=4, recompute=True)):
         task = workshop(tiny_teacher, text_file, recipe).task

@@ -185,7 +185,8 @@ def text_inputs(ids: Tensor, mask: Tensor | None = None) -> Inputs:
 
 
 def products(like: Tensor) -> torch.autocast:
-    """Products in bfloat16 on a GPU, while a student trains. On a processor they take longer: a step of the embedded
-    teacher's students 1.2 to 1.3 times, where it has AMX (`benchmarks/steps.py`)."""
+    """All products in bfloat16 on a GPU, while a student trains. On a processor that has AMX a step of the embedded
+    teacher's students takes 1.2 to 1.3 times as long so (`benchmarks/steps.py`); `distill.products` takes some alone.
+    """
     enabled = like.device.type != "cpu" and torch.is_grad_enabled()
     return torch.autocast(like.device.type, torch.bfloat16, enabled=enabled)
