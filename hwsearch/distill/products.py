@@ -40,7 +40,7 @@ class Gridded(NamedTuple):
 
 @cache
 def _has_instructions() -> bool:
-    able = torch.cpu.get_capabilities()
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot tell
     return bool(able.get("avx512_vnni") and able.get("avx512_bf16"))
 
 
