@@ -1,7 +1,8 @@
 """Products of int8 and of bfloat16, where a processor has instructions for them: two to four times as fast as float32.
 
 A quantised layer multiplies integers, as its runtime does, exactly. Its gradients, and those of the output head, are
-multiplied in bfloat16 and added up in float32, as on a GPU.
+multiplied in bfloat16 and added up in float32, as on a GPU. A step of the embedded teacher's 4 x 176 in int8 is 1.39
+times faster on an EPYC with AVX512-BF16, of 2 x 64 1.12 times (`python benchmarks/steps.py`).
 """
 
 from __future__ import annotations
