@@ -7,14 +7,16 @@ times faster on an EPYC with AVX512-BF16, of 2 x 64 1.12 times (`python benchmar
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Gridded(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Gridded:
     """Values on a grid.
 
     Attributes:
@@ -29,9 +31,9 @@ class Gridded(NamedTuple):
     scale: Tensor
     least: Tensor | None = None
 
-    @property
+    @cached_property
     def codes(self) -> Tensor:
-        """The multiples as int8, in the shape of the values."""
+        """The multiples as int8, in the shape of the values; several layers may read them."""
         parts = self.values.detach().reshape(len(self.scale), -1) if self.scale.dim() else self.values.detach()
         steps = (parts / self.scale).round_()  # of a product with a scale, an ulp or two off
         if self.least is not None:
@@ -50,23 +52,22 @@ def are_fast(like: Tensor) -> bool:
     return like.device.type == "cpu" and like.dtype is torch.float32 and _has_instructions()
 
 
-def product(x: Gridded, weight: Gridded, codes: Tensor) -> Tensor:
+def product(x: Gridded, weight: Gridded) -> Tensor:
     """`x @ weight.T`, [..., out], differentiable by the values of both.
 
     Args:
         x: activations, [..., in].
         weight: [out, in].
-        codes: those of `x`, which several layers may read.
     """
-    result: Tensor = _Product.apply(x.values, weight.values, x, weight, codes)  # type: ignore[no-untyped-call]
+    result: Tensor = _Product.apply(x.values, weight.values, x, weight)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weights: Tensor, x: Gridded, weight: Gridded, codes: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, weights: Tensor, x: Gridded, weight: Gridded) -> Tensor:
         rows, whole = values.flatten(0, -2), weight.codes
-        found = torch._int_mm(codes.reshape(rows.shape), whole.T).float()
+        found = torch._int_mm(x.codes.reshape(rows.shape), whole.T).float()
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(rows.bfloat16(), weights.bfloat16())
         parts = found.view(x.scale.numel(), -1, found.shape[-1])
@@ -76,8 +77,8 @@ class _Product(torch.autograd.Function):
         return found.view(*values.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, d_product: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, d_product: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, weights = ctx.saved_tensors
         d_rows = d_product.flatten(0, -2).bfloat16()
         d_values = (d_rows @ weights).float().view(*d_product.shape[:-1], -1)
-        return d_values, (d_rows.T @ rows).float(), None, None, None
+        return d_values, (d_rows.T @ rows).float(), None, None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -29,13 +30,12 @@ _TINY = 1e-8
 
 
 class Rounded:
-    """The last input that one of a group of layers has rounded, what it became, and that as int8, where it was asked
-    for: query, key and value read the same one, gate and up too."""
+    """The last input that one of a group of layers has rounded, and what it became: query, key and value read the same
+    one, gate and up too."""
 
     def __init__(self) -> None:
         self.given: Tensor | None = None
         self.rounded: Gridded | None = None
-        self.codes: Tensor | None = None
         self.training = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rounded:
@@ -91,10 +91,7 @@ class QuantisedLinear(nn.Linear):
         """The layer's output, [..., out], with input and weights on their grids."""
         if self.resting or self.precision is not Precision.INT8 or not are_fast(input):
             return nn.functional.linear(*self.rounded(input), self.bias)
-        x, shared = self._activations(input), self.shared
-        if shared.codes is None:
-            shared.codes = x.codes
-        found = product(x, self._grid(self._plain_weights()), shared.codes)
+        found = product(self._activations(input), self._grid(self._plain_weights()))
         return found if self.bias is None else found + self.bias
 
     def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,8 +129,8 @@ class QuantisedLinear(nn.Linear):
         shared = self.shared
         if shared.given is not x or shared.rounded is None or shared.training != self.training:
             found = self._round(parts.float(), low.float(), high.float())
-            shared.rounded = found._replace(values=found.values.to(x.dtype).view_as(x))
-            shared.given, shared.codes, shared.training = x, None, self.training
+            shared.rounded = replace(found, values=found.values.to(x.dtype).view_as(x))
+            shared.given, shared.training = x, self.training
         return shared.rounded
 
     def _round(self, x: Tensor, low: Tensor, high: Tensor) -> Gridded:
