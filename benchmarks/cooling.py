@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec.structs import replace
 
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.workshop import Workshop
-from hwsearch.search.distillation import CHUNKS
+from hwsearch.search.distillation import with_text
 from hwsearch.search.finished import finished, stored_trials
 
 
@@ -34,8 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     run = finished(options.run)
-    chunks = max(run.spec.chunks, min(CHUNKS, options.steps * run.spec.recipe.batch))
-    task = Workshop(replace(run.spec, chunks=chunks)).task
+    task = Workshop(with_text(run.spec, options.steps)).task
     architectures = {trial.trial: trial.architecture for trial in stored_trials(options.run)}
     found: list[dict[str, Any]] = []
     for number, rate, held in product(options.students or [run.trial], options.rates, options.held):

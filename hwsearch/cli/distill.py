@@ -63,7 +63,7 @@ def distill(
     from hwsearch.files import pretty, write_text
     from hwsearch.report.page import write_page
     from hwsearch.search.assistants import with_assistants
-    from hwsearch.search.distillation import CHUNKS, Distillation, check_stages
+    from hwsearch.search.distillation import Distillation, check_stages, with_text
     from hwsearch.search.finished import finished, stored_summary, stored_trials
     from hwsearch.search.trainer import complete, result_of
     from hwsearch.units import format_ms
@@ -81,8 +81,7 @@ def distill(
         recipe = msgspec.structs.replace(own, seed=own.seed or recipe.seed)
     if steps is not None:
         check_stages(recipe.before_last, steps)
-    most = CHUNKS if steps is None else min(CHUNKS, steps * recipe.batch)
-    spec = msgspec.structs.replace(run.spec, chunks=max(run.spec.chunks, most), recipe=recipe)
+    spec = with_text(msgspec.structs.replace(run.spec, recipe=recipe), steps)
     try:
         with Progress() as progress:
             progress.say(f"trial {run.trial}: {run.architecture.id}")

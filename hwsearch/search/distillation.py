@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from msgspec.structs import replace
+
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import COOL, Job, ProxyScore, work_of
+from hwsearch.distill.job import COOL, Job, ProxyScore, TaskSpec, work_of
 from hwsearch.errors import RunError, TrainingError
 from hwsearch.files import sweep
 from hwsearch.search.rates import best, told, tried
@@ -31,6 +33,13 @@ MOST = 100_000  # steps
 # Of text to train on, at most. A student that goes through 16,384 of them twelve times learns them by heart: after
 # 24,576 steps its KL was 0.46 nats on them and 0.66 on other text of the same split (embedded teacher, 3 x 96).
 CHUNKS = 65536
+
+
+def with_text(spec: TaskSpec, steps: int | None = None) -> TaskSpec:
+    """A task with the text that so many steps go through, or as many as pay: `CHUNKS` at most, and no less than it
+    has."""
+    most = CHUNKS if steps is None else min(CHUNKS, steps * spec.recipe.batch)
+    return replace(spec, chunks=max(spec.chunks, most))
 
 
 def check_stages(stages: int, steps: int, minutes: float | None = None) -> None:
