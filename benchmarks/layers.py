@@ -1,9 +1,9 @@
 """Which layers should a student keep? Chosen by what the teacher says without the others, and as hwsearch does.
 
-The two are the same where students are not refitted. Of the others, students with two thirds of the teacher's width are
-cut out both ways and trained: held-out KL on *select* before it and after it.
+Students with a share of the teacher's width are cut out with every set of layers that hwsearch lets them choose from,
+and with the one by what the teacher says, and trained: held-out KL on *select* before it and after it.
 
-python benchmarks/layers.py --teacher DIR --data FILE [--sequence 64] [--steps 100] [--rate 0.5]
+python benchmarks/layers.py [--teacher DIR --data FILE --sequence 64] [--share 0.67] [--steps 100] [--rate 0.5]
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from functools import cache
-from typing import Any
 
 import platformdirs
 from head_start import begun, student_of
@@ -24,13 +23,12 @@ from hwsearch.distill.task import HeldOut
 from hwsearch.distill.teacher import teacher_outputs
 from hwsearch.distill.workshop import SUBSET_CHUNKS
 
-WIDTH = 2 / 3
-
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rate", type=float, default=0.5)
+    parser.add_argument("--share", type=float, default=2 / 3, help="of the teacher's width, heads and units")
     options, workshop = begun(parser)
     task, whole = workshop.task, workshop.facts().architecture
     teacher = task.teacher
@@ -47,18 +45,23 @@ def main() -> None:
 
     rows = []
     for depth in range(2, whole.depth):
-        architecture = student_of(whole, depth / whole.depth, WIDTH)
-        row: dict[str, Any] = {"student": f"{depth} x {architecture.width}"}
-        for name, layers in (
-            ("without the others", choose_layers(whole.depth, depth, without)),
-            ("hwsearch", task.layers[depth]),
-        ):
+        architecture = student_of(whole, depth / whole.depth, options.share)
+        alone = choose_layers(whole.depth, depth, without)[0]
+        sets: dict[str, list[float]] = {}
+        for layers in dict.fromkeys([alone, *task.layers[depth]]):
             student = Student(task, architecture, layers=layers, rate=options.rate)
             before = student.score(task.select).loss
             student.train(options.steps)
-            row[name] = {"layers": layers, "kl": [round(before, 4), round(student.score(task.select).loss, 4)]}
-        rows.append(row)
-        print(row, file=sys.stderr, flush=True)
+            sets[str(layers)] = [round(before, 4), round(student.score(task.select).loss, 4)]
+        rows.append(
+            {
+                "student": f"{depth} x {architecture.width}",
+                "without the others": str(alone),
+                "hwsearch": str(Student(task, architecture).layers),
+                "sets": sets,
+            }
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
     print(json.dumps({"steps": options.steps, "rate": options.rate, "rows": rows}))
 
 

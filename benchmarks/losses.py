@@ -102,10 +102,10 @@ class HiddenStates(Other):
         model: Any = self.model
         if self.step == 0 or not hasattr(self, "basis"):
             # The student's embedding is the teacher's, rotated, as long as it is untrained.
-            fresh: Any = Student(self.task, self.architecture).model
+            fresh: Any = Student(self.task, self.architecture, layers=self.layers).model
             theirs, own = (x.model.embed_tokens.weight.detach() for x in (teacher, fresh))
             self.basis = torch.linalg.lstsq(theirs, own).solution
-        kept, theirs = self.task.layers[self.architecture.depth], self.streams(chunks).hidden_states
+        kept, theirs = self.layers, self.streams(chunks).hidden_states
         far = [
             ((out.hidden_states[i] - (wanted := theirs[kept[i]] @ self.basis)) ** 2).mean() / (wanted**2).mean()
             for i in range(1, model.config.num_hidden_layers)

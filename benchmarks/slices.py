@@ -101,7 +101,7 @@ def refit(student: Student) -> None:
     model: Any = student.model
     restore(model)
     inputs = torch.from_numpy(student.task.chunks[:FIT_CHUNKS, :-1])
-    kept = student.task.layers[student.architecture.depth]
+    kept = student.layers
 
     def seen(run: Callable[[], Any], **modules: Any) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

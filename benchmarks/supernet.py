@@ -54,13 +54,13 @@ class Weight:
 def sliced(task: Task, source: Mapping[str, Tensor], architecture: Architecture) -> tuple[Any, dict[str, Tensor]]:
     """A student and its weights cut out of `source`, through which gradients pass; they are not loaded."""
     teacher, found = task.teacher.model, dict[str, Tensor]()
-    student = slicing.empty_student(teacher, architecture, task.layers[architecture.depth])
+    student = slicing.empty_student(teacher, architecture, task.layers[architecture.depth][0])
     with (
         mock.patch.object(teacher, "state_dict", return_value={name: Weight(w) for name, w in source.items()}),
         mock.patch.object(slicing, "empty_student", return_value=student),
         mock.patch.object(student, "load_state_dict", found.update),
     ):
-        plan = slicing.StudentPlan(architecture, task.layers[architecture.depth])
+        plan = slicing.StudentPlan(architecture, task.layers[architecture.depth][0])
         slicing.build_student(teacher, plan, task.importance)
     return student, found
 

@@ -94,7 +94,7 @@ class Facts(msgspec.Struct, frozen=True):
         architecture: the teacher's, in fp32.
         corpus: what the text is called.
         quality: the teacher's on *select*.
-        layers: the best layers to keep, by depth.
+        layers: those that are missed least when the others are left out, by depth.
         sensitivities: KL to itself of the teacher with one part in a precision: attention and feed-forward of each
             layer in turn, then a language model's head.
         blocks: of the teacher's outputs.

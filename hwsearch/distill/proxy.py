@@ -9,7 +9,7 @@ already (`python benchmarks/replay.py`). A longer run of the same student goes o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import torch
 
 from hwsearch.distill.features import hidden_maps
 from hwsearch.distill.job import ProxyScore
-from hwsearch.distill.judging import an_answer, bootstrap, evaluate
+from hwsearch.distill.judging import an_answer, bootstrap, divergence, evaluate
 from hwsearch.distill.lesson import Lesson
 from hwsearch.distill.quantise import quantise_parts, recomputing
 from hwsearch.distill.rows import NO_ANSWER
@@ -43,7 +43,8 @@ class Student:
         task: what it is trained on.
         architecture: of the student.
         fresh: random weights from this seed in place of the teacher's slices.
-        layers: the teacher's layers behind the student's; the best by default.
+        layers: the teacher's layers behind the student's; by default those of the task's sets with which it loses
+            least as it is cut out (the first where layers differ in size: these were chosen for it).
         order: of the text, one for each number.
         device: to train on; products are in bfloat16 on a GPU (of a processor's `products` says), the loss in float32
             everywhere.
@@ -64,19 +65,19 @@ class Student:
     ) -> None:
         self.order, self.device, self.fresh = order, torch.device(device), fresh is not None
         teacher = task.teacher.model
-        self.layers = layers or task.layers[architecture.depth]
         self.task, self.architecture = task, architecture
         self.training = training_of(task, order, rate)
+        self.layers = layers or task.layers[architecture.depth][0]
         self.model: PreTrainedModel
         if kept:
-            self.model = empty_student(teacher, architecture, None if self.fresh else self.layers)
+            self.layers = tuple(kept.get("layers") or self.layers)
+            self.model = self._made(empty_student(teacher, architecture, None if self.fresh else self.layers))
         elif fresh is not None:
-            self.model = random_student(teacher, architecture, fresh)
+            self.model = self._made(random_student(teacher, architecture, fresh))
+        elif layers or not architecture.uniform:
+            self.model = self._cut(self.layers)
         else:
-            self.model = build_student(teacher, StudentPlan(architecture, self.layers), task.importance)
-        self.model.to(self.device)  # type: ignore[arg-type]
-        _no_dropout(self.model)
-        quantise_parts(self.model, architecture, task.scheme)
+            self.layers, self.model = self._best(task.layers[architecture.depth])
         if task.recipe.recompute:
             self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": recomputing})
         # Of hidden states, where a stage of the recipe looks at these.
@@ -92,6 +93,26 @@ class Student:
         self._judged: tuple[int, HeldOut, tuple[NDArray[np.float64], NDArray[np.int64]]] | None = None
         if kept:
             self._go_on(kept)
+
+    def _made(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Ready to be trained as it will be run."""
+        model.to(self.device)  # type: ignore[arg-type]
+        _no_dropout(model)
+        quantise_parts(model, self.architecture, self.task.scheme)
+        return model
+
+    def _cut(self, layers: tuple[int, ...]) -> PreTrainedModel:
+        """Out of the teacher."""
+        plan = StudentPlan(self.architecture, layers)
+        return self._made(build_student(self.task.teacher.model, plan, self.task.importance))
+
+    def _best(self, sets: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], PreTrainedModel]:
+        """The set of layers with which it loses least as it is cut out, and what is cut out: which layers are missed
+        least depends on how much of them is kept (`python benchmarks/layers.py`)."""
+        if len(sets) == 1:
+            return sets[0], self._cut(sets[0])
+        cut = ((layers, self._cut(layers)) for layers in sets)
+        return min(cut, key=lambda one: divergence(one[1], self.task.few))
 
     def train(
         self,

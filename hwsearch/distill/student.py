@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RIDGE = 1e-3  # of the mean second moment
-SHORTLIST = 3  # of subsets that lose least, which a judge is asked about
+SHORTLIST = 5  # of subsets that lose least, which a judge is asked about and a student may choose from
 EXHAUSTIVE = 70  # subsets of layers that are all tried; beyond, layers leave one by one
 
 
@@ -60,19 +60,25 @@ def choose_layers(
     depth: int,
     loss: Callable[[Sequence[int]], float],
     judge: Callable[[Sequence[int]], float] | None = None,
-) -> tuple[int, ...]:
-    """The `depth` of `count` layers that lose least when the others are left out.
+) -> tuple[tuple[int, ...], ...]:
+    """The `SHORTLIST` of sets of `depth` of `count` layers that lose least when the others are left out, least first;
+    none that loses infinitely much.
 
     All subsets are tried where they are few; else the layer that is missed least leaves, again and again. So it does
     with a `judge`, which is dearer than `loss` and nearer to the truth: the `SHORTLIST` that lose least go before it.
     """
     if judge is None and math.comb(count, depth) <= EXHAUSTIVE:
-        return min(combinations(range(count), depth), key=loss)
-    kept = tuple(range(count))
-    while len(kept) > depth:
-        without = sorted((kept[:i] + kept[i + 1 :] for i in range(len(kept))), key=loss)
-        kept = min(without[:SHORTLIST], key=judge) if judge else without[0]
-    return kept
+        return tuple(_least(combinations(range(count), depth), loss))
+    best: tuple[tuple[int, ...], ...] = (tuple(range(count)),)
+    while len(best[0]) > depth:
+        kept = best[0]
+        without = _least((kept[:i] + kept[i + 1 :] for i in range(len(kept))), loss)
+        best = tuple(sorted(without, key=judge) if judge else without)
+    return best
+
+
+def _least(sets: Iterable[tuple[int, ...]], loss: Callable[[Sequence[int]], float]) -> list[tuple[int, ...]]:
+    return sorted((kept for kept in sets if loss(kept) < math.inf), key=loss)[:SHORTLIST]
 
 
 def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ from hwsearch.precision import Precision, Scheme
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+FEW = 32  # chunks that a student as it is cut out is looked at on
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class HeldOut:
     def _of_teacher(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return self.hits(self.outputs.best())
 
+    def sample(self, count: int) -> HeldOut:
+        """So many of the chunks at most, from all over the set."""
+        rows = np.linspace(0, len(self.chunks) - 1, min(count, len(self.chunks))).astype(int)
+        return replace(self, chunks=self.chunks[rows], outputs=self.outputs.some(rows))
+
     @property
     def teacher_hits(self) -> NDArray[np.int64]:
         """Answers that the teacher gets right, [chunks]."""
@@ -78,7 +85,7 @@ class Task:
     Attributes:
         teacher: whose students.
         importance: of its parts.
-        layers: the best layers to keep, by depth.
+        layers: sets of layers among which a student of a depth chooses those that it keeps, likeliest first.
         sensitivities: KL to itself of the teacher with one part in a precision, [parts] as of `quantise.parts_of`.
         chunks: token ids to train on and what is to be said of them.
         outputs: the teacher's on them.
@@ -91,7 +98,7 @@ class Task:
 
     teacher: Teacher
     importance: Importance
-    layers: dict[int, tuple[int, ...]]
+    layers: dict[int, tuple[tuple[int, ...], ...]]
     sensitivities: dict[Precision, NDArray[np.float64]]
     chunks: NDArray[np.int64]
     outputs: Outputs
@@ -101,3 +108,8 @@ class Task:
     scheme: Scheme
     further: tuple[Outputs, ...] = ()
     digest: str = ""
+
+    @cached_property
+    def few(self) -> HeldOut:
+        """What students are looked at on as they are cut out: some of *select*."""
+        return self.select.sample(FEW)

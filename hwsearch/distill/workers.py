@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from hwsearch.distill.task import Task
 
 T = TypeVar("T")
-SAMPLE = 32  # chunks that a student as it is cut out is looked at on
 PATIENCE = 2.0  # seconds for processes to end by themselves
 MOST = 8  # processes, unless more are asked for; each holds a teacher and its outputs
 KEPT = 256  # steps after which a state is written, whatever else is asked for: what a kill costs at most
@@ -199,21 +198,16 @@ def ffn_dimensions_of(workshop: Any, architecture: Architecture) -> int:
     from hwsearch.distill.proxy import Student
 
     task = workshop.task
-    return ffn_dimensions(
-        Student(task, architecture).model, task.teacher.objective, torch.from_numpy(task.chunks[:SAMPLE])
-    )
+    return ffn_dimensions(Student(task, architecture).model, task.teacher.objective, torch.from_numpy(task.few.chunks))
 
 
 def loss_as_cut(workshop: Any, architecture: Architecture) -> float:
     """KL to its teacher of a student as it is cut out, nats a chunk, on a few chunks of *select*; for `Workers.run`."""
-    from dataclasses import replace
-
     from hwsearch.distill.judging import evaluate
     from hwsearch.distill.proxy import Student
 
     task = workshop.task
-    few = replace(task.select, chunks=task.select.chunks[:SAMPLE])
-    return float(evaluate(Student(task, architecture).model, few)[0].mean())
+    return float(evaluate(Student(task, architecture).model, task.few)[0].mean())
 
 
 def _train(job: Job) -> ProxyScore:

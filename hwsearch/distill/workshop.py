@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
 TOKENS = 2**23  # whose likeliest continuations are kept at most: 1 GiB, 1.6 of a vocabulary over 65,536
 STATISTICS_CHUNKS = 192
-FORMAT = f"{__version__}, 11"  # of what is kept and of how scores come about; what an earlier one has left is not read
+FORMAT = f"{__version__}, 12"  # of what is kept and of how scores come about; what an earlier one has left is not read
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
 REFIT_CHUNKS = 96  # for the choice of layers where students are refitted, a third of which is to judge by
 
@@ -150,7 +150,7 @@ class Workshop:
         return msgspec.structs.replace(
             self.facts(),
             quality=task.select.teacher_quality,
-            layers=task.layers,
+            layers={depth: sets[0] for depth, sets in task.layers.items()},
             sensitivities=sensitivities,
             importance={"groups": _falling(groups), "ffn": _falling(task.importance.ffn)},
         )
@@ -169,7 +169,7 @@ class Workshop:
             self._task = Task(
                 teacher=self.teacher,
                 importance=Importance.of(importance),
-                layers={d: tuple(layers[str(d)].tolist()) for d in range(1, len(layers) + 1)},
+                layers={d: tuple(map(tuple, layers[str(d)].tolist())) for d in range(1, len(layers) + 1)},
                 sensitivities={p: sensitivities[p.value].numpy() for p in self.spec.precisions},
                 chunks=chunks,
                 outputs=first,
@@ -237,7 +237,7 @@ class Workshop:
         return measure_importance(self.teacher.model, self.teacher.objective, torch.from_numpy(chunks)).tensors()
 
     def _layers(self, chunks: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-        """The best layers to keep, by depth: with which the teacher says most nearly what it said. Where students are
+        """Sets of layers to keep, by depth: with which the teacher says most nearly what it said. Where students are
         refitted, which makes up for one layer and not for another, they are judged by it, on other text."""
         model, own = self.teacher.model, self.facts().architecture
         family = family_of(model.config)

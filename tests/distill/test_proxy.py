@@ -64,6 +64,18 @@ def test_facts_grow_complete(workshop: Workshop) -> None:
     assert 0 <= complete.quality <= 1
 
 
+def test_a_student_keeps_the_layers_with_which_it_loses_least(workshop: Workshop) -> None:
+    task, shape = workshop.task, student_shape(workshop)
+    sets = task.layers[2]
+    assert sets[0] == workshop.finish().layers[2]
+    lost = {kept: divergence(Student(task, shape, layers=kept).model, task.few) for kept in sets}
+    likely = max(sets, key=lambda kept: lost[kept])  # in place of the first, so that it is not taken for being it
+    turned = dataclasses.replace(task, layers=task.layers | {2: (likely, *sets)})
+    chosen = Student(turned, shape)
+    assert chosen.layers == min(sets, key=lambda kept: lost[kept]) != likely
+    assert divergence(chosen.model, task.few) == lost[chosen.layers]
+
+
 def test_a_second_workshop_finds_everything_on_disk(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     workshop.finish()
     again = Workshop(workshop.spec)

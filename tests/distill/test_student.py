@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,9 +97,17 @@ def test_layers_are_chosen_together() -> None:
     def loss(kept: Sequence[int]) -> float:
         return -10.0 * (set(kept) == {0, 3}) - sum(kept)  # alone, 3 and 4 would be the best
 
-    assert choose_layers(5, 2, loss) == (0, 3)
+    assert choose_layers(5, 2, loss) == ((0, 3), (3, 4), (2, 4), (1, 4), (2, 3))
     many = choose_layers(40, 3, lambda kept: -sum(kept))
-    assert many == (37, 38, 39)
+    assert many == ((37, 38, 39), (36, 38, 39), (36, 37, 39), (36, 37, 38))
+
+
+def test_layers_that_cannot_be_cut_out_are_no_choice() -> None:
+    def loss(kept: Sequence[int]) -> float:
+        return math.inf if kept[0] else float(sum(kept))
+
+    assert choose_layers(4, 3, loss) == ((0, 1, 2), (0, 1, 3), (0, 2, 3))
+    assert choose_layers(40, 39, loss)[-1] == (*range(35), *range(36, 40))
 
 
 def test_a_judge_of_layers_is_asked_about_those_that_lose_least() -> None:
@@ -108,5 +117,7 @@ def test_a_judge_of_layers_is_asked_about_those_that_lose_least() -> None:
         asked.append(tuple(kept))
         return sum(kept)
 
-    assert choose_layers(5, 3, lambda kept: -sum(kept), judge) == (0, 1, 4)
-    assert asked == [(1, 2, 3, 4), (0, 2, 3, 4), (0, 1, 3, 4), (1, 3, 4), (0, 3, 4), (0, 1, 4)]
+    best = choose_layers(7, 5, lambda kept: -sum(kept), judge)
+    assert best == ((0, 1, 2, 3, 6), (0, 1, 2, 5, 6), (0, 1, 3, 5, 6), (0, 2, 3, 5, 6), (1, 2, 3, 5, 6))
+    first = [tuple(i for i in range(7) if i != left) for left in range(5)]
+    assert asked == [*first, *reversed(best)]

@@ -50,6 +50,10 @@ class Outputs(ABC):
         """All of the record's, by name."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
 
+    def some(self, rows: NDArray[np.int64]) -> Self:
+        """Those on some of the chunks."""
+        return type(self)(**{name: array[rows] for name, array in self.arrays().items()})
+
     @abstractmethod
     def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Indices and probabilities of what the teacher says of some chunks, [chunks x answers, k], int64 and
