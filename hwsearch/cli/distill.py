@@ -56,7 +56,7 @@ def distill(
     """
     import msgspec
 
-    from hwsearch.distill.workers import Workers
+    from hwsearch.distill.workers import Workers, layers_of
     from hwsearch.errors import ExportError, GraphError, RunError
     from hwsearch.export.forms import deliver
     from hwsearch.export.student import refuse
@@ -96,7 +96,8 @@ def distill(
                 progress.say(f"the text is not that of the search: {facts.corpus}")
             facts = complete(workers, facts, progress)
             stages, states = spec.recipe.before_last, kept / facts.digest
-            work = Distillation(run.architecture, workers, states, progress, stages=stages, rate=run.rate)
+            layers = result_of(workers.run(layers_of, run.state))
+            work = Distillation(run.architecture, workers, states, progress, layers, stages, run.rate)
             score, state = work.run(steps, each)
             progress.say("exporting, and measuring where the runtime is at hand")
             where = (to, run.target.runtime, run.workload, run.target.threads, True)

@@ -210,6 +210,16 @@ def loss_as_cut(workshop: Any, architecture: Architecture) -> float:
     return float(evaluate(Student(task, architecture).model, task.few)[0].mean())
 
 
+def layers_of(_: Any, state: Path) -> tuple[int, ...] | None:
+    """The teacher's layers behind a student that was trained, None where its state is gone; for `Workers.run`."""
+    from hwsearch.distill.proxy import load_state
+
+    try:
+        return tuple(load_state(state)["layers"])
+    except RunError:
+        return None
+
+
 def _train(job: Job) -> ProxyScore:
     """Runs in a worker.
 

@@ -10,16 +10,20 @@ import sys
 import time
 from concurrent.futures import Future
 from contextlib import nullcontext
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from msgspec.structs import replace
 
 from hwsearch.cli.search import _deliver
 from hwsearch.errors import ExportError
 from hwsearch.profiles import find_profile
+from hwsearch.search.finished import finished as student_of
+from hwsearch.search.finished import stored_trials
 from hwsearch.search.run import Run
 from tests.cli.test_cli import document, line_of, run
 from tests.search.test_engine import BULK, search
@@ -315,6 +319,20 @@ def test_graphs_are_exported_for_the_runs_runtime(finished: tuple[Path, dict[str
     status, _, err = run("export", str(folder), "--static", "--to", str(tmp_path / "none"))
     assert status == 2
     assert "--static is of graphs" in err
+
+
+def test_a_distillation_goes_on_with_the_layers_that_were_searched(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    trial = next(result for result in stored_trials(folder) if result.architecture.depth < 3)
+    state = student_of(folder, trial.trial).state
+    searched = torch.load(state, weights_only=True)
+    sets = combinations(range(3), trial.architecture.depth)
+    other = next(list(kept) for kept in sets if list(kept) != searched["layers"])
+    torch.save(searched | {"layers": other}, state)
+    said = document(*distilling(folder, tmp_path / "to", 30), "--trial", str(trial.trial))
+    assert torch.load(folder / said["state"], weights_only=True)["layers"] == other
 
 
 def distilling(folder: Path, to: Path, steps: int) -> list[str]:
