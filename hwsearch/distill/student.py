@@ -78,7 +78,8 @@ def choose_layers(
 
 
 def _least(sets: Iterable[tuple[int, ...]], loss: Callable[[Sequence[int]], float]) -> list[tuple[int, ...]]:
-    return sorted((kept for kept in sets if loss(kept) < math.inf), key=loss)[:SHORTLIST]
+    losses = {kept: loss(kept) for kept in sets}
+    return sorted((kept for kept, lost in losses.items() if lost < math.inf), key=losses.__getitem__)[:SHORTLIST]
 
 
 def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -> PreTrainedModel:

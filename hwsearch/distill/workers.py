@@ -202,12 +202,11 @@ def ffn_dimensions_of(workshop: Any, architecture: Architecture) -> int:
 
 
 def loss_as_cut(workshop: Any, architecture: Architecture) -> float:
-    """KL to its teacher of a student as it is cut out, nats a chunk, on a few chunks of *select*; for `Workers.run`."""
-    from hwsearch.distill.judging import evaluate
+    """KL to its teacher of a student as it is cut out, nats an answer, on some of *select*; for `Workers.run`."""
+    from hwsearch.distill.judging import divergence
     from hwsearch.distill.proxy import Student
 
-    task = workshop.task
-    return float(evaluate(Student(task, architecture).model, task.few)[0].mean())
+    return divergence(Student(workshop.task, architecture).model, workshop.task.few)
 
 
 def layers_of(_: Any, state: Path) -> tuple[int, ...] | None:
@@ -215,7 +214,7 @@ def layers_of(_: Any, state: Path) -> tuple[int, ...] | None:
     from hwsearch.distill.proxy import load_state
 
     try:
-        return tuple(load_state(state)["layers"])
+        return tuple(load_state(state).get("layers") or ()) or None
     except RunError:
         return None
 
