@@ -28,6 +28,7 @@ from hwsearch.export.parity import (
     compare,
     continued,
     demand,
+    of_last_bits,
     student_continued,
     student_whole,
     whole,
@@ -168,8 +169,7 @@ def _write(
         wide = copy.deepcopy(trained).double()
         found = replace(compare(own(wide), in_float, written, choices, texts, half), student="float64")
         if found.fault:
-            arithmetic = compare(own(trained), None, own(wide), choices, texts, half).kl
-            found = replace(found, kl_of_arithmetic=arithmetic)
+            found = replace(found, kl_of_arithmetic=of_last_bits(own, trained, choices, texts))
     demand(found, path.name)
     return found
 

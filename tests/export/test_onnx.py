@@ -1,5 +1,6 @@
 """A student as ONNX: it computes what was trained, in every scheme that can be written, or is an error."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -21,8 +22,8 @@ from hwsearch.bench.onnxruntime import prepare_graph
 from hwsearch.errors import ExportError, GraphError
 from hwsearch.export.forms import deliver
 from hwsearch.export.graph import module_of, onnx_model
-from hwsearch.export.onnx import write_onnx
-from hwsearch.export.parity import WIDE_PRODUCTS, Parity, compare, goes
+from hwsearch.export.onnx import texts_of, write_onnx
+from hwsearch.export.parity import WIDE_PRODUCTS, Parity, compare, goes, of_last_bits, student_whole
 from hwsearch.export.student import TrainedStudent
 from hwsearch.precision import Precision, Scheme
 from hwsearch.workload import PHASES, Workload
@@ -237,7 +238,20 @@ def test_what_computes_something_else_is_an_error_and_leaves_nothing(make_studen
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_graph_need_not_be_nearer_than_the_student_is_to_itself_in_float64(
+def test_what_last_bits_make_of_a_student_is_the_most_of_some_copies(make_student: Make) -> None:
+    student, workshop = make_student("decoder", DYNAMIC, "int8,fp32")
+    texts = list(texts_of(student, workshop.tokens["select"], (1, 8)))
+    objective, before = student.teacher.objective, copy.deepcopy(student.model.state_dict())
+    own = partial(student_whole, objective)
+    most = of_last_bits(own, student.model, objective.choices, texts)
+    wide = compare(
+        own(student.model), None, own(copy.deepcopy(student.model).double()), objective.choices, texts, False
+    )
+    assert 0 < wide.kl < most < 1e-3
+    assert all(torch.equal(weight, before[name]) for name, weight in student.model.state_dict().items())
+
+
+def test_a_graph_need_not_be_nearer_than_the_student_is_to_itself_where_last_bits_differ(
     make_student: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hwsearch.export.parity.SHARE", 0.0)
