@@ -190,6 +190,15 @@ def test_the_margin_is_the_slope_of_the_front() -> None:
     assert margin(edge[:1], 10.0) is None
 
 
+@pytest.mark.parametrize(("slower", "says"), [(0.01, "buys about"), (-0.01, "more time bought no")])
+def test_time_that_buys_nothing_is_not_sold(found: tuple[dict[str, Any], Outcome], slower: float, says: str) -> None:
+    document, outcome = found
+    chosen = document["chosen"]
+    latency = {**chosen["latency"], "median_ms": 1.1 * chosen["latency"]["median_ms"]}
+    front = [chosen, {**chosen, "latency": latency, "quality": chosen["quality"] + slower}]
+    assert says in " ".join(page({**document, "front": front}, outcome.trials).split())
+
+
 @pytest.mark.parametrize(("budget_ms", "step"), [(280.0, 10.0), (24_600.0, 1000.0), (0.5, 0.02), (150.0, 5.0)])
 def test_the_margin_is_told_of_a_step_that_suits_the_budget(budget_ms: float, step: float) -> None:
     assert step_ms(budget_ms) == pytest.approx(step)
