@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -174,14 +174,20 @@ def of_last_bits(
         choices: logits of an answer, as of `Objective`.
         texts: batches of inputs.
     """
+    own = runs(student)
+    return max(compare(own, None, runs(model), choices, texts, False).kl for model in _with_other_last_bits(student))
+
+
+def _with_other_last_bits(student: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """A student in float64, and copies of that with weights moved, one at a time: each takes twice its memory."""
     wide = copy.deepcopy(student).double()
-    moved = [copy.deepcopy(wide) for _ in range(COPIES)]
-    for seed, model in enumerate(moved):
-        generator = torch.Generator().manual_seed(seed)
-        for weight in model.parameters():
-            with torch.no_grad():
+    yield wide
+    for seed in range(COPIES):
+        moved, generator = copy.deepcopy(wide), torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in moved.parameters():
                 weight.mul_(1 + LAST_BIT * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
-    return max(compare(runs(student), None, runs(model), choices, texts, False).kl for model in (wide, *moved))
+        yield moved
 
 
 def demand(parity: Parity, name: str) -> None:
