@@ -1,7 +1,9 @@
-"""Which layers should a student keep? Chosen by what the teacher says without the others, and as hwsearch does.
+"""Which layers should a student keep? Chosen by what the teacher says without the others, by what a student loses as
+it is cut out with them, and as hwsearch does, by what it loses after its first steps.
 
 Students with a share of the teacher's width are cut out with every set of layers that hwsearch lets them choose from,
-and with the one by what the teacher says, and trained: held-out KL on *select* before it and after it.
+and with the one by what the teacher says, and trained: held-out KL on *select* before, after the first steps (on the
+texts that hwsearch looks at) and at the end.
 
 python benchmarks/layers.py [--teacher DIR --data FILE --sequence 64] [--share 0.67] [--steps 100] [--rate 0.5]
 """
@@ -17,8 +19,8 @@ import platformdirs
 from head_start import begun, student_of
 
 from hwsearch.distill.judging import divergence
+from hwsearch.distill.layers import TRIED, choose_layers, with_layers
 from hwsearch.distill.proxy import Student
-from hwsearch.distill.student import choose_layers, with_layers
 from hwsearch.distill.task import HeldOut
 from hwsearch.distill.teacher import teacher_outputs
 from hwsearch.distill.workshop import SUBSET_CHUNKS
@@ -47,18 +49,22 @@ def main() -> None:
     for depth in range(2, whole.depth):
         architecture = student_of(whole, depth / whole.depth, options.share)
         alone = choose_layers(whole.depth, depth, without)[0]
-        sets: dict[str, list[float]] = {}
+        near = Student(task, architecture).near
+        sets: dict[tuple[int, ...], list[float]] = {}
         for layers in dict.fromkeys([alone, *task.layers[depth]]):
             student = Student(task, architecture, layers=layers, rate=options.rate)
             before = student.score(task.select).loss
+            student.train(TRIED)
+            tried = divergence(student.model, task.few)
             student.train(options.steps)
-            sets[str(layers)] = [round(before, 4), round(student.score(task.select).loss, 4)]
+            sets[layers] = [round(loss, 4) for loss in (before, tried, student.score(task.select).loss)]
         rows.append(
             {
                 "student": f"{depth} x {architecture.width}",
                 "without the others": str(alone),
-                "hwsearch": str(Student(task, architecture).layers),
-                "sets": sets,
+                "as cut out": str(near[0]),
+                "hwsearch": str(min(near, key=lambda layers: sets[layers][1])),
+                "sets": {str(layers): found for layers, found in sets.items()},
             }
         )
         print(rows[-1], file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ already (`python benchmarks/replay.py`). A longer run of the same student goes o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import torch
 from hwsearch.distill.features import hidden_maps
 from hwsearch.distill.job import ProxyScore
 from hwsearch.distill.judging import an_answer, bootstrap, divergence, evaluate
+from hwsearch.distill.layers import near_sets
 from hwsearch.distill.lesson import Lesson
 from hwsearch.distill.quantise import quantise_parts, recomputing
 from hwsearch.distill.rows import NO_ANSWER
@@ -50,6 +51,10 @@ class Student:
             everywhere.
         rate: learning rate over the recipe's.
         kept: what `keep` wrote, to go on from; of this training (`training_of`), or it has no meaning.
+
+    Attributes:
+        near: sets of layers with which it loses about as little as it is cut out, its own first; none where it has no
+            choice.
     """
 
     def __init__(
@@ -68,16 +73,19 @@ class Student:
         self.task, self.architecture = task, architecture
         self.training = training_of(task, order, rate)
         self.layers = layers or task.layers[architecture.depth][0]
+        self.near: tuple[tuple[int, ...], ...] = ()
         self.model: PreTrainedModel
         if kept:
             self.layers = tuple(kept.get("layers") or self.layers)
             self.model = self._made(empty_student(teacher, architecture, None if self.fresh else self.layers))
         elif fresh is not None:
             self.model = self._made(random_student(teacher, architecture, fresh))
-        elif layers or not architecture.uniform:
-            self.model = self._cut(self.layers)
         else:
-            self.layers, self.model = self._best(task.layers[architecture.depth])
+            if not layers and architecture.uniform:
+                sets = task.layers[architecture.depth]
+                self.near = near_sets(sets, lambda layers: divergence(self._cut(layers), task.few))
+                self.layers = self.near[0]
+            self.model = self._cut(self.layers)
         if task.recipe.recompute:
             self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": recomputing})
         # Of hidden states, where a stage of the recipe looks at these.
@@ -105,14 +113,6 @@ class Student:
         """Out of the teacher."""
         plan = StudentPlan(self.architecture, layers)
         return self._made(build_student(self.task.teacher.model, plan, self.task.importance))
-
-    def _best(self, sets: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], PreTrainedModel]:
-        """The set of layers with which it loses least as it is cut out, and what is cut out: which layers are missed
-        least depends on how much of them is kept (`python benchmarks/layers.py`)."""
-        if len(sets) == 1:
-            return sets[0], self._cut(sets[0])
-        cut = ((layers, self._cut(layers)) for layers in sets)
-        return min(cut, key=lambda one: divergence(one[1], self.task.few))
 
     def train(
         self,

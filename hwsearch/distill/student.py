@@ -1,7 +1,7 @@
 """A student cut out of the teacher: the layers, directions, heads and units that matter most, in the teacher's own
 class.
 
-- Layers are chosen together, by the loss of the teacher with the others left out.
+- Layers are given (`layers` says which are best).
 - Width: the residual stream is rotated to principal directions and the first are kept (`rotation`). Where that
   cannot be folded into the weights, the most important channels are kept, and what reads the stream takes over as
   below.
@@ -15,10 +15,8 @@ touched.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -38,8 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RIDGE = 1e-3  # of the mean second moment
-SHORTLIST = 5  # of subsets that lose least, which a judge is asked about and a student may choose from
-EXHAUSTIVE = 70  # subsets of layers that are all tried; beyond, layers leave one by one
 
 
 @dataclass(frozen=True)
@@ -53,33 +49,6 @@ class StudentPlan:
 
     architecture: Architecture
     layers: tuple[int, ...]
-
-
-def choose_layers(
-    count: int,
-    depth: int,
-    loss: Callable[[Sequence[int]], float],
-    judge: Callable[[Sequence[int]], float] | None = None,
-) -> tuple[tuple[int, ...], ...]:
-    """The `SHORTLIST` of sets of `depth` of `count` layers that lose least when the others are left out, least first;
-    none that loses infinitely much.
-
-    All subsets are tried where they are few; else the layer that is missed least leaves, again and again. So it does
-    with a `judge`, which is dearer than `loss` and nearer to the truth: the `SHORTLIST` that lose least go before it.
-    """
-    if judge is None and math.comb(count, depth) <= EXHAUSTIVE:
-        return tuple(_least(combinations(range(count), depth), loss))
-    best: tuple[tuple[int, ...], ...] = (tuple(range(count)),)
-    while len(best[0]) > depth:
-        kept = best[0]
-        without = _least((kept[:i] + kept[i + 1 :] for i in range(len(kept))), loss)
-        best = tuple(sorted(without, key=judge) if judge else without)
-    return best
-
-
-def _least(sets: Iterable[tuple[int, ...]], loss: Callable[[Sequence[int]], float]) -> list[tuple[int, ...]]:
-    losses = {kept: loss(kept) for kept in sets}
-    return sorted((kept for kept, lost in losses.items() if lost < math.inf), key=losses.__getitem__)[:SHORTLIST]
 
 
 def build_student(teacher: PreTrainedModel, plan: StudentPlan, importance: Importance) -> PreTrainedModel:
@@ -279,22 +248,3 @@ def _channels(heads: Tensor, head_dim: int) -> Tensor:
 def _blocks(indices: Tensor, size: int, count: int) -> Tensor:
     """The same indices in each of `count` blocks of `size`."""
     return torch.cat([indices + block * size for block in range(count)])
-
-
-def with_layers(model: PreTrainedModel, layers: Sequence[int], run: Callable[[], float]) -> float:
-    """What `run` returns while `model` has only some of its layers."""
-    config, family = model.config, family_of(model.config)
-    place, entry = family.layers, family.entries["depth"]
-    depth, kinds = getattr(config, entry), getattr(config, "layer_types", None)
-    whole = model.get_submodule(place)
-    try:
-        model.set_submodule(place, nn.ModuleList([whole.get_submodule(str(i)) for i in layers]))
-        setattr(config, entry, len(layers))
-        if kinds:
-            config.layer_types = [kinds[layer] for layer in layers]
-        return run()
-    finally:
-        model.set_submodule(place, whole)
-        setattr(config, entry, depth)
-        if kinds:
-            config.layer_types = kinds

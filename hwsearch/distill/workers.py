@@ -241,19 +241,32 @@ def _train(job: Job) -> ProxyScore:
 
 
 def _trained(job: Job) -> ProxyScore:
+    from hwsearch.distill.layers import TRIED, best_after
     from hwsearch.distill.metrics import metrics_of
     from hwsearch.distill.proxy import Student
 
     task, path = _workshop().task, Path(job.path)
     kept = gone_on_from(job, task)
-    student = Student(task, job.architecture, None, job.layers, job.order, _device, job.rate, kept)
     work = work_of(job.architecture, 1)
+    held_out, marks = getattr(task, job.split), {*job.marks, job.steps}
 
-    def advance(steps: int) -> None:
+    def advance(steps: float) -> None:
         with _counter.get_lock():
             _counter.value += work * steps
 
-    held_out, marks = getattr(task, job.split), {*job.marks, job.steps}
+    def cut_out(layers: tuple[int, ...] | None) -> Student:
+        return Student(task, job.architecture, None, layers, job.order, _device, job.rate, kept)
+
+    student = cut_out(job.layers)
+    if (rivals := len(student.near)) > 1:
+        first = min(TRIED, min(filter(None, marks), default=1) - 1)
+
+        def begin(rival: Student) -> None:
+            if 0 in job.marks and job.split == "select":
+                rival.mark(held_out)
+            rival.train(first, lambda steps: advance(steps / rivals), job.cool_from, job.steps)
+
+        student = best_after(begin, student, cut_out)
     for stop in sorted({*marks, *range(KEPT, job.steps, KEPT)}):
         if student.step < stop or (stop == 0 and not student.curve):
             student.train(stop, advance, job.cool_from, job.steps)

@@ -28,9 +28,10 @@ from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import STATISTICS, Facts, TaskSpec
 from hwsearch.distill.judging import divergence
+from hwsearch.distill.layers import choose_layers, with_layers
 from hwsearch.distill.objectives.outputs import Outputs
 from hwsearch.distill.sensitivity import Probe
-from hwsearch.distill.student import StudentPlan, build_student, choose_layers, with_layers
+from hwsearch.distill.student import StudentPlan, build_student
 from hwsearch.distill.task import HeldOut, Task
 from hwsearch.distill.teacher import Teacher, continued, load_further, teacher_of, teacher_outputs
 from hwsearch.files import read_as, read_or_drop, whole, write_text
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
 TOKENS = 2**23  # whose likeliest continuations are kept at most: 1 GiB, 1.6 of a vocabulary over 65,536
 STATISTICS_CHUNKS = 192
-FORMAT = f"{__version__}, 12"  # of what is kept and of how scores come about; what an earlier one has left is not read
+FORMAT = f"{__version__}, 13"  # of what is kept and of how scores come about; what an earlier one has left is not read
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
 REFIT_CHUNKS = 96  # for the choice of layers where students are refitted, a third of which is to judge by
 

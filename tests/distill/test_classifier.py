@@ -12,9 +12,9 @@ from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.distill import workshop as workshop_module
 from hwsearch.distill.job import STATISTICS, TaskSpec
 from hwsearch.distill.judging import divergence
+from hwsearch.distill.layers import with_layers
 from hwsearch.distill.proxy import Student, load_state
 from hwsearch.distill.recipe import Recipe, Stage
-from hwsearch.distill.student import with_layers
 from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError
 

@@ -18,6 +18,7 @@ from hwsearch.distill import student as student_module
 from hwsearch.distill.families import FAMILIES, architecture_of, family_of
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import TaskSpec
+from hwsearch.distill.layers import with_layers
 from hwsearch.distill.objectives.classes import Classes
 from hwsearch.distill.objectives.image_classes import ImageClasses
 from hwsearch.distill.objectives.masked_token import MaskedToken
@@ -27,7 +28,7 @@ from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.objectives.tags import Tags
 from hwsearch.distill.rotation import basis_of, rotate
 from hwsearch.distill.rows import NO_ANSWER, NO_SCORE, UNLABELLED
-from hwsearch.distill.student import StudentPlan, build_student, empty_student, random_student, with_layers
+from hwsearch.distill.student import StudentPlan, build_student, empty_student, random_student
 from hwsearch.distill.teacher import Teacher, load_teacher
 from hwsearch.errors import ArchitectureError, TeacherError
 from hwsearch.precision import Precision

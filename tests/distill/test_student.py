@@ -9,8 +9,9 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.families import architecture_of
 from hwsearch.distill.importance import Importance, measure_importance
+from hwsearch.distill.layers import choose_layers
 from hwsearch.distill.rotation import basis_of
-from hwsearch.distill.student import StudentPlan, build_student, choose_layers, random_student
+from hwsearch.distill.student import StudentPlan, build_student, random_student
 from hwsearch.distill.teacher import Teacher, load_teacher
 from hwsearch.errors import ArchitectureError
 from hwsearch.precision import Precision
