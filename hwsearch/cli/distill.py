@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--steps",
     type=click.IntRange(30),
-    help="In all, the rate falling in the last 30 % of them; by default as many as pay.",
+    help="In all, the rate falling from 30 % of them on; by default as many as pay.",
 )
 @click.option(
     "--minutes",
