@@ -19,7 +19,8 @@ from hwsearch.precision import Precision
 from hwsearch.runtime import Runtime
 
 T = TypeVar("T")
-NARROWEST = 6  # a student is at least a sixth of the teacher's width and feed-forward size
+# A student is at least a sixth of the teacher's width and feed-forward size; a width that heads share begins at one.
+NARROWEST = 6
 
 
 class SearchSpace(msgspec.Struct, frozen=True):

@@ -94,7 +94,7 @@ def facts(machine: Machine, device: str = "host", name: str = FIRST) -> DevicePr
         name=device,
         title=f"{machine.processor}, {machine.cores} cores",
         board_at_hand=True,
-        cache_mib=Figure(_cache_mib(), "sysfs, or assumed: 2 MiB a core"),
+        cache_mib=Figure(_cache_mib(), "sysfs, or assumed: 2 MiB"),
         memory_mib=Figure(memory, "sysconf"),
         peaks=peaks,
         power_modes={"default": mode},
@@ -130,8 +130,7 @@ def _peaks() -> tuple[float, float]:
 
 
 def _cache_mib() -> float:
-    """The last-level cache's size; a share of a shared one as large as all L2 together counts where it is larger than
-    32 MiB."""
+    """The last-level cache's size, 32 MiB at most: of a larger one, which many cores share, a process has a part."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text(encoding="utf-8").strip()

@@ -52,8 +52,8 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 an error, 2 wrong usage, 3 nothing fits; errors take one line on
-    stderr."""
+    """Run the command line and exit: 0 done, 1 an error, 2 wrong usage, 3 nothing fits, 130 interrupted;
+    errors take one line on stderr."""
     interrupt.remember()
     try:
         status = cli.main(arguments, prog_name="hwsearch", standalone_mode=False)

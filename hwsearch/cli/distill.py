@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--steps",
     type=click.IntRange(30),
-    help="In all, the rate falling from 30 % of them on; by default as many as pay.",
+    help="In all; the rate falls from 30 % of them on, later in a short training; by default as many as pay.",
 )
 @click.option(
     "--minutes",

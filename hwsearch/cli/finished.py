@@ -95,9 +95,9 @@ def export(
         return
     console().print(f"{run.architecture.id} written to {to}")
     for name, found in parity.items():
-        rounding = f", where its int8 parts cause {found.kl_of_rounding:.1e}" if found.kl_of_rounding else ""
+        rounding = f", where its quantised parts cause {found.kl_of_rounding:.1e}" if found.kl_of_rounding else ""
         if found.kl_of_arithmetic:
-            rounding += f" and computing it in float64 {found.kl_of_arithmetic:.1e}"
+            rounding += f", and other last bits {found.kl_of_arithmetic:.1e}"
         # What stock Transformers computes is in float.
         what = "is loaded as it was saved" if form == "huggingface" else "computes what was trained"
         console().print(f"{name} {what}: {found.kl:.1e} nats away on {found.answers} answers{rounding}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+from msgspec.structs import replace
 
 from hwsearch.cli.device import device_option
 from hwsearch.cli.output import console, json_option, print_json
@@ -19,6 +20,7 @@ from hwsearch.errors import ExportError, NothingFits
 if TYPE_CHECKING:
     from hwsearch.device import Target
     from hwsearch.distill.workers import Workers
+    from hwsearch.precision import Scheme
     from hwsearch.search.main_job import Deliver
     from hwsearch.search.outcome import Outcome
     from hwsearch.search.plan import Wishes
@@ -108,7 +110,7 @@ LONE = {"batch": 1, "sequence": 128, "new_tokens": 0, "repeat": 1}
     help="Least retention of the teacher's accuracy; the fastest that has it is chosen.",
 )
 @click.option("--max-size-mib", type=Positive(), help="Limit of the stored weights.")
-@click.option("--max-memory-mib", type=Positive(), help="Limit of weights and activations.")
+@click.option("--max-memory-mib", type=Positive(), help="Limit of weights, activations and cached keys and values.")
 @click.option("--budget-ttft", type=BudgetType(), help="Of the first token of a generation, as 50ms.")
 @click.option("--budget-tpot", type=BudgetType(), help="Of each token after it, as 8ms.")
 @click.option("--trials", type=click.IntRange(1), default=16, show_default=True, help="Students to try.")
@@ -160,7 +162,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         chunks=min(TaskSpec().chunks, wishes.long_steps * Recipe().batch),
         recipe=Recipe(seed=wishes.seed),
         scheme=scheme,
-        together=wishes.workload.batch if scheme.activations == "dynamic" else 0,
+        together=_together(wishes, scheme),
         precisions=tuple(p for p in wishes.precisions or TaskSpec().precisions if not p.is_float),
         text_column=options["text_column"],
         label_column=options["label_column"],
@@ -181,6 +183,9 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
                         f"{lone.workload.sequence} tokens: launching its kernels takes more. {wishes.workload.batch} "
                         "sequences at once are searched for; --batch says how many"
                     )
+                    workers.close()
+                    spec = replace(spec, together=_together(wishes, scheme))
+                    workers = Workers(spec)
             if workers.few:
                 progress.say(
                     f"{workers.count} students are trained at once: memory holds no more, each beside a teacher in "
@@ -216,6 +221,11 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         from hwsearch.report.tables import print_summary
 
         print_summary(document, folder, console())
+
+
+def _together(wishes: Wishes, scheme: Scheme) -> int:
+    """Texts that are judged at once (`TaskSpec.together`): what the runtime sees, where ranges are of all of it."""
+    return wishes.workload.batch if scheme.activations == "dynamic" else 0
 
 
 def _wishes(budget: Budget, options: dict[str, Any]) -> Wishes:

@@ -13,12 +13,14 @@ from hwsearch.distill.job import Moved
 
 
 @click.command()
-@click.option("--study", required=True, help="Its name, as the summary of its run has it.")
+@click.option("--study", required=True, help="Its name: the search's --study, by default the name of its --out.")
 @click.option("--storage", required=True, help="As sqlite:///FILE, postgresql://USER@HOST/NAME, or a journal file.")
 @moved_files
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of students in training; the run's by default.")
 @click.option(
-    "--processes", type=click.IntRange(1), help="Students at once; one a core by default, if memory holds them."
+    "--processes",
+    type=click.IntRange(1),
+    help="Students at once, as far as memory holds them; by default one a core, eight at most.",
 )
 @json_option
 def worker(

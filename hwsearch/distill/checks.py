@@ -27,7 +27,9 @@ def check_teachers(spec: TaskSpec, teacher: Teacher, further: list[Teacher]) -> 
     for one in (teacher, *further):
         limit = longest_of(one.model.config)
         if limit is not None and spec.sequence > limit:
-            raise DataError(f"{one.name} reads at most {limit} tokens; --sequence asks for {spec.sequence}")
+            raise DataError(
+                f"{one.name} reads at most {limit} tokens; --sequence of the search asks for {spec.sequence}"
+            )
     image = image_of(config.to_dict())
     if image is not None and spec.sequence != image.tokens:
         raise DataError(f"the teacher reads an image as {image.tokens} tokens; --sequence asks for {spec.sequence}")
@@ -58,5 +60,5 @@ def check_labels(spec: TaskSpec, corpus: Corpus, task: TaskName) -> None:
         if stage.labels and not stage.answers and not stage.watches:
             raise DataError(
                 f"stage {number} of the recipe asks for labels alone, and {Path(spec.data).name} has none: "
-                "--label-column, or another --recipe"
+                "--label-column of the search, or another --recipe"
             )

@@ -42,7 +42,7 @@ class Importance:
         heads: importance of the query heads, [layers, heads].
         ffn: importance of the feed-forward units, [layers, ffn].
         stream: second moments of what reads the residual stream (`Family.reads`), by the module's name, [width, width];
-            divided by its root mean square where a norm does so, trace = width.
+            divided by its root mean square where a norm does so.
         slopes: second moments of the gradient of the loss by that divided stream, summed over all who read it, [width,
             width]; [0, 0] in families that do not rotate.
         attention, feed_forward: second moments of the inputs of the output projections, a layer each, [channels,
@@ -104,7 +104,7 @@ class Importance:
 
 
 def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Tensor) -> Importance:
-    """Statistics of `model` over `chunks` of token ids, [chunks, sequence + 1]; the last column holds only labels."""
+    """Statistics of `model` over `chunks`, as its objective draws them."""
     family, batch = family_of(model.config), rows_at_once(model.config, chunks.shape[1], BATCH)
     layers = family.layers_of(model)
     heads = int(getattr(model.config, family.entries["heads"]))
@@ -212,7 +212,7 @@ def _differentiable(module: nn.Module, arguments: Any, embedded: Tensor) -> None
 
 def ffn_dimensions(model: PreTrainedModel, objective: Objective, chunks: Tensor) -> int:
     """Principal components that hold 99 % of the variance of the feed-forward activations, summed over the layers: how
-    much of a student's feed-forward parts is used, for one forward pass over `chunks`, [chunks, sequence + 1]."""
+    much of a student's feed-forward parts is used, for one forward pass over `chunks`, as the objective draws them."""
     found: list[int] = []
 
     def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG001

@@ -53,8 +53,8 @@ class Student:
         kept: what `keep` wrote, to go on from; of this training (`training_of`), or it has no meaning.
 
     Attributes:
-        near: sets of layers with which it loses about as little as it is cut out, its own first; none where it has no
-            choice.
+        near: sets of layers with which it loses about as little as it is cut out, its own first; none where they
+            are given.
     """
 
     def __init__(

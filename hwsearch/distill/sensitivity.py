@@ -62,7 +62,7 @@ class Probe:
         model: in float; left as it is.
         objective: of its task.
         scheme: how the runtime quantises.
-        chunks: token ids, [chunks, sequence + 1].
+        chunks: as the objective draws them.
         together: how many of them the runtime sees at once (`TaskSpec.together`).
     """
 

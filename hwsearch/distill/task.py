@@ -19,7 +19,7 @@ from hwsearch.precision import Precision, Scheme
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FEW = 32  # chunks that a student as it is cut out is looked at on
+FEW = 32  # chunks that a student is looked at on as it is cut out, and after its first steps
 
 
 @dataclass(frozen=True)
@@ -111,5 +111,5 @@ class Task:
 
     @cached_property
     def few(self) -> HeldOut:
-        """What students are looked at on as they are cut out: some of *select*."""
-        return self.select.sample(FEW)
+        """What students are looked at on as they begin: some of *select*."""
+        return self.select.sample(FEW * self.teacher.objective.inputs_a_chunk)

@@ -48,7 +48,8 @@ class Teacher:
         model: in evaluation mode, in the floats that were asked for.
         processor: beside it: a tokenizer, or what cuts images to the size that it sees.
         objective: what it was made for.
-        digest: hash of the weights, the configuration, the processor and the pooling, 16 hex digits.
+        digest: hash of the weights, the configuration, the processor and the pooling, 16 hex digits; -int8 where it
+            is computed in int8.
         checkpoint: that it was read from.
     """
 

@@ -45,8 +45,8 @@ class Workers:
 
     Args:
         spec: of the task.
-        count: processes; by default one a core, as far as memory holds a teacher and a student for each, and GPUs,
-            where there are any, a student for each.
+        count: processes; by default one a core, or as many as GPUs have room for a student each, `MOST` at most. In
+            any case no more than memory holds a teacher and a student for.
 
     Attributes:
         few: processes are fewer than that for lack of memory.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
-TOKENS = 2**23  # whose likeliest continuations are kept at most: 1 GiB, 1.6 of a vocabulary over 65,536
+TOKENS = 2**23  # whose likeliest continuations are kept at most: 1 GiB, 1.5 of a vocabulary over 65,536
 STATISTICS_CHUNKS = 192
 FORMAT = f"{__version__}, 13"  # of what is kept and of how scores come about; what an earlier one has left is not read
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large

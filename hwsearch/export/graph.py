@@ -54,7 +54,7 @@ def onnx_model(
     covers past and new tokens, and the logits are of the last position alone, [batch, 1, vocab].
 
     Args:
-        student: with its int8 parts quantised; not changed.
+        student: with its parts rounded by its plan; not changed.
         objective: what it is for.
         scheme: by which they were trained.
         half: float parts in float16.

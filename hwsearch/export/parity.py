@@ -57,7 +57,7 @@ class Parity(msgspec.Struct, frozen=True):
         answers: that were compared.
         difference: largest of two logits, over the largest logit.
         kl: of the graph from the student, nats an answer.
-        kl_of_rounding: of the student from itself with every part in float; 0 without int8 parts.
+        kl_of_rounding: of the student from itself with every part in float; 0 without quantised parts.
         kl_from_float: of the graph from the student with every part in float.
         disagreements: answers whose likeliest class differs.
         margin: of these, the lead that the student's likeliest class has where it is the largest beside what
@@ -116,7 +116,7 @@ def compare(
 
     Args:
         own: the student.
-        in_float: the student with every part in float; None where it has no int8 parts.
+        in_float: the student with every part in float; None where it has no quantised parts.
         graph: that was exported.
         choices: logits of an answer, as of `Objective`.
         texts: batches of inputs.

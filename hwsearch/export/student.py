@@ -67,8 +67,8 @@ class TrainedStudent:
     Attributes:
         teacher: that it was cut out of.
         architecture: with its precisions.
-        scheme: by which its int8 parts were trained.
-        model: in evaluation mode, its int8 parts quantised.
+        scheme: by which its quantised parts were trained.
+        model: in evaluation mode, its parts rounded by its plan.
     """
 
     teacher: Teacher

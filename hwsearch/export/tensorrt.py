@@ -72,7 +72,7 @@ def write_tensorrt(
 
     Args:
         student: that was trained, its int8 parts with static symmetric ranges.
-        chunks: held-out token ids, [chunks, sequence + 1]; the last column holds labels alone.
+        chunks: held-out text, as the objective draws it.
         to: folder; appears whole or not at all, an earlier export there is replaced.
         run: batch and sequence that the engine is tuned for: the most it takes, and all it takes where `static`.
         static: shapes are fixed in `model.onnx`.

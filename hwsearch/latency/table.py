@@ -48,7 +48,7 @@ RIDGE = 1.0  # of the correction: as if one point said that there is nothing to 
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """What a table says of an op table, each of shape [architectures] but for `rows`.
+    """What a table says of an op table, each of shape [architectures] but for `rows_us`.
 
     Attributes:
         total_us: of the workload, microseconds.

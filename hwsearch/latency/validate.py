@@ -38,7 +38,7 @@ class Validation(msgspec.Struct, frozen=True):
     """Predicted beside measured.
 
     Attributes:
-        rows: each case with predicted_ms, low_ms, high_ms, measured_ms and error (predicted / measured - 1).
+        rows: each case with what was predicted, (median, low, high) in milliseconds.
         skipped: cases of other devices, or of what the profile does not have, in the order of the file.
     """
 

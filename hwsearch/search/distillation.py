@@ -22,7 +22,7 @@ from hwsearch.files import sweep
 from hwsearch.search.rates import best, told, tried
 from hwsearch.search.trainer import Progress, Trainer, result_of
 
-TRIED = 384  # steps of a trial of a rate, whose rate falls at its end
+TRIED = 384  # steps of a trial of a rate
 MARK = 128  # steps between two points of the curve
 # Of the steps: from there on the rate falls to zero, sooner than a search's. Of 4 x 160, 1,536 steps at half the
 # recipe's rate, KL on *report* is 0.519 from here on and 0.533 from `COOL` on (`python benchmarks/cooling.py`).
@@ -90,7 +90,7 @@ class Distillation:
         self.architecture, self.trainer, self.progress, self.layers = architecture, trainer, progress, layers
         self._states, self._begun, self._stages = folder / architecture.digest, 0.0, stages
         self._rate = rate
-        sweep(self._states)
+        sweep(folder)
 
     def run(self, steps: int | None = None, minutes: float | None = None) -> tuple[ProxyScore, Path]:
         """Train; the score on *report* with the curve on *select*, and the student's state.
@@ -101,6 +101,7 @@ class Distillation:
 
         Raises:
             RunError: the recipe's last stage would not begin before the rate falls.
+            TrainingError: the training diverged.
         """
         if not self._stages and (steps is None or steps >= 8 * TRIED):
             self._suit()
@@ -149,8 +150,9 @@ class Distillation:
 
     def _within(self, minutes: float) -> int:
         """Steps that there is time for, at the pace of the first."""
-        first = self._train("pace", MARK, MARK)
-        steps = round(60 * minutes / (first.seconds / first.steps))
+        begun = self._train("begun", MARK // 2, MARK)  # which may have taken the trial of its layers besides
+        paced = self._train("pace", MARK, MARK, "begun")
+        steps = round(60 * minutes / (paced.seconds - begun.seconds) * (paced.steps - begun.steps))
         self.progress.say(f"{minutes:g} minutes are about {steps} steps")
         return min(MOST, max(round(MARK / COOL), steps))
 

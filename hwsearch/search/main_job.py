@@ -73,6 +73,8 @@ def run_search(
     Raises:
         NothingFits: not even the smallest student; `details` is the summary.
         RunError: the folder cannot be used.
+        ArchitectureError: the teacher or the runtime cannot meet a wish.
+        ProfileError: the profile does not say what a wish takes.
     """
     started = time.monotonic()
     facts = result_of(trainer.open())

@@ -23,7 +23,7 @@ class Outcome(msgspec.Struct):
         missing_baselines: why a hand-made student is missing, by name.
         trials: every finished trial, in order.
         stopped: trials of these that have not come to the last rung: others of their band were better, or time was up.
-        infeasible: distinct architectures that were priced and met neither the budget nor the other limits.
+        infeasible: distinct architectures that were priced and missed the budget or another limit.
         failed: trials whose training failed.
         rates: held-out loss by learning rate over the recipe's, where some were tried.
         stages: how well shorter runs had ordered the students that were trained on, `rank.stages`.

@@ -57,7 +57,8 @@ class Wishes(msgspec.Struct, frozen=True):
         uneven: whether layers may differ in heads and feed-forward size.
         minutes: after which no trial is begun or taken to its next rung.
         min_quality: least retention of the teacher's accuracy; the fastest that has it is chosen.
-        max_size_mib, max_memory_mib: limits of the stored weights and of weights with activations.
+        max_size_mib, max_memory_mib: limits of the stored weights, and of weights with activations and cached keys and
+            values.
         budget_ttft, budget_tpot: of the first token (one prefill) and of each one after it, beside `budget`.
     """
 

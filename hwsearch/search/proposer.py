@@ -67,7 +67,7 @@ class Proposer:
         price: milliseconds of architectures, [architectures].
         strain: of architectures, the share of the tightest budget that each takes at most; 1 at most.
         sensitivities: what quantising one part of the teacher loses, [parts] for each precision.
-        layers: the teacher's layers that a student of a depth keeps.
+        layers: the teacher's layers that a student of a depth keeps likeliest.
         admit: whether an architecture meets the other constraints.
         raw: Optuna chooses the precision of every part, in place of the rate.
         importance: of the teacher's parts, as `uneven` wants it, where layers may differ in size; else None.

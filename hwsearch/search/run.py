@@ -1,7 +1,7 @@
 """A run's folder: what it holds, and what it may be taken up with.
 
 run.json        everything that changes a score or a price; another run's folder is refused, and what differs is said
-study.db        finished trials (SQLite, Optuna's own form)
+study.db        trials, and what is known of the search (SQLite, Optuna's own form)
 measured.json, prices.json      latencies of students that were run, and of trials as they are known by that
 students/       states of students in training, from which longer runs go on
 trials.csv, pareto.csv, summary.json, report.html, chosen/      the answer

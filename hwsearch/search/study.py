@@ -84,7 +84,7 @@ class Study:
             raise RunError(f"{public(address)} needs a driver: pip install 'hwsearch[postgres]' ({error})") from error
         except Exception as error:  # SQLAlchemy, its drivers and Optuna raise their own kinds for a broken storage
             reason = next(iter(str(error).splitlines()), "")
-            way = "move it away or choose another --out" if isinstance(address, Path) else "check --storage"
+            way = "move it away or name another folder" if isinstance(address, Path) else "check --storage"
             raise RunError(
                 f"{public(address)} is not a study that can be opened ({type(error).__name__}: {reason[:120]}); {way}"
             ) from error

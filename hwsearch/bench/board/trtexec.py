@@ -99,7 +99,7 @@ class Trtexec:
         self._binary, self._work = binary, work
         self._help = self._call(["--help"])
         if missing := [option for option in NEEDED if option not in self._help]:
-            raise RuntimeError(f"{binary} has no option {missing[0]}; the kit is for TensorRT 8.4 and later")
+            raise RuntimeError(f"{binary} has no option {missing[0]}; the kit is for TensorRT 10.3 and later")
         self.version = _version(self._help)
 
     def prepare(self, graph: Path, _point: Mapping[str, Any], beside: bool = True) -> Model:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from hwsearch.distill.job import TaskSpec
 
 
-Inputs = dict[str, Tensor]  # of a model, by name: token ids and attention mask, [rows, tokens] each, int64
+# Of a model, by name: token ids, attention mask and the like, [rows, tokens] each, int64; of images their pixels,
+# [rows, channels, height, width], float32.
+Inputs = dict[str, Tensor]
 Axes = tuple[Literal["batch", "sequence"], ...]  # the first of an input
 
 
