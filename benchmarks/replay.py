@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 from msgspec.structs import replace
-from students import TABLE, plan_of
+from students import FIRST_FULL, TABLE, gain, plan_of
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Facts
@@ -114,9 +114,12 @@ def proxies(students: Sequence[Student], full: int) -> dict[str, Any]:
     truth = [s.curve[full] for s in students]
     inside = [s.band for s in students]
 
-    def judged(score: Sequence[float], over: Sequence[float] = truth) -> dict[str, Any]:
+    def judged(
+        score: Sequence[float], over: Sequence[float] = truth, banded: Sequence[bool] = inside
+    ) -> dict[str, Any]:
         whole = agreement(score, over)
-        band = agreement(*zip(*((a, b) for a, b, i in zip(score, over, inside, strict=True) if i), strict=True))
+        near = [(a, b) for a, b, i in zip(score, over, banded, strict=True) if i]
+        band = agreement([a for a, _ in near], [b for _, b in near])
         found = {}
         for name, a in (("", whole), ("_band", band)):
             if a:
@@ -139,11 +142,14 @@ def proxies(students: Sequence[Student], full: int) -> dict[str, Any]:
         known = [s for s in students if s.row.get(key) and full in dict(s.row[key])]
         if len(known) > 2:
             other = [dict(s.row[key])[full] for s in known]
-            found = agreement(other, [s.curve[full] for s in known])
-            result[key] = {"students": len(known), "tau": round(found.tau, 3) if found else None}
+            banded = [s.band for s in known]
+            result[key] = {"students": len(known), "band": sum(banded)}
+            result[key] |= judged(other, [s.curve[full] for s in known], banded)
             if key == "random_curve":
                 ratio = np.exp(np.mean(np.log(np.array(other) / [s.curve[full] for s in known])))
                 result[key]["kl_over_that_from_slices"] = round(float(ratio), 3)
+    doubled = [FIRST_FULL * 2**i for i in range(8) if FIRST_FULL * 2**i <= full]
+    result["gain_of_a_doubling"] = {steps: round(gain([s.row for s in students], steps), 4) for steps in doubled}
     return result
 
 
