@@ -1,8 +1,9 @@
-"""Latency against quality from end to end on this machine's CPU: the main command, `hwsearch distill`, the export run.
+"""Latency against quality from end to end on this machine's CPU: the main command, and what `hwsearch distill` does.
 
-At each budget the chosen student, and the students that a person would make by hand at its latency, are distilled fully
-and alike, and run in turn with the teacher in float and, as it is, in int8; quality is judged on *report*. A run that
-was stopped goes on where it was.
+At each budget the chosen student, with the layers that the search had, and the students that a person would make by
+hand at its latency, are distilled fully and alike, and run in turn with the teacher in float and, as it is, in int8,
+all as graphs of their shapes (`bench.measurer`); quality is judged on *report*. A run that was stopped goes on where it
+was.
 
 python benchmarks/curve.py [--budgets 0.15 0.2326 0.35 0.5] [--steps 6144] [--threads 1]
 python benchmarks/curve.py --runs DIR ...       (searches that are there already, those of mixed.py say)
@@ -24,7 +25,7 @@ from hwsearch.architecture import Architecture
 from hwsearch.bench.measurer import HostMeasurer, measurer_of
 from hwsearch.cli.progress import Progress
 from hwsearch.distill.job import Job
-from hwsearch.distill.workers import Workers
+from hwsearch.distill.workers import Workers, layers_of
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
 from hwsearch.search.baselines import hand_made_as_run
@@ -96,7 +97,8 @@ def main() -> None:
                     path = str(states / f"{architecture.digest}.pt")
                     score = result_of(workers.train(Job(path, architecture, steps=0, split="report")))
                 else:
-                    score, _ = Distillation(architecture, workers, states, progress, layers, rate=run.rate).run(
+                    kept = result_of(workers.run(layers_of, run.state)) if name == "chosen" else layers
+                    score, _ = Distillation(architecture, workers, states, progress, kept, rate=run.rate).run(
                         options.steps
                     )
                 row[name] = {

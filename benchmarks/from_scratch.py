@@ -17,9 +17,10 @@ import msgspec
 import torch
 
 from hwsearch.architecture import Architecture
-from hwsearch.distill.job import COOL, TaskSpec
+from hwsearch.distill.job import COOL
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.workshop import Workshop
+from hwsearch.search.finished import finished
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     summary = json.loads((arguments.run / "summary.json").read_text())
-    spec = msgspec.convert(json.loads((arguments.run / "run.json").read_text())["spec"], TaskSpec)
+    spec = finished(arguments.run).spec
     chosen = summary["chosen"]
     architecture, steps = Architecture.from_json(chosen["architecture"]), chosen["steps"]
     workshop = Workshop(spec)

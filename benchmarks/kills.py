@@ -3,7 +3,7 @@
 The main job and two workers share the study; every so often one of the three is killed with SIGKILL and begun again. At
 the end every trial must be there once, and no rung of any may have been finished twice.
 
-python benchmarks/kills.py [--kills 10] [--trials 60] [--storage URL]
+python benchmarks/kills.py [--kills 10] [--trials 60] [--storage postgresql]
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ costs. The KL's sums go over the teacher's 32 most likely tokens and the rest as
 - relations: besides, how like one another the positions of a text are, in the last hidden states
 - Muon: matrices of the layers by Muon (Jordan et al. 2024), the rest by Adam
 
-For hidden states and relations the teacher runs beside the student here; a search would have to keep its hidden states.
+For hidden states and relations the teacher runs beside the student.
 
 python benchmarks/losses.py [--steps 160,640] [--ways temperature,Muon]
 """
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.families import family_of
+from hwsearch.distill.lesson import Lesson
 from hwsearch.distill.proxy import Student
 from hwsearch.files import read_json
 
@@ -49,7 +50,7 @@ SMALL = 1e-6
 class Other(Student):
     """Trained by another loss."""
 
-    def loss(self, rows: NDArray[np.int64]) -> Tensor:
+    def _loss(self, lesson: Lesson, rows: NDArray[np.int64], piece: int = 0) -> Tensor:
         """As the class says."""
         chunks = torch.from_numpy(self.task.chunks[rows])
         indices, p = self.task.outputs.batch(rows)
@@ -141,6 +142,7 @@ class Muon(Student):
             for group in muon.param_groups:
                 group["lr"] = optimizer.param_groups[0]["lr"]
             muon.step()
+            muon.zero_grad()
 
         self.optimizer.register_step_post_hook(follow)
 

@@ -1,9 +1,9 @@
 """Do exported graphs compute what was trained? Random students of two teachers in random precisions, on held-out text.
 
 Half are decoders of the embedded teacher, half encoders of the classifier that `classifier.py` makes; each of random
-shape, every part in float or quantised by chance, in one of the forms in turn, trained for some steps, exported, and
-set beside the student with its fake quantisation, and in float beside the float student. Beside float16 no graph rounds
-as the student does: these are told apart.
+shape, every part (a decoder's head among them) in float or quantised by chance, in one of the forms in turn, trained
+for some steps, exported, and set beside the student with its fake quantisation, and in float beside the float student.
+Beside float16 no graph rounds as the student does: these are told apart.
 
 python benchmarks/parity.py [--students 24] [--steps 60]
 """
@@ -64,9 +64,11 @@ def one(
     chosen = rng.choice([Precision.FP32, *narrow], (depth, 2))
     chosen[rng.integers(depth), rng.integers(2)] = narrow[-1]
     plan = [(Precision(a), Precision(f)) for a, f in chosen]
+    head = Precision(rng.choice([Precision.FP32, *narrow])) if own.head == "lm" else Precision.FP32
     architecture = msgspec.structs.replace(
         space.build(depth, width, heads, ffn, [(Precision.FP32,) * 2] * depth),
         layers=uniform_layers(depth, *heads, ffn, plan),
+        head_precision=head,
     ).with_float(beside)
     task = type(task)(**{**vars(task), "scheme": scheme})
     student = Student(task, architecture)

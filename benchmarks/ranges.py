@@ -59,8 +59,12 @@ class LearnedLinear(QuantisedLinear):
 
     log_scale: torch.nn.Parameter
 
-    def _activations(self, x: Tensor) -> Tensor:
-        return Learned.apply(x, self.log_scale.exp())  # type: ignore[no-any-return, no-untyped-call]
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the parent's name
+        return torch.nn.functional.linear(*self.rounded(input), self.bias)
+
+    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As the parent's, the input by its own scale."""
+        return Learned.apply(x, self.log_scale.exp()), self._weights()  # type: ignore[no-untyped-call]
 
 
 def learned(student: Student) -> None:

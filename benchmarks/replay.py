@@ -154,7 +154,7 @@ def proxies(students: Sequence[Student], full: int) -> dict[str, Any]:
 
 
 def rungs(students: Sequence[Student], full: int, seeds: int) -> dict[str, Any]:
-    """Every student once, in random order, two at a time; the search's rule says who goes on."""
+    """Every student once, in random order, one rung at a time; the search's rule says who goes on."""
     judge, found = Judge(students, full), []
     steps = [*(int(share * full) for share in RUNGS), full]
     for seed in range(seeds):

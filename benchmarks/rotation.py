@@ -1,7 +1,8 @@
 """What a narrower student begins with and comes to at the recipe's rate: held-out KL on *select*, by steps.
 
 Without a teacher, a small GPT-2 is trained on the standard library first. At commit b7beb85 GPT-2 and ViT kept
-channels in place of directions, at fdf33e3 BERT too: there the same command gives what the rotation is compared with.
+channels in place of directions, at fdf33e3 BERT too: there this script, put beside the others, gives what the rotation
+is compared with.
 
 python benchmarks/rotation.py [--teacher DIR --data FILE --sequence 64] [--marks 0,100,400]
 """

@@ -2,7 +2,8 @@
 
 The teacher's weights are trained through the slicing, every step as one student of some size (Cai et al. 2020, Once for
 all, arXiv:1908.09791); students are then cut out of these. How well do short runs from there order the table's students
-(`benchmarks/students.py`), and what is left of the head start when a student is trained fully?
+(`benchmarks/students.py`, whose own slices are those of its day), and what is left of the head start when a student is
+trained fully?
 
 python benchmarks/supernet.py [--steps 1000] [--rate 1.0] [--short 0,40,80] [--full 1066]
 """
@@ -91,7 +92,7 @@ def supernet(task: Task, whole: Architecture, steps: int, rate: float) -> dict[s
 
 
 def begun(task: Task, architecture: Architecture, source: Mapping[str, Tensor] | None, rate: float = 1.0) -> Student:
-    student = Student(task, architecture, rate=rate)
+    student = Student(task, architecture, layers=task.layers[architecture.depth][0], rate=rate)
     if source is not None:
         restore(student.model)
         student.model.load_state_dict(sliced(task, source, architecture)[1])

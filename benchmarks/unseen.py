@@ -1,6 +1,7 @@
 """How wrong is a freshly measured table on models that it has not seen? Measured on this machine.
 
-A table of `--points` points is measured in at most `--minutes`, as `hwsearch profile --device host` does. Then random
+A table of `--points` points is measured in at most `--minutes`, as `hwsearch profile --device host` does, of batches
+of 1 to 8. Then random
 encoders and decoders are drawn by another sampler, priced, and timed whole, in turn and beside the same reference
 model; those that take a millisecond at least are judged (of new tokens, a tenth of one). They are timed twice: how far
 the two disagree is the noise floor.
@@ -90,7 +91,7 @@ def one_pass(found: Latency, phase: Phase) -> Latency:
 
 
 def draw(rng: np.random.Generator, phase: Phase = "prefill") -> tuple[Architecture, Workload]:
-    """Depth 1 to 12, width 64 to 512, mixed precision, sequence 16 to 256, batch 1 to 8; up to 64 new tokens."""
+    """Depth 1 to 12, width 64 to 480, mixed precision, sequence 16 to 256, batch 1 to 8; up to 64 new tokens."""
     decoder = bool(rng.integers(2)) or phase == "decode_token"
     head_dim = int(rng.choice([32, 64]))
     heads = int(rng.integers(1, 513 // head_dim))
