@@ -107,10 +107,8 @@ def main() -> None:
     for i in range(options.students):
         rows.append(one(workshops[i % 2], FORMS[i // 2 % len(FORMS)], rng, options.steps))
         print(rows[-1], file=sys.stderr, flush=True)
-    result = {
-        "beside float32": summary([row for row in rows if not row["half"]]),
-        "beside float16": summary([row for row in rows if row["half"]]),
-    }
+    kinds = {half: [row for row in rows if row["half"] is half] for half in (False, True)}
+    result = {f"beside float{16 if half else 32}": summary(found) for half, found in kinds.items() if found}
     print(json.dumps({**result, "rows": rows}))
 
 

@@ -46,7 +46,7 @@ def data_file(name: str) -> Path:
         DataError: the Hub does not give it.
     """
     if not name.startswith("hf:"):
-        return Path(name).resolve()
+        return Path(name).absolute()  # what a link is called says how to read it
     found = FILE.fullmatch(name)
     if found is None:
         raise DataError(f"a file of the Hub is hf://datasets/OWNER/NAME/FILE; got {name}")

@@ -80,7 +80,7 @@ def find_profile(device: str) -> DeviceProfile:
 
 
 def find_file(device: str) -> Path:
-    """The file of a device's profile, by name, alias or path.
+    """The file of a device's profile, by name, alias or path. What another file has wrong is no matter.
 
     Raises:
         ProfileError: nothing by that name.
@@ -90,14 +90,19 @@ def find_file(device: str) -> Path:
     wanted = device.lower()
     if (path := file_named(wanted)) is not None:
         return path
-    known: list[str] = []
+    known, broken = list[str](), list[str]()
     for path in profile_files():
-        profile = load_profile(path)
+        try:
+            profile = load_profile(path)
+        except ProfileError:
+            broken.append(str(path))
+            continue
         if wanted in profile.aliases:
             return path
         known += [profile.name, *profile.aliases]
+    unread = f"; not read, for they are broken: {', '.join(broken)}" if broken else ""
     raise ProfileError(
-        f"unknown device {device!r} (have: {', '.join(sorted(known))}, host). "
+        f"unknown device {device!r} (have: {', '.join(sorted(known))}, host{unread}). "
         "Give one of these or the path of a profile; a board of your own begins with hwsearch profile --kit or --ssh"
     )
 

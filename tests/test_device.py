@@ -4,13 +4,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from hwsearch import profiles as profiles_module
 from hwsearch.architecture import Architecture, uniform_layers
+from hwsearch.cli import cli
 from hwsearch.device import DeviceProfile
 from hwsearch.errors import ProfileError
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
-from hwsearch.profiles import find_file, find_profile, load_profile, profile_files, save_profile
+from hwsearch.profiles import find_file, find_profile, full_name, load_profile, profile_files, save_profile
 from hwsearch.workload import Workload
 
 FILES = list(profile_files())
@@ -154,6 +157,21 @@ def test_a_profile_that_does_not_hold_together_says_where(tmp_path: Path, old: s
     broken.write_text(text.replace(old, new, 1))
     with pytest.raises(ProfileError, match=re.escape(says)):
         find_profile(str(broken))
+
+
+def test_a_broken_profile_of_ones_own_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my-board.toml").write_text('name = "my-board"\nof_another_version = 1\n')
+    monkeypatch.setattr(profiles_module, "user_folder", lambda: tmp_path)
+    assert find_file("jetson-orin") == find_file("jetson-agx-orin-64gb")
+    assert full_name("jetson-orin") == "jetson-agx-orin-64gb"
+    with pytest.raises(ProfileError, match=r"unknown device 'nope' \(have: .*, host; not read, .*my-board.toml"):
+        find_file("nope")
+    with pytest.raises(ProfileError, match="broken profile"):
+        find_profile("my-board")
+    found = CliRunner().invoke(cli, ["devices"])
+    assert found.exit_code == 0
+    assert "t4" in found.stdout
+    assert found.stderr.startswith("left out: broken profile")
 
 
 def test_a_profile_that_lacks_anything_loads_or_says_so(tmp_path: Path) -> None:

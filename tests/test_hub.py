@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hwsearch.distill.job import Moved, TaskSpec
 from hwsearch.errors import DataError, TeacherError
 from hwsearch.hub import checkpoint, data_file
 
@@ -16,6 +17,15 @@ def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert checkpoint("me/model") == tmp_path / "me" / "model"
     assert checkpoint("./no/such") == tmp_path / "no" / "such"
     assert data_file("text.csv") == tmp_path / "text.csv"
+
+
+def test_a_link_is_read_as_its_own_name_says(tmp_path: Path) -> None:
+    """As caches lay files out whose own names are hashes."""
+    (tmp_path / "0a1b2c").write_text('{"text": "hello"}\n')
+    link = tmp_path / "train.jsonl"
+    link.symlink_to(tmp_path / "0a1b2c")
+    assert data_file(str(link)) == link
+    assert Moved(data=link, held_out=link).of(TaskSpec()) == TaskSpec(data=str(link), held_out=str(link))
 
 
 @pytest.mark.parametrize("kind", ["models", "datasets"])

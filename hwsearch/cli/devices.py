@@ -8,6 +8,7 @@ import click
 
 from hwsearch.cli.device import HOST, find
 from hwsearch.cli.output import console, json_option, print_json
+from hwsearch.errors import ProfileError
 
 if TYPE_CHECKING:
     from hwsearch.device import DeviceProfile
@@ -27,7 +28,12 @@ def devices(name: str | None, as_json: bool) -> None:
         else:
             _describe(found)
         return
-    profiles = [load_profile(path) for path in profile_files()]
+    profiles = []
+    for path in profile_files():
+        try:
+            profiles.append(load_profile(path))
+        except ProfileError as error:
+            click.echo(f"left out: {error}", err=True)
     if as_json:
         print_json(profiles)
         return

@@ -200,7 +200,7 @@ class Checkpoint(NamedTuple):
 
     def _about_code(self) -> str:
         """The way out, where a checkpoint brings code of its own."""
-        brings = not self.trusted and any("auto_map" in path.read_text() for path in self.folder.glob("*config.json"))
+        brings = not self.trusted and any(b"auto_map" in path.read_bytes() for path in self.folder.glob("*config.json"))
         return ". It brings code of its own; --trust-remote-code runs it" if brings else ""
 
     @property

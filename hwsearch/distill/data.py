@@ -190,7 +190,7 @@ def _blocks(path: Path, column: str) -> list[str]:
         DataError: it cannot be read, is not UTF-8, or holds no text.
     """
     try:
-        if path.is_dir() or path.suffix in ROWS:
+        if path.is_dir() or path.suffix.lower() in ROWS:
             texts = "".join(f"{text}\n" for text, _ in table(path, column, None) if isinstance(text, str))
         else:
             texts = path.read_text(encoding="utf-8-sig")

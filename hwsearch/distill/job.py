@@ -78,7 +78,7 @@ class Moved(NamedTuple):
     def of(self, spec: TaskSpec) -> TaskSpec:
         """The task with these files."""
         own = {"teacher": self.teacher, "data": self.data, "held_out": self.held_out}
-        files = {name: str(Path(path).resolve()) for name, path in own.items() if path}
+        files = {name: str(Path(path).absolute()) for name, path in own.items() if path}
         return msgspec.structs.replace(spec, **files, trust_remote_code=self.trusted)
 
 

@@ -79,7 +79,7 @@ def class_names(path: Path, column: str) -> list[str]:
     features: Any = {}
     if path.is_dir() and (path / "dataset_info.json").is_file():
         features = read_json(path / "dataset_info.json").get("features")
-    elif path.suffix == ".parquet":
+    elif path.suffix.lower() == ".parquet":
         import pyarrow.parquet as pq  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         kept = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
@@ -116,15 +116,16 @@ def _read(path: Path) -> pd.DataFrame:
         ".parquet": lambda: pd.read_parquet(path),
         ".txt": lambda: pd.DataFrame({"text": path.read_text(encoding="utf-8-sig").splitlines()}),
     }
-    if path.suffix not in FORMS and not path.is_dir():
+    suffix = path.suffix.lower()
+    if suffix not in FORMS and not path.is_dir():
         raise DataError(
             f"texts come as {', '.join(FORMS)}, or as a folder that datasets has saved; got {path.name or path}"
         )
-    kind = "folder that datasets has saved" if path.is_dir() else f"{path.suffix[1:]} file in UTF-8"
+    kind = "folder that datasets has saved" if path.is_dir() else f"{suffix[1:]} file in UTF-8"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than there are columns
-            return _saved(path) if path.is_dir() else readers[path.suffix]()
+            return _saved(path) if path.is_dir() else readers[suffix]()
     except DataError:
         raise
     except OSError as error:

@@ -147,7 +147,6 @@ def _together(old: Fit, new: Fit) -> Fit:
         models=tuple(sorted({*old.models, *new.models})),
         hulls={p: hull for p in sorted({*old.hulls, *new.hulls}) if (hull := over(old.hulls.get(p), new.hulls.get(p)))},
         reach=over(old.reach, new.reach),
-        stretch=rounded(old.stretch * new.stretch),
         leave_one_model_out={p: both(p) for p in sorted({*old.leave_one_model_out, *new.leave_one_model_out})},
         row_digests=(*old.row_digests, *new.row_digests),
         refined=True,

@@ -94,13 +94,16 @@ def reachable(address: Address) -> Iterator[None]:
 
 
 def public(address: Address) -> str:
-    """Its address without a password."""
+    """Its address without a password, which may stand before the host or among the options."""
     text = str(address)
     if isinstance(address, Path) or "://" not in text:
         return text
     # SQLAlchemy's own hiding shows what follows an @ in a password.
-    head, at, tail = text.rpartition("@")
-    return f"{head.split('://')[0]}://...@{tail}" if at else text
+    scheme, _, rest = text.partition("://")
+    head, at, tail = rest.rpartition("@")
+    if "?" in head:  # the @ may be of an option
+        return f"{scheme}://..."
+    return f"{scheme}://{'...@' if at else ''}{tail.partition('?')[0]}"
 
 
 def _url(address: Address) -> sqlalchemy.URL | None:

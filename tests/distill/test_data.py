@@ -153,7 +153,7 @@ def test_chunks_share_one_token_and_come_back_the_same(tiny_teacher: Path, text_
         draw_chunks(("x",), tokenizer, 20, 16, None)
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "JSONL"])
 def test_a_language_model_reads_the_texts_of_rows(text_file: Path, tmp_path: Path, form: str) -> None:
     pieces = [piece.strip() for piece in text_file.read_text().split("\n\n\n") if piece.strip()]
     table, path, plain = (

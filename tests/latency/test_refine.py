@@ -62,6 +62,26 @@ def test_what_the_profile_rests_on_stays(shipped: DeviceProfile) -> None:
     assert all(mine.runtimes[name] is shipped.runtimes[name] for name in shipped.runtimes if name != "tensorrt")
 
 
+def test_a_stretched_fit_is_refined_again_and_again() -> None:
+    """What leaving models out has put on the noise is taken off it once: noise falls as rows come, not for good."""
+    board = find_profile("t4")
+    shapes = (*SHAPES, (6, 512, 4, 64), (8, 512, 1, 256), (3, 384, 2, 128), (12, 512, 1, 64))
+    rows = [replace(row, device="t4", runtime="onnxruntime") for row in cases(shapes, "fp32")]
+    rows = timed(board, rows, 1.0, noise=0.05)
+    stretched = board.runtimes["onnxruntime"].fit
+    assert stretched is not None
+    assert stretched.stretch > 1.2
+    one_by_one = board
+    for part in (rows[:3], rows[3:6], rows[6:]):
+        one_by_one, _ = fit_or_refine(one_by_one, part, "three.csv")
+    at_once, _ = fit_or_refine(board, rows, "nine.csv")
+    found, wanted = (profile.runtimes["onnxruntime"].fit for profile in (one_by_one, at_once))
+    assert found is not None
+    assert wanted is not None
+    assert found.noise > 0.6 * wanted.noise
+    assert found.stretch < stretched.stretch
+
+
 def test_a_row_counts_once(shipped: DeviceProfile) -> None:
     rows = timed(shipped, cases(SHAPES), 1.2)
     once, _ = fit_or_refine(shipped, rows, "five.csv")

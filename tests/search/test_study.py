@@ -245,6 +245,21 @@ def test_a_study_lies_where_its_path_says(name: str, tmp_path: Path) -> None:
     assert public(path) == str(path) == public(str(path))
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@db.example/hw", "postgresql://...@db.example/hw"),
+        ("postgresql://me:se@cret@db.example/hw?sslmode=require", "postgresql://...@db.example/hw"),
+        ("postgresql://db.example/hw?user=me&password=secret", "postgresql://db.example/hw"),
+        ("postgresql://db.example/hw?user=me@work&password=secret", "postgresql://..."),
+        ("postgresql://me:secret?@db.example/hw", "postgresql://..."),
+        ("sqlite:////data/study.db?timeout=5", "sqlite:////data/study.db"),
+    ],
+)
+def test_no_error_shows_a_password(url: str, shown: str) -> None:
+    assert public(url) == shown
+
+
 def test_options_of_a_url_are_no_part_of_its_file(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     Study(url, "mine").close()
