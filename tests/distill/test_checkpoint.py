@@ -66,6 +66,7 @@ def code_of_a_tokenizer(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 100), "cannot load"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot load"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "'t5'"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("{}", encoding="utf-16"), "cannot load"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer in"),
         (lambda folder: changed(folder, lambda data: data[:-1000]), "not fully covered"),
         (lambda folder: weights(folder, lambda weight: weight * float("nan")), r"not finite: model\.norm\.weight$"),
