@@ -24,7 +24,7 @@ import onnx
 import torch
 from classifier import WORK, make
 
-from hwsearch.architecture import uniform_layers
+from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.quantise import restore
@@ -48,12 +48,12 @@ FORMS = (  # how it is quantised, the float beside, and what to
 )
 
 
-def one(
-    workshop: Workshop, form: tuple[Scheme, Precision, tuple[Precision, ...]], rng: np.random.Generator, steps: int
-) -> dict[str, Any]:
-    scheme, beside, narrow = form
-    task, objective = workshop.task, workshop.teacher.objective
-    own = workshop.facts().architecture
+Form = tuple[Scheme, Precision, tuple[Precision, ...]]
+
+
+def drawn(own: Architecture, form: Form, rng: np.random.Generator) -> Architecture:
+    """A random student."""
+    _, beside, narrow = form
     space = derive(own, find_profile("arm-cpu").runtimes["onnxruntime"])
     while True:
         width = int(rng.choice(space.widths))
@@ -65,11 +65,16 @@ def one(
     chosen[rng.integers(depth), rng.integers(2)] = narrow[-1]
     plan = [(Precision(a), Precision(f)) for a, f in chosen]
     head = Precision(rng.choice([Precision.FP32, *narrow])) if own.head == "lm" else Precision.FP32
-    architecture = msgspec.structs.replace(
+    return msgspec.structs.replace(
         space.build(depth, width, heads, ffn, [(Precision.FP32,) * 2] * depth),
         layers=uniform_layers(depth, *heads, ffn, plan),
         head_precision=head,
     ).with_float(beside)
+
+
+def one(workshop: Workshop, form: Form, architecture: Architecture, steps: int) -> dict[str, Any]:
+    scheme, beside, _ = form
+    task, objective = workshop.task, workshop.teacher.objective
     task = type(task)(**{**vars(task), "scheme": scheme})
     student = Student(task, architecture)
     student.train(steps)
@@ -88,7 +93,8 @@ def one(
         "scheme": f"{scheme.activations} {scheme.activation_type} {scheme.weights}",
         "float_difference": in_float.difference,
         **{name: {"kl_share": p.kl / p.kl_of_rounding, "kl": p.kl, "kl_of_rounding": p.kl_of_rounding,
-                  "answers": p.answers, "disagreements": p.disagreements, "margin_over_step": p.margin / p.step}
+                  "kl_of_arithmetic": p.kl_of_arithmetic, "answers": p.answers, "disagreements": p.disagreements,
+                  "margin_over_step": p.margin / p.step}
            for name, p in found.items()},
     }  # fmt: skip
 
@@ -105,7 +111,9 @@ def main() -> None:
     specs = (TaskSpec(chunks=512), TaskSpec(teacher=str(WORK), data=str(WORK / "texts.csv"), sequence=64, chunks=512))
     workshops, rng, rows = [Workshop(spec) for spec in specs], np.random.default_rng(0), []
     for i in range(options.students):
-        rows.append(one(workshops[i % 2], FORMS[i // 2 % len(FORMS)], rng, options.steps))
+        workshop, form = workshops[i % 2], FORMS[i // 2 % len(FORMS)]
+        architecture = drawn(workshop.facts().architecture, form, rng)
+        rows.append(one(workshop, form, architecture, options.steps))
         print(rows[-1], file=sys.stderr, flush=True)
     kinds = {half: [row for row in rows if row["half"] is half] for half in (False, True)}
     result = {f"beside float{16 if half else 32}": summary(found) for half, found in kinds.items() if found}
