@@ -55,7 +55,9 @@ def students(
     (latency,) = measurer.measure([run.architecture])
     space = derive(teacher, run.profile.runtimes[run.target.runtime])
     estimator = Estimator(run.profile, run.target, run.workload)
-    found: dict[str, tuple[Architecture, tuple[int, ...] | None]] = {"chosen": (run.architecture, None)}
+    found: dict[str, tuple[Architecture, tuple[int, ...] | None]] = {
+        "chosen": (run.architecture, layers_of(None, run.state))
+    }
     for made in hand_made_as_run(space, estimator, measurer.measure, latency.median_ms)[0]:
         found[made.name] = (made.architecture, made.layers)
     return found
@@ -97,8 +99,7 @@ def main() -> None:
                     path = str(states / f"{architecture.digest}.pt")
                     score = result_of(workers.train(Job(path, architecture, steps=0, split="report")))
                 else:
-                    kept = result_of(workers.run(layers_of, run.state)) if name == "chosen" else layers
-                    score, _ = Distillation(architecture, workers, states, progress, kept, rate=run.rate).run(
+                    score, _ = Distillation(architecture, workers, states, progress, layers, rate=run.rate).run(
                         options.steps
                     )
                 row[name] = {

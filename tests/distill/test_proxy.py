@@ -15,14 +15,13 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.distill import families as families_module
 from hwsearch.distill import workers as workers_module
-from hwsearch.distill.job import DType, Job, TaskSpec, work_of
+from hwsearch.distill.job import DType, Job, TaskSpec
 from hwsearch.distill.judging import divergence, evaluate
-from hwsearch.distill.layers import NEAR, RIVALS, TRIED, near_sets
 from hwsearch.distill.objectives.outputs import TopK
 from hwsearch.distill.proxy import Student, load_state
 from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.teacher import load_teacher
-from hwsearch.distill.workers import Workers, gone_on_from
+from hwsearch.distill.workers import gone_on_from
 from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError, RunError
 from hwsearch.precision import Precision, Scheme
@@ -63,51 +62,6 @@ def test_facts_grow_complete(workshop: Workshop) -> None:
     assert len(complete.sensitivities[Precision.INT8]) == 7
     assert all(value > 0 for value in complete.sensitivities[Precision.INT8])
     assert 0 <= complete.quality <= 1
-
-
-def test_a_student_keeps_the_layers_with_which_it_loses_least(workshop: Workshop) -> None:
-    task, shape = workshop.task, student_shape(workshop)
-    sets = task.layers[2]
-    assert sets[0] == workshop.finish().layers[2]
-    lost = {kept: divergence(Student(task, shape, layers=kept).model, task.few) for kept in sets}
-    likely = max(sets, key=lambda kept: lost[kept])  # in place of the first, so that it is not taken for being it
-    turned = dataclasses.replace(task, layers=task.layers | {2: (likely, *sets)})
-    chosen = Student(turned, shape)
-    assert chosen.layers == min(sets, key=lambda kept: lost[kept]) != likely
-    assert divergence(chosen.model, task.few) == lost[chosen.layers]
-
-
-def test_a_student_goes_on_with_the_layers_that_are_best_after_a_few_steps(workshop: Workshop, tmp_path: Path) -> None:
-    """As if it had been given them."""
-    task, shape = workshop.task, student_shape(workshop)
-    near = Student(task, shape).near
-    lost = [divergence(Student(task, shape, layers=kept).model, task.few) for kept in near]
-    assert 2 <= len(near) <= RIVALS
-    assert lost == sorted(lost)
-    assert lost[-1] <= NEAR * lost[0]
-    tried = {}
-    for kept in near:
-        student = Student(task, shape, layers=kept)
-        student.train(TRIED)
-        tried[kept] = divergence(student.model, task.few)
-    best = min(near, key=tried.__getitem__)
-    workers = Workers(workshop.spec, count=1)
-    try:
-        job = Job(str(tmp_path / "chosen.pt"), shape, steps=40, marks=(0, 25))
-        chosen, before = workers.train(job).result(), workers.work_done
-        given = workers.train(replace(job, path=str(tmp_path / "given.pt"), layers=best)).result()
-    finally:
-        workers.close()
-    assert load_state(tmp_path / "chosen.pt")["layers"] == list(best)
-    assert chosen == replace(given, seconds=chosen.seconds)
-    assert [step for step, _ in chosen.curve] == [0, 25, 40]
-    assert before == pytest.approx(work_of(shape, 40))
-
-
-def test_sets_of_layers_that_are_far_from_the_best_are_not_tried() -> None:
-    lost = {(0, 1): 1.2, (0, 2): 1.0, (0, 3): 1.11, (1, 2): 1.09, (1, 3): 1.05, (2, 3): 1.08}
-    assert near_sets(tuple(lost), lost.__getitem__) == ((0, 2), (1, 3), (2, 3))
-    assert near_sets(((0, 1), (0, 2), (0, 3)), lost.__getitem__) == ((0, 2),)
 
 
 def test_a_second_workshop_finds_everything_on_disk(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,3 @@
-import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,6 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.families import architecture_of
 from hwsearch.distill.importance import Importance, measure_importance
-from hwsearch.distill.layers import choose_layers
 from hwsearch.distill.rotation import basis_of
 from hwsearch.distill.student import StudentPlan, build_student, random_student
 from hwsearch.distill.teacher import Teacher, load_teacher
@@ -92,33 +89,3 @@ def test_a_student_has_no_more_than_its_teacher(
 ) -> None:
     with pytest.raises(ArchitectureError, match=says):
         build_student(teacher.model, StudentPlan(shape(teacher, **change), (0, 1, 2)), importance)
-
-
-def test_layers_are_chosen_together() -> None:
-    def loss(kept: Sequence[int]) -> float:
-        return -10.0 * (set(kept) == {0, 3}) - sum(kept)  # alone, 3 and 4 would be the best
-
-    assert choose_layers(5, 2, loss) == ((0, 3), (3, 4), (2, 4), (1, 4), (2, 3))
-    many = choose_layers(40, 3, lambda kept: -sum(kept))
-    assert many == ((37, 38, 39), (36, 38, 39), (36, 37, 39), (36, 37, 38))
-
-
-def test_layers_that_cannot_be_cut_out_are_no_choice() -> None:
-    def loss(kept: Sequence[int]) -> float:
-        return math.inf if kept[0] else float(sum(kept))
-
-    assert choose_layers(4, 3, loss) == ((0, 1, 2), (0, 1, 3), (0, 2, 3))
-    assert choose_layers(40, 39, loss)[-1] == (*range(35), *range(36, 40))
-
-
-def test_a_judge_of_layers_is_asked_about_those_that_lose_least() -> None:
-    asked = []
-
-    def judge(kept: Sequence[int]) -> float:
-        asked.append(tuple(kept))
-        return sum(kept)
-
-    best = choose_layers(7, 5, lambda kept: -sum(kept), judge)
-    assert best == ((0, 1, 2, 3, 6), (0, 1, 2, 5, 6), (0, 1, 3, 5, 6), (0, 2, 3, 5, 6), (1, 2, 3, 5, 6))
-    first = [tuple(i for i in range(7) if i != left) for left in range(5)]
-    assert asked == [*first, *reversed(best)]
