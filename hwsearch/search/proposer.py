@@ -32,6 +32,8 @@ FILL = (0.25, 1.0)  # of the budget, by the strain on it
 FULLEST = {"fill": FILL[1]}  # what the student that loses least has
 CORNER_DEPTHS = 6
 FFN_SLACK = 1.35  # factor either way within which the feed-forward size may help to meet the fill
+FFN_WIDE = 2.0  # and where that does not meet it
+MET = 0.97  # of the fill that is wanted
 
 
 class Suggest(Protocol):
@@ -151,8 +153,12 @@ class Proposer:
         # A depth that has nothing left in the budget gives way to the next smaller one, then to the next larger.
         nearest = sorted(depths, key=lambda d: (d > depth, abs(d - depth)))
         for candidate in nearest:
-            options = self.options(candidate, head_ratio, ffn_ratio, rate, share)
-            if (found := self._fill(options, fill, seen)) is not None:
+            found = None
+            for slack in (FFN_SLACK, FFN_WIDE):
+                found = self._fill(self.options(candidate, head_ratio, ffn_ratio, rate, share, slack), fill, seen)
+                if found is not None and MET * fill <= self.strain([found])[0] <= fill:
+                    break
+            if found is not None:
                 return found
         # Nothing in these proportions: any others, at this rate and then at the ends.
         for candidate in nearest:
@@ -186,10 +192,17 @@ class Proposer:
         return None
 
     def options(
-        self, depth: int, head_ratio: float, ffn_ratio: float, rate: float | tuple[int, ...], share: float = 0.0
+        self,
+        depth: int,
+        head_ratio: float,
+        ffn_ratio: float,
+        rate: float | tuple[int, ...],
+        share: float = 0.0,
+        slack: float = FFN_SLACK,
     ) -> list[Architecture]:
-        """Students of every width in these proportions, with feed-forward sizes around; `rate` over the fair one, 0 for
-        all float, or the precision of every part; `share` of heads and units that lie where they matter most."""
+        """Students of every width in these proportions, with feed-forward sizes up to `slack` times as large or small;
+        `rate` over the fair one, 0 for all float, or the precision of every part; `share` of heads and units that lie
+        where they matter most."""
         teacher, shape = self.space.teacher, self.space.teacher.layers[0]
         found = []
         for width in self.space.widths:
@@ -199,7 +212,7 @@ class Proposer:
             wanted = head_ratio * width * shape.heads / teacher.width
             pair = min(heads, key=lambda pair: (abs(np.log(pair[0] / wanted)), -pair[0] / pair[1]))
             size = ffn_ratio * width * shape.ffn / teacher.width
-            near = [f for f in self.space.ffns if size / FFN_SLACK <= f <= size * FFN_SLACK]
+            near = [f for f in self.space.ffns if size / slack <= f <= size * slack]
             near = near or [min(self.space.ffns, key=lambda f: abs(f - size))]
             found += [self._in_float(depth, width, pair, ffn) for ffn in near]
         if share and self.importance:

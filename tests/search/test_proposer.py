@@ -9,7 +9,7 @@ from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
 from hwsearch.search.null import TEACHER, NullTrainer
-from hwsearch.search.proposer import RATES, Proposer
+from hwsearch.search.proposer import FFN_SLACK, FFN_WIDE, MET, RATES, Proposer
 from hwsearch.space import derive
 from hwsearch.workload import Workload
 
@@ -61,22 +61,31 @@ def test_every_proposal_fits_is_loadable_and_new(proposer: Proposer) -> None:
 
 
 def test_the_fill_is_met_from_below_where_the_depth_allows_it(proposer: Proposer) -> None:
-    gaps = []
+    gaps, wider = [], 0
     for seed in range(60):
         dice = Dice(seed)
         architecture = proposer(dice, set())
         assert architecture is not None
         said = dice.said
-        options = proposer.options(architecture.depth, said["heads"], said["ffn"], said["rate"])
-        high = proposer.strain(options) * BUDGET
-        fill, found = dice.said["fill"] * BUDGET, high[options.index(architecture)]
-        if found > fill:
-            assert found == high.min()  # nothing of this depth is that fast
-        else:
-            assert found == max(value for value in high if value <= fill)
+        fill = said["fill"] * BUDGET
+
+        def latencies(slack: float, depth: int = architecture.depth, said: dict[str, float] = said) -> list[float]:
+            options = proposer.options(depth, said["heads"], said["ffn"], said["rate"], slack=slack)
+            return [float(high) * BUDGET for high in proposer.strain(options)]
+
+        def nearest(slack: float, wanted: float = fill) -> float:
+            every = latencies(slack)
+            return max((value for value in every if value <= wanted), default=min(every))
+
+        near, (found,) = nearest(FFN_SLACK), proposer.strain([architecture]) * BUDGET
+        met = MET * fill <= near <= fill
+        assert found == pytest.approx(near if met else nearest(FFN_WIDE))
+        wider += abs(found - fill) < abs(near - fill)
+        if found <= fill:
             gaps.append((fill - found) / BUDGET)
     assert len(gaps) > 15
-    assert np.median(gaps) < 0.06
+    assert np.median(gaps) < 0.04
+    assert wider > 5  # proposals that other feed-forward sizes bring nearer to what is wanted
 
 
 def test_a_higher_rate_quantises_more_and_the_least_sensitive_first(proposer: Proposer) -> None:
