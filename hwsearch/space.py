@@ -102,9 +102,14 @@ class SearchSpace(msgspec.Struct, frozen=True):
 
     @property
     def smallest(self) -> list[Architecture]:
-        """The least of every size, in each uniform precision."""
+        """The least of every size, its layers in each uniform precision, and its head in each that it may have."""
         width, heads = next((w, h) for w in self.widths for h in self.heads if self.fits(w, h))
-        return [self.uniform(self.depths[0], width, heads, self.ffns[0], p) for p in self.precisions]
+        depth, ffn = self.depths[0], self.ffns[0]
+        return [
+            self.build(depth, width, heads, ffn, [(p, p)] * depth, head)
+            for p in self.precisions
+            for head in (self.precisions if self.quantised_head else (p,))
+        ]
 
     @property
     def lightest(self) -> list[Architecture]:

@@ -27,11 +27,19 @@ class Budget:
         return f"{self.share:g}x" if self.ms is None else format_ms(self.ms).replace(" ", "")
 
     def resolve(self, teacher_ms: float) -> float:
-        """The budget in milliseconds, given the teacher's latency."""
+        """The budget in milliseconds, given the teacher's latency.
+
+        Raises:
+            UnitError: a share that makes no time of it.
+        """
         if self.ms is not None:
             return self.ms
         assert self.share is not None
-        return self.share * teacher_ms
+        if not 0 < (ms := self.share * teacher_ms) < float("inf"):
+            raise UnitError(
+                f"{self} of the teacher's latency is no time that can be counted; give a share such as 0.25x"
+            )
+        return ms
 
 
 def parse_ms(text: str) -> float:

@@ -31,6 +31,8 @@ def test_budgets_are_times_or_shares() -> None:
     assert parse_budget("0.25x") == Budget(share=0.25)
     assert parse_budget("0.25x").resolve(1000.0) == 250.0
     assert parse_budget("280ms").resolve(1000.0) == 280.0
+    with pytest.raises(UnitError, match="no time that can be counted"):
+        parse_budget("1e308x").resolve(1000.0)
     with pytest.raises(UnitError):
         parse_budget("0x")
 

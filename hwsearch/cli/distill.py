@@ -71,7 +71,7 @@ def distill(
     if steps is not None and minutes is not None:
         raise click.UsageError("--steps and --minutes exclude each other")
     run = finished(folder, trial, moved)
-    refuse(to)
+    refuse(to, run.needs(folder))
     kept, workers = folder / "distilled", None
     if kept.resolve() in (to.resolve(), *to.resolve().parents):
         raise RunError(f"{kept} is where what is trained is kept; choose another --to")

@@ -26,18 +26,24 @@ if TYPE_CHECKING:
 @json_option
 def report(folder: Path, device: str | None, runtime: str | None, as_json: bool) -> None:
     """Build a run's report again, or with another device's latencies."""
-    from hwsearch.cli.device import find
+    from hwsearch.cli.device import HOST, find
     from hwsearch.report.page import write_page
     from hwsearch.report.tables import print_summary
     from hwsearch.search.elsewhere import reprice
-    from hwsearch.search.finished import stored_summary, stored_trials
+    from hwsearch.search.finished import stored_profile, stored_summary, stored_trials
 
     document, trials, name = stored_summary(folder), stored_trials(folder), "report.html"
     try:
         if device or runtime:
             own = document["target"]
             mode, threads = (None, None) if device else (own["power_mode"], own["threads"] or None)
-            profile = find(device or own["device"], threads, runtime, document["workload"]["new_tokens"])
+            # Of this machine another runtime may have to be measured; what a file has said of a board is in the run.
+            at_hand = device or (HOST if own["device"] == HOST else None)
+            profile = (
+                find(at_hand, threads, runtime, document["workload"]["new_tokens"])
+                if at_hand
+                else stored_profile(folder)
+            )
             known = profile.runtimes.get(runtime or "")
             target = profile.target(runtime, mode, threads if known and known.threads else None)
             document, trials = reprice(document, trials, profile, target)
@@ -85,7 +91,7 @@ def export(
     from hwsearch.search.finished import finished
 
     run = finished(folder, trial, moved)
-    refuse(to)
+    refuse(to, run.needs(folder))
     with Progress() as progress:
         progress.say(f"trial {run.trial}: {run.architecture.id}, as {_trained(run)}")
         parity = _write(run, to, form, static, progress)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from hwsearch.cli.device import device_option, find
 from hwsearch.cli.output import console, json_option, note, print_json
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from hwsearch.architecture import Architecture
     from hwsearch.device import DeviceProfile
     from hwsearch.runtime import Runtime
+
+SHAPE = (
+    "block", "layers", "width", "heads", "kv_heads", "head_dim", "ffn", "gated_ffn", "vocab", "head", "precision",
+)  # fmt: skip
 
 
 @click.command()
@@ -62,6 +68,8 @@ def latency(
     from hwsearch.units import format_ms
     from hwsearch.workload import Workload
 
+    if file and (given := _given(SHAPE)):
+        raise click.UsageError(f"--architecture says all that {', '.join(given)} would: leave one of them out")
     profile = find(device, threads, runtime, options["new_tokens"])
     target = profile.target(runtime, power_mode, threads)
     workload = Workload(options["batch"], options["sequence"], options["new_tokens"], options["repeat"])
@@ -92,6 +100,12 @@ def latency(
     for kind, ms in sorted(found.ops.items(), key=lambda item: -item[1]):
         table.add_row(kind, format_ms(ms), f"{ms / found.median_ms:.0%}")
     out.print(table)
+
+
+def _given(names: Sequence[str]) -> list[str]:
+    """Which of these options stand on the command line."""
+    context = click.get_current_context()
+    return [f"--{n.replace('_', '-')}" for n in names if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
 
 
 def _read(file: Path) -> Architecture:

@@ -1,9 +1,9 @@
 """Fake quantisation: what the runtime will do to a layer's numbers, inside the training graph.
 
 Values are rounded to the runtime's grid and gradients let through inside the range (straight-through, Bengio et al.
-2013, arXiv:1308.3432). Which grid is the `Scheme`'s: a static range is a running maximum over the training batches, a
-dynamic one is taken from each tensor. PyTorch's own fake-quantise kernels do the same, element by element on a CPU; a
-few vectorised passes take a fraction of the time (`benchmarks/steps.py`).
+2013, arXiv:1308.3432). Which grid is the `Scheme`'s: a static range is a running mean of the extremes of the training
+batches, a dynamic one is taken from each tensor. PyTorch's own fake-quantise kernels do the same, element by element on
+a CPU; a few vectorised passes take a fraction of the time (`benchmarks/steps.py`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx
@@ -124,8 +124,12 @@ def write_graphs(
     half = student.architecture.embedding_precision is Precision.FP16
     plain = copy.deepcopy(student.model)
     restore(plain)
+    objective, count = student.teacher.objective, _texts_compared(student, chunks)
     texts = list(texts_of(student, chunks, shape))
-    objective = student.teacher.objective
+
+    def choices(logits: Tensor) -> Tensor:
+        return objective.choices(logits[:count])  # what fills a fixed batch up behind them is there already
+
     runs: dict[str, tuple[Callable[[PreTrainedModel], Run], Callable[[Path], Run]]] = {
         "model.onnx": (partial(student_whole, objective), whole)
     }
@@ -133,36 +137,44 @@ def write_graphs(
         runs["model_with_past.onnx"] = (student_continued, continued)
     found = {}
     for name, (own, graph) in runs.items():
-        sides = own, student.model, plain if student.quantised else None
+        beside = Beside(own, plain if student.quantised else None, choices, texts)
         fixed = None if graph is continued else shape
-        if half and student.quantised:
+        if half:
             # Beside float16 no graph rounds as the student does: that its parts are the student's is seen in float32.
             with tempfile.TemporaryDirectory(prefix="hwsearch-") as aside:
-                _write(student, Path(aside) / name, False, fixed, sides, graph, texts)
-        found[name] = _write(student, folder / name, half, fixed, sides, graph, texts)
+                _write(student, Path(aside) / name, False, fixed, beside, graph)
+        found[name] = _write(student, folder / name, half, fixed, beside, graph)
     return found
 
 
+class Beside(NamedTuple):
+    """What a graph is set beside.
+
+    Attributes:
+        own: what runs a model as the graph does.
+        in_float: the student with every part in float; None where it has no quantised parts.
+        choices: logits of an answer.
+        texts: batches of inputs.
+    """
+
+    own: Callable[[PreTrainedModel], Run]
+    in_float: PreTrainedModel | None
+    choices: Callable[[Tensor], Tensor]
+    texts: list[Inputs]
+
+
 def _write(
-    student: TrainedStudent,
-    path: Path,
-    half: bool,
-    shape: Shape | None,
-    sides: tuple[Callable[[PreTrainedModel], Run], PreTrainedModel, PreTrainedModel | None],
-    graph: Callable[[Path], Run],
-    texts: list[Inputs],
+    student: TrainedStudent, path: Path, half: bool, shape: Shape | None, beside: Beside, graph: Callable[[Path], Run]
 ) -> Parity:
-    """Write one graph, checked against `sides`: what runs a model, the student, and the student in float where it has
-    quantised parts."""
-    objective = student.teacher.objective
-    model = onnx_model(student.model, objective, student.scheme, half, shape, graph is continued)
+    """Write one graph, checked."""
+    objective, trained = student.teacher.objective, student.model
+    model = onnx_model(trained, objective, student.scheme, half, shape, graph is continued)
     # Where in this machine's files torch traced each node: paths, and a quarter of a small file.
     for node in model.graph.node:
         node.ClearField("metadata_props")
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)  # what is larger has no size to ask for
     onnx.save(model, path, save_as_external_data=weights > MOST_BYTES, location=f"{path.name}.data")
-    own, trained, plain = sides
-    choices = objective.choices
+    own, plain, choices, texts = beside
     in_float, written = own(plain) if plain is not None else None, graph(path)
     found = compare(own(trained), in_float, written, choices, texts, half)
     if found.fault and in_float and not half:
@@ -175,10 +187,9 @@ def _write(
 
 
 def texts_of(student: TrainedStudent, chunks: NDArray[np.int64], shape: Shape | None) -> Iterator[Inputs]:
-    """Batches of inputs, texts filled up to a fixed shape."""
+    """Batches of inputs, texts filled up to a fixed shape, and with more of the same to a fixed batch."""
     objective = student.teacher.objective
-    answers = objective.labels(chunks[:1]).shape[1]
-    chunks = chunks[: max(1, ANSWERS // answers)]
+    chunks = chunks[: _texts_compared(student, chunks)]
     batch = shape[0] if shape else min(BATCH, len(chunks))
     for start in range(0, max(1, len(chunks) // batch * batch), batch):
         rows = np.resize(np.arange(start, min(start + batch, len(chunks))), batch)
@@ -187,6 +198,12 @@ def texts_of(student: TrainedStudent, chunks: NDArray[np.int64], shape: Shape | 
             blank = objective.blank(*shape)
             inputs = {name: _filled(value, blank[name].shape) for name, value in inputs.items()}
         yield inputs
+
+
+def _texts_compared(student: TrainedStudent, chunks: NDArray[np.int64]) -> int:
+    """How many texts hold the answers that are compared."""
+    (_, answers) = student.teacher.objective.labels(chunks[:1]).shape
+    return min(len(chunks), max(1, ANSWERS // int(answers)))
 
 
 def _filled(value: Tensor, shape: torch.Size) -> Tensor:

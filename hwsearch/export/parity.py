@@ -93,10 +93,11 @@ class Parity(msgspec.Struct, frozen=True):
             if self.kl_from_float > most:
                 return f"the KL from the float student is {self.kl_from_float:.2e} nats; {most:.2e} at most"
             return None
-        most = max(SHARE * self.kl_of_rounding, ARITHMETIC * self.kl_of_arithmetic, NOTHING)
-        if quantised and self.kl > most:
-            return f"the KL from the student is {self.kl:.2e} nats; {most:.2e} at most"
-        if quantised and self.margin > self.step:
+        near, own = max(SHARE * self.kl_of_rounding, NOTHING), ARITHMETIC * self.kl_of_arithmetic
+        if quantised and self.kl > max(near, own):
+            return f"the KL from the student is {self.kl:.2e} nats; {max(near, own):.2e} at most"
+        # A student that is so far from itself changes its own answers, with few classes also where it leads.
+        if quantised and self.margin > self.step and own <= near:
             return (
                 f"the answer changes where it leads by {self.margin:.2g}; rounding changes its logits by "
                 f"{self.step:.2g} at most"

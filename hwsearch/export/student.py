@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,26 +17,34 @@ from hwsearch.distill.quantise import QuantisedLinear, quantise_parts
 from hwsearch.distill.student import empty_student
 from hwsearch.distill.teacher import Teacher
 from hwsearch.errors import RunError
-from hwsearch.files import TEMPORARY, pretty, sweep, write_text
+from hwsearch.files import TEMPORARY, pretty, read_json, sweep, write_text
 from hwsearch.interrupt import held_back
 from hwsearch.precision import Precision, Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PLAN = "precision.json"  # by which an exported student's folder is known
+PLAN, ARCHITECTURE = "precision.json", "architecture.json"  # by which an exported student's folder is known
 
 
-def refuse(to: Path) -> None:
+def refuse(to: Path, needed: Iterable[Path] = ()) -> None:
     """Raise unless a folder can be written: it is not there, empty, or holds an earlier export, and what it is in takes
     another.
+
+    Args:
+        to: the folder, whose place the new one takes.
+        needed: what must not go with it.
 
     Raises:
         RunError: it cannot.
     """
-    if to.resolve() == Path.cwd():
+    place = to.resolve()
+    if place == Path.cwd():
         raise RunError(f"{to} is the folder that this was started in; name another --to")
-    if to.is_dir() and any(to.iterdir()) and not (to / PLAN).is_file():
+    for path in needed:
+        if place in (path.resolve(), *path.resolve().parents):
+            raise RunError(f"{to} is, or holds, {path}, which is needed; choose another --to")
+    if to.is_dir() and any(to.iterdir()) and not _is_export(to):
         raise RunError(f"{to} is not empty and holds no exported student; choose another --to")
     if to.exists() and not to.is_dir():
         raise RunError(f"{to} is a file; choose another --to")
@@ -46,6 +54,15 @@ def refuse(to: Path) -> None:
             pass
     except OSError as error:
         raise RunError(f"cannot write {to}: {error.strerror}; choose another --to") from error
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds an exported student: a file of the plan's name alone says little."""
+    try:
+        plan, architecture = (read_json(folder / name) for name in (PLAN, ARCHITECTURE))
+    except RunError:
+        return False
+    return {"scheme", "layers"} <= plan.keys() and {"block", "layers"} <= architecture.keys()
 
 
 def _take_the_place(new: Path, to: Path, earlier: Path) -> None:
@@ -124,7 +141,7 @@ class TrainedStudent:
                 temporary.mkdir()
                 yield temporary
                 self.teacher.processor.save_pretrained(temporary)
-                write_text(temporary / "architecture.json", pretty(self.architecture.to_json()) + "\n")
+                write_text(temporary / ARCHITECTURE, pretty(self.architecture.to_json()) + "\n")
                 write_text(temporary / PLAN, pretty(self.plan) + "\n")
                 for path in filter(Path.is_file, temporary.rglob("*")):
                     path.chmod(path.stat().st_mode | 0o444)  # safetensors are their owner's alone

@@ -17,6 +17,7 @@ from hwsearch.space import SearchSpace, heads_share_width
 from hwsearch.units import format_ms
 
 WHOLE = "the teacher in int8"
+BEYOND = "is beyond a limit of size, memory or a phase"
 TRIES = 3
 
 
@@ -38,6 +39,7 @@ def hand_made(
     space: SearchSpace,
     price: Callable[[Sequence[Architecture]], Estimates],
     latency_ms: float,
+    keeps_limits: Callable[[Architecture], bool] = lambda architecture: True,  # noqa: ARG005
     ratios: Mapping[str, float] | None = None,
 ) -> tuple[list[HandMade], dict[str, str]]:
     """Every other layer, and uniform width, each in the uniform precision that lets it be widest inside `latency_ms`;
@@ -47,6 +49,7 @@ def hand_made(
         space: whose precisions, heads and alignment they have.
         price: of architectures.
         latency_ms: that they may take.
+        keeps_limits: whether one meets what is asked beside it.
         ratios: of what is estimated to what was measured, by name, where that is known.
     """
     ratios = ratios or {}
@@ -58,20 +61,25 @@ def hand_made(
         heads = (shape.heads, shape.kv_heads)
         whole = space.uniform(depth, space.teacher.width, heads, shape.ffn, Precision.INT8)
         takes = float(price([whole]).median_ms[0])
-        if takes <= latency_ms * ratios.get(WHOLE, 1.0):
-            made.append(HandMade(WHOLE, whole, every))
-        else:
+        if takes > latency_ms * ratios.get(WHOLE, 1.0):
             missing[WHOLE] = f"takes {format_ms(takes)}"
+        elif not keeps_limits(whole):
+            missing[WHOLE] = BEYOND
+        else:
+            made.append(HandMade(WHOLE, whole, every))
     for name, layers in (("every other layer", other), ("uniform width", every)):
         if not (options := _scaled(space, len(layers))):
             missing[name] = "none of the numbers of heads divides a width"
             continue
         median = price(options).median_ms
         inside = np.flatnonzero(median <= latency_ms * ratios.get(name, 1.0))
-        if len(inside):
+        kept = [i for i in inside if keeps_limits(options[int(i)])]
+        if kept:
             # Of what fits, the widest; of equal widths the slowest, which has most in it.
-            best = max(inside, key=lambda i: (options[i].width, median[i]))
+            best = max(kept, key=lambda i: (options[i].width, median[i]))
             made.append(HandMade(name, options[int(best)], layers))
+        elif len(inside):
+            missing[name] = BEYOND
         else:
             missing[name] = f"{len(layers)} layers take {format_ms(float(median.min()))} at least"
     return made, missing
@@ -82,10 +90,11 @@ def hand_made_as_run(
     price: Callable[[Sequence[Architecture]], Estimates],
     measure: Callable[[Sequence[Architecture]], Sequence[Latency]],
     latency_ms: float,
+    keeps_limits: Callable[[Architecture], bool] = lambda architecture: True,  # noqa: ARG005
 ) -> tuple[list[HandMade], dict[str, str]]:
     """The same, of students that are run: each is made anew with what was measured of the one before, `TRIES` times at
     most, and the slowest that takes as long, as far as measuring can tell, is kept."""
-    made, missing = hand_made(space, price, latency_ms)
+    made, missing = hand_made(space, price, latency_ms, keeps_limits)
     tried: dict[str, list[tuple[HandMade, Latency]]] = {}
     for _ in range(TRIES):
         fresh = [one for one in made if all(one != other for other, _ in tried.get(one.name, ()))]
@@ -98,7 +107,7 @@ def hand_made_as_run(
             name: float(price([one.architecture]).median_ms[0]) / latency.median_ms
             for name, (one, latency) in last.items()
         }
-        made, _ = hand_made(space, price, latency_ms, ratios)
+        made, _ = hand_made(space, price, latency_ms, keeps_limits, ratios)
     kept = []
     for name, found in tried.items():
         inside = [pair for pair in found if pair[1].low_ms <= latency_ms]

@@ -18,11 +18,11 @@ from hwsearch.architecture import Architecture
 from hwsearch.distill.job import COOL, Facts, Job, work_of
 from hwsearch.distill.workers import loss_as_cut
 from hwsearch.errors import RunError, TrainingError
-from hwsearch.search.baselines import hand_made
+from hwsearch.search.baselines import HandMade, hand_made
 from hwsearch.search.finals import Finals
 from hwsearch.search.measured import Measurements, Measurer
 from hwsearch.search.outcome import Outcome
-from hwsearch.search.pareto import front, spread
+from hwsearch.search.pareto import about, front
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import Given
 from hwsearch.search.rank import stages
@@ -91,7 +91,7 @@ class Engine:
             raise RunError(f"every trial failed in training: {reasons}")
         picked, overshot = self._ranked(complete)[:FINALISTS], list[Result]()
         if self.measured:
-            for nth in range(RESIZINGS):
+            for nth in range(RESIZINGS * (self.asked >= self.plan.wishes.trials)):  # once there is time for all trials
                 if again := self._to_be_resized(self.measured, nth, trials, complete):
                     trials = self._trials(again)
                     complete = results_of(trials, len(self.plan.wishes.rungs))
@@ -107,11 +107,11 @@ class Engine:
             by_hand, missing = (
                 self.measured.by_hand(latency_ms)
                 if self.measured
-                else hand_made(self.plan.space, self.plan.price, latency_ms)
+                else hand_made(self.plan.space, self.plan.price, latency_ms, self.plan.keeps_limits)
             )
             chosen, score = finals.judge(chosen)
             quality, metrics = score.teacher_quality, score.teacher_metrics
-            baselines = finals.judge_by_hand(by_hand, missing)
+            baselines = self._judged_by_hand(finals, by_hand, missing)
         return Outcome(
             chosen=chosen,
             teacher_quality=quality,
@@ -129,6 +129,21 @@ class Engine:
             asked=self.asked,
             rates=self._rates,
         )
+
+    def _judged_by_hand(
+        self, finals: Finals, students: Sequence[HandMade], missing: dict[str, str]
+    ) -> dict[str, Result]:
+        """The students made by hand on *report*: they may be larger than all that was trained before, and the answer
+        does not wait for what cannot be trained here."""
+        died = self.study.described().get("died_by_hand", 0)
+        if died >= DEATHS:
+            missing |= {one.name: f"{DEATHS} times training stopped at these students" for one in students}
+            return {}
+        try:
+            return finals.judge_by_hand(students, missing)
+        except RunError:
+            self.study.describe(died_by_hand=died + 1)
+            raise
 
     def _suit(self) -> None:
         """Find the learning rate, for all students alike, with the corner that loses least as it is cut out: what has
@@ -261,8 +276,9 @@ class Engine:
 
     def _ranked(self, results: Sequence[Result]) -> list[Result]:
         """In the order that they are to be finalists: the best first. Where the fastest that is good enough is looked
-        for, some of the front come before, from all over it: those that have passed the last rung."""
+        for, some of the front come before, of those that have passed the last rung: what keeps enough by then, and what
+        is next to it and faster."""
         first: list[Result] = []
-        if self.plan.wishes.min_quality is not None:
-            first = spread(front([r for r in results if r.steps >= self.plan.wishes.rungs[-1]]), FINALISTS)
+        if (least := self.plan.wishes.min_quality) is not None:
+            first = about(front([r for r in results if r.steps >= self.plan.wishes.rungs[-1]]), least, FINALISTS)
         return first + sorted((r for r in results if r not in first), key=lambda r: r.rank or 0.0)

@@ -111,6 +111,16 @@ def stored_trials(folder: Path) -> list[Result]:
     return [prices[str(r.trial)].of(r) if str(r.trial) in prices else r for r in found]
 
 
+def stored_profile(folder: Path) -> DeviceProfile:
+    """The profile of a run's own device, as it was searched for.
+
+    Raises:
+        RunError: it has no study.
+    """
+    with stored_study(folder) as study:
+        return Description(study).profile
+
+
 @contextmanager
 def stored_study(folder: Path) -> Iterator[Study]:
     """The study of a run.
@@ -159,6 +169,10 @@ class Finished(msgspec.Struct, frozen=True):
     text: str
     judged: dict[str, Any] | None
     distilled: int | None
+
+    def needs(self, folder: Path) -> list[Path]:
+        """What it was made of, in the folder of its run and elsewhere: nothing may take its place."""
+        return [folder, *(Path(name) for name in (self.spec.teacher, self.spec.data, self.spec.held_out) if name)]
 
     def check_teacher(self, weights: str) -> None:
         """Refuse a teacher, known by its hash, that the student was not cut out of.

@@ -176,7 +176,7 @@ class Measurements:
         def measure(architectures: Sequence[Architecture]) -> list[Latency]:
             return [result.latency for result in self([self.plan.priced(a) for a in architectures])]
 
-        return hand_made_as_run(self.plan.space, self.plan.price, measure, latency_ms)
+        return hand_made_as_run(self.plan.space, self.plan.price, measure, latency_ms, self.plan.keeps_limits)
 
     def repriced(self, results: Sequence[Result]) -> list[Result]:
         """Trials with their latencies as they are known now, which the run's `prices.json` keeps. What a killed run has

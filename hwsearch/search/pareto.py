@@ -26,8 +26,9 @@ def unbeaten(points: Iterable[tuple[float, float, T]]) -> list[T]:
     return found
 
 
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """`count` of the items, evenly spread, the last among them."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)] if count > 1 else [items[-1]]
+def about(results: Sequence[Result], least: float, count: int) -> list[Result]:
+    """`count` of a front, the fastest first: up to the fastest that retains `least`, or the slowest where none does.
+    The faster ones may still come to it, for a longer training retains more."""
+    reached = next((i for i, r in enumerate(results) if (r.retention or 0.0) >= least), len(results) - 1)
+    first = max(0, reached + 1 - count)
+    return list(results[first : first + count])

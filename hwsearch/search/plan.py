@@ -214,6 +214,12 @@ class Plan:
         limit = min(wishes.max_memory_mib or float("inf"), self.profile.memory_mib.value)
         return architecture.size_mib <= (wishes.max_size_mib or float("inf")) and memory <= limit
 
+    def keeps_limits(self, architecture: Architecture) -> bool:
+        """Whether an architecture meets all that is asked beside the latency of the whole: the budgets of single
+        phases too."""
+        phases = self.price.one(architecture).phases if self.phases_ms else {}
+        return self.admits(architecture) and all(phases[phase] <= ms for phase, ms in self.phases_ms.items())
+
     def priced(self, architecture: Architecture, trial: int | None = None) -> Result:
         """An architecture with its price and no score yet."""
         return Result(

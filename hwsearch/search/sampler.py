@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from hwsearch.search.study import DIRECTIONS
-from hwsearch.search.trial import Trial
+from hwsearch.search.trial import Trial, asked_for
 
 SEEDS = 2**32  # of NumPy's generators, which Optuna seeds
 START_UP = 8  # finished trials before the Gaussian process takes over
@@ -47,7 +47,7 @@ class Sampler:
         Args:
             trials: of the study, in the order of their numbers.
         """
-        number = len(trials)
+        number = asked_for(trials)  # those in another size take nobody's turn
         mirror, settings = self._turns[(number - len(self.corners)) % len(self._turns)]
         if number < len(self.corners):
             sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=self.seed % SEEDS)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import optuna
 import optuna.storages.journal
 import sqlalchemy
@@ -15,6 +16,7 @@ from filelock import FileLock
 from hwsearch.errors import RunError
 from hwsearch.interrupt import held_back
 
+LONGEST = 2**20  # bytes of a journal's first line
 LOCK = 0x68777365  # of PostgreSQL, beside the study's own number
 
 Address = Path | str  # an SQLite file; or a URL of SQLAlchemy's, or the path of a journal file
@@ -27,6 +29,7 @@ def open_storage(address: Address) -> optuna.storages.BaseStorage:
         RunError: it is no address of a storage that outlives this process.
     """
     if (url := _url(address)) is None:
+        _check_journal(Path(address))
         backend = optuna.storages.journal.JournalFileBackend(str(address))
         return optuna.storages.JournalStorage(backend)
     arguments = {"connect_args": {"timeout": 60}} if _is_file(url) else {"pool_pre_ping": True}
@@ -34,6 +37,19 @@ def open_storage(address: Address) -> optuna.storages.BaseStorage:
         url = url.set(drivername="postgresql+psycopg")
     opened = optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=arguments)
     return optuna.storages.get_storage(opened)
+
+
+def _check_journal(path: Path) -> None:
+    """Raise where a file is no journal: Optuna takes a line that does not end for one that was torn, and writes on
+    behind it."""
+    if path.is_file():
+        with path.open("rb") as file:
+            first = file.readline(LONGEST)
+        try:
+            if first and "op_code" not in msgspec.json.decode(first, type=dict[str, Any]):
+                raise RunError(f"{path} is no journal of Optuna's; name a file of its own with --storage")
+        except msgspec.MsgspecError as error:
+            raise RunError(f"{path} is no journal of Optuna's; name a file of its own with --storage") from error
 
 
 def close_storage(storage: optuna.storages.BaseStorage) -> None:

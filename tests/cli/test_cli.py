@@ -110,6 +110,12 @@ def test_latency_reads_an_architecture_from_a_file(tmp_path: Path) -> None:
         (["latency", "--device", "t4", *ENCODER, "--precision", "int8*3"], 1, "3 layers"),
         (["latency", "--device", "t4", *ENCODER, "--kv-heads", "5"], 1, "divide"),
         (["latency", "--device", "t4", "--architecture", "none.json"], 1, "cannot read none.json"),
+        (
+            ["latency", "--device", "t4", "--architecture", "a.json", *ENCODER],
+            2,
+            "--architecture says all that --layers",
+        ),
+        (["latency", "--device", "t4", "--architecture", "a.json", "--head", "none"], 2, "that --head would"),
         (["validate", "--device", "t4", "--cases", "none.csv"], 1, "cannot read"),
         (["profile", "--device", "t4", "--from-cases", "none.csv"], 1, "cannot read"),
         (["report", "no-such-run"], 1, "no finished run"),

@@ -156,6 +156,17 @@ def test_another_runtime_is_of_the_runs_own_device_as_it_was(
     assert document("report", str(tmp_path / "run"), "--device", "jetson-orin")["target"]["power_mode"] == "MAXN"
 
 
+def test_a_board_of_ones_own_is_in_the_run(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """The file of its profile may have gone, and a shipped one may have its name."""
+    folder, summary = finished
+    shutil.copytree(folder, tmp_path / "run")
+    own = {**summary, "target": {**summary["target"], "device": "t4"}}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(own))
+    there = document("report", str(tmp_path / "run"), "--runtime", "tensorrt")
+    same = document("report", str(folder), "--runtime", "tensorrt")
+    assert there["teacher"]["latency"]["median_ms"] == same["teacher"]["latency"]["median_ms"]
+
+
 def test_the_front_is_priced_on_another_device(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = finished
     there = document("report", str(folder), "--device", "t4")
@@ -388,6 +399,16 @@ def test_distilling_refuses_what_it_would_overwrite_before_it_trains(
     status, _, err = run(*distilling(folder, tmp_path, 30))
     assert status == 1
     assert "holds no exported student" in line_of(err)
+    (tmp_path / "precision.json").write_text('{"mine": 1}')  # a file of that name makes no export
+    status, _, err = run(*distilling(folder, tmp_path, 30))
+    assert status == 1
+    assert "holds no exported student" in line_of(err)
+    assert (tmp_path / "thesis.txt").read_text() == "do not touch"
+    for needed in (folder, folder.parent):
+        for command_ in (distilling(folder, needed, 30), ("export", str(folder), "--to", str(needed))):
+            status, _, err = run(*command_)
+            assert status == 1
+            assert f"{needed} is, or holds, {folder}" in line_of(err)
     for inside in (folder / "distilled", folder / "distilled" / "student"):
         status, _, err = run(*distilling(folder, inside, 30))
         assert status == 1

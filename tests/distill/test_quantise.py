@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from hwsearch.distill.quantise import QuantisedLinear, apart, in_groups, on_grid, quantise, restore, settle
+from hwsearch.distill.quantise import (
+    RANGE_MOMENTUM,
+    QuantisedLinear,
+    apart,
+    in_groups,
+    on_grid,
+    quantise,
+    restore,
+    settle,
+)
 from hwsearch.export.parity import session
 from hwsearch.precision import Scheme
 
@@ -119,6 +128,10 @@ def test_a_static_range_is_learnt_in_training_and_kept_in_use() -> None:
     layer.eval()
     layer(100 * torch.ones(2, 24))
     assert float(layer.high) == pytest.approx(1.0)
+    layer.train()
+    layer(torch.tensor([[-2.0, 3.0]]).repeat(2, 12))
+    assert float(layer.low) == pytest.approx(-2 * (1 - RANGE_MOMENTUM))
+    assert float(layer.high) == pytest.approx(RANGE_MOMENTUM + 3 * (1 - RANGE_MOMENTUM))
     assert set(layer.state_dict()) == {"weight", "low", "high"}
 
 
@@ -131,6 +144,17 @@ def test_gradients_pass_where_the_value_is_in_range() -> None:
     assert layer.weight.grad is not None
     assert float(layer.weight.grad.abs().sum()) > 0
     assert float(x.grad.abs().sum()) > 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("shape", [(), (1, 1)])
+def test_no_gradient_passes_outside(shape: tuple[int, ...]) -> None:
+    x = torch.tensor([[-9.0, -4.2, -1.0, 0.3, 2.9, 3.1, 7.0]], requires_grad=True)
+    low, high = torch.tensor(-4.0).view(shape), torch.tensor(3.0).view(shape)
+    found = on_grid(x, torch.tensor(1.0), (low, high))
+    assert found.tolist() == [[-4, -4, -1, 0, 3, 3, 3]]
+    (3 * found).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[0, 3, 3, 3, 3, 3, 0]]  # what is rounded to an end lies inside
 
 
 def test_restoring_gives_the_float_layer_back() -> None:

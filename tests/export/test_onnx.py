@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -28,6 +29,9 @@ from hwsearch.export.student import TrainedStudent
 from hwsearch.precision import Precision, Scheme
 from hwsearch.workload import PHASES, Workload
 from tests.export.conftest import Make
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DYNAMIC = Scheme("dynamic", "uint8", "tensor")
 STATIC = Scheme("static", "int8", "channel")
@@ -300,6 +304,34 @@ def test_half_precision_is_checked_in_float32_first(make_student: Make, tmp_path
         write_onnx(_with_other_ranges(student), workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1)
 
 
+def test_float16_alone_is_checked_in_float32_first(
+    make_student: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside float16 a fault of a thousandth would pass."""
+    student, workshop = make_student("decoder", STATIC, "fp16,fp16", Precision.FP16)
+    assert write_onnx(student, workshop.tokens["select"], tmp_path / "sound", (1, 8), threads=1)["model.onnx"].half
+
+    def slightly_wrong(model: "PreTrainedModel", *others: Any) -> onnx.ModelProto:
+        wrong = copy.deepcopy(model)
+        with torch.no_grad():
+            wrong.get_submodule("model.layers.1.self_attn.o_proj").weight.mul_(0.98)
+        return onnx_model(wrong, *others)
+
+    monkeypatch.setattr("hwsearch.export.onnx.onnx_model", slightly_wrong)
+    with pytest.raises(ExportError, match=r"logits differ by .* 1e-04 at most"):
+        write_onnx(student, workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1)
+    monkeypatch.setattr("hwsearch.export.parity.RELATIVE", {False: 1.0, True: 2e-2})
+    assert write_onnx(student, workshop.tokens["select"], tmp_path / "out", (1, 8), threads=1)
+
+
+def test_texts_that_fill_a_fixed_batch_up_are_no_answers(make_student: Make, tmp_path: Path) -> None:
+    student, workshop = make_student("encoder", DYNAMIC, "fp32,int8")
+    chunks = workshop.tokens["select"][:5]
+    found = write_onnx(student, chunks, tmp_path / "out", (32, 24), threads=1, static=True)["model.onnx"]
+    assert found.answers == student.teacher.objective.labels(chunks).size
+    assert found.kl_of_rounding > 0
+
+
 def test_schemes_that_onnx_has_no_form_for(make_student: Make) -> None:
     student, _ = make_student("decoder", STATIC, "int8,fp32")
     with pytest.raises(ExportError, match="trained for int8 beside float32"):
@@ -334,6 +366,9 @@ def test_what_is_a_fault() -> None:
     assert _parity(kl=2e-3, kl_of_arithmetic=1.1e-3).fault is None
     assert "KL from the student" in str(_parity(kl=2e-3, kl_of_arithmetic=0.9e-3).fault)
     assert "changes where it leads" in str(_parity(margin=0.2).fault)
+    # One that is farther from itself than the tenth changes answers itself.
+    assert "changes where it leads" in str(_parity(margin=0.2, kl_of_arithmetic=0.4e-3).fault)
+    assert _parity(margin=0.2, kl_of_arithmetic=0.6e-3).fault is None
     assert "logits differ" in str(_parity(kl_of_rounding=0.0).fault)
     assert _parity(kl_of_rounding=0.0, difference=5e-5).fault is None
     assert _parity(kl=2e-3, half=True).fault is None

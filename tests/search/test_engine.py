@@ -29,7 +29,7 @@ from hwsearch.search.main_job import Deliver, run_search
 from hwsearch.search.measured import measured_teacher
 from hwsearch.search.null import TEACHER, NullMeasurer, NullTrainer
 from hwsearch.search.outcome import Outcome
-from hwsearch.search.pareto import front, spread
+from hwsearch.search.pareto import about, front
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.run import Run
 from hwsearch.search.sampler import START_UP
@@ -447,6 +447,14 @@ def test_least_quality_picks_the_fastest_that_has_it(tmp_path: Path) -> None:
     retentions = sorted(r.retention or 0 for r in outcome.finalists)
     wanted, _ = search(tmp_path / "b", min_quality=retentions[0])
     assert wanted["chosen"]["latency"]["median_ms"] <= best["chosen"]["latency"]["median_ms"]
+    # Finalists lie where the wish does.
+    passed = front([r for r in outcome.trials if r.steps == max(t.steps for t in outcome.trials)])
+    slowest, fastest = passed[-1].retention or 0.0, passed[0].retention or 0.0
+    for at, least in (("near", slowest), ("far", fastest)):
+        _, found = search(tmp_path / at, min_quality=least)
+        assert found is not None
+        assert {r.trial for r in found.finalists} == {r.trial for r in about(passed, least, 3)}
+    assert {r.trial for r in about(passed, slowest, 3)} != {r.trial for r in about(passed, fastest, 3)}
     none, _ = search(tmp_path / "c", min_quality=0.999)
     assert none["chosen"] is None
     assert none["front"]
@@ -741,6 +749,21 @@ def test_what_time_left_waiting_goes_on_with_the_same_command(tmp_path: Path, mo
     assert not again.jobs
 
 
+def test_a_session_that_time_ended_tries_no_other_size_and_leaves_that_to_the_next(tmp_path: Path) -> None:
+    def one() -> dict[str, Any]:
+        return {"measurer": scattering("a"), "budget": "290ms"}
+
+    _, undisturbed = search(tmp_path / "undisturbed", **one())
+    short, _ = search(tmp_path / "run", minutes=1e-9, **one())
+    assert tried(short) == 1
+    whole, outcome = search(tmp_path / "run", **one())
+    assert tried(whole) == 12
+    assert outcome is not None
+    assert undisturbed is not None
+    assert len(undisturbed.trials) > 12
+    assert len(outcome.trials) > 12
+
+
 class Killed(NullTrainer):
     """Its process is gone from its `last` job on."""
 
@@ -813,6 +836,25 @@ def test_what_kills_its_process_again_and_again_is_given_up(tmp_path: Path) -> N
     study.close()
     assert [trial.number for trial in failed] == [0, 1]  # the two that were under way
     assert "3 times what trained it was killed" in failed[0].reason
+
+
+def test_students_by_hand_that_cannot_be_trained_do_not_keep_the_answer_back(tmp_path: Path) -> None:
+    class Failing(NullTrainer):
+        def train(self, job: Job) -> Future[ProxyScore]:
+            future = super().train(job)
+            if job.layers:
+                future = Future()
+                future.set_exception(RunError("not enough memory: you tried to allocate 40 GiB"))
+            return future
+
+    for _ in range(DEATHS):
+        with pytest.raises(RunError, match="40 GiB"):
+            search(tmp_path / "run", Failing())
+    document, outcome = search(tmp_path / "run", Failing())
+    assert document["chosen"]["architecture"]["id"] == search(tmp_path / "sound")[0]["chosen"]["architecture"]["id"]
+    assert outcome is not None
+    assert not outcome.baselines
+    assert "3 times training stopped" in outcome.missing_baselines["every other layer"]
 
 
 def test_what_ends_with_an_error_again_and_again_is_given_up_alone(tmp_path: Path) -> None:
@@ -955,8 +997,14 @@ def test_fronts() -> None:
         assert not any(
             o.latency.median_ms <= r.latency.median_ms and (o.loss or 0) < (r.loss or 0) for o in outcome.trials
         )
-    assert spread(list(range(10)), 3) == [0, 4, 9]
-    assert spread([1, 2], 3) == [1, 2]
+    assert len(best) > 4
+    retained = [r.retention or 0.0 for r in best]
+    assert retained == sorted(retained)
+    assert about(best, retained[3], 3) == best[1:4]  # the fastest that retains so much, and faster ones
+    assert about(best, retained[0], 3) == about(best, 0.0, 3) == best[:3]
+    assert about(best, 1.0, 3) == best[-3:]
+    assert about(best[:2], 1.0, 3) == best[:2]
+    assert about([], 0.5, 3) == []
 
 
 def search_cached() -> tuple[dict[str, Any], Outcome]:

@@ -19,7 +19,7 @@ from hwsearch.search.plan import Plan, Wishes, with_room
 from hwsearch.search.proposer import Given
 from hwsearch.search.result import memory_mib
 from hwsearch.space import derive
-from hwsearch.units import parse_budget
+from hwsearch.units import Budget, parse_budget
 from hwsearch.workload import Workload
 
 GENERATION = Workload(4, 256, 64)
@@ -84,6 +84,48 @@ def test_students_by_hand_have_whole_heads_where_these_share_the_width() -> None
     assert "uniform width" in {one.name for one in made}, missing
     few = derive(teacher, t4.runtimes["tensorrt"], widths=(104, 156), heads=(4, 6))
     assert {one.name for one in hand_made(few, price, 1.1 * narrow)[0]} >= {"uniform width"}
+
+
+def test_the_smallest_student_has_its_head_in_the_precision_that_is_fastest() -> None:
+    """Layers as small as these are faster in float, the head is not."""
+    pi, facts, short = find_profile("arm-cpu"), NullTrainer().finish().result(), Workload(1, 16)
+
+    def plan(ms: float) -> Plan:
+        return Plan(Wishes(budget=Budget(ms=ms), workload=short), pi, pi.target(), facts.architecture)
+
+    space = plan(1.0).space
+    sizes = (space.depths[0], space.widths[0], space.heads[0], space.ffns[0])
+    uniform = [space.uniform(*sizes, precision) for precision in space.precisions]
+    least = float((plan(1.0).strain(uniform)).min())
+    found = float((plan(1.0).strain(space.smallest)).min())
+    assert found < 0.98 * least
+    tight = plan((found + least) / 2)
+    tight.check()
+    assert tight.proposer(facts)(Given(tight.proposer(facts).corners()[0]), ()) is not None
+    with pytest.raises(NothingFits, match="Raise --budget"):
+        plan(0.99 * found).check()
+
+
+def test_students_by_hand_keep_the_limits_too() -> None:
+    orin, facts = find_profile("jetson-orin"), NullTrainer().finish().result()
+    generation = Workload(64, 128, 32)
+    wide = Plan(Wishes(budget=Budget(share=0.5), workload=generation), orin, orin.target(), facts.architecture)
+    made, missing = hand_made(wide.space, wide.price, wide.budget_ms, wide.keeps_limits)
+    assert not missing.keys() & {one.name for one in made}
+    by_name = {one.name: one.architecture for one in made}
+    other = by_name["every other layer"]
+    small = Wishes(budget=Budget(share=0.5), workload=generation, max_size_mib=0.5 * other.size_mib)
+    phase = Wishes(
+        budget=Budget(share=0.5),
+        workload=generation,
+        budget_ttft=Budget(ms=0.9 * wide.price.one(other).phases["prefill"]),
+    )
+    for wishes in (small, phase):
+        plan = Plan(wishes, orin, orin.target(), facts.architecture)
+        assert not plan.keeps_limits(other)
+        found, missing = hand_made(plan.space, plan.price, plan.budget_ms, plan.keeps_limits)
+        assert {*missing, *(one.name for one in found)} >= set(by_name)
+        assert all(plan.keeps_limits(one.architecture) for one in found)
 
 
 def test_a_student_by_hand_that_prices_kept_out_at_first_is_not_missing() -> None:

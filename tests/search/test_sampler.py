@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Job
@@ -73,3 +74,12 @@ def test_a_sampler_that_begins_in_the_middle_goes_on_as_the_first(plan: Plan, pr
         asked = Sampler(0, proposer.corners(), FULLEST).ask(known)
         proposer(asked, {t.architecture for t in known})
         assert asked.params == trials[corners + turn].settings
+
+
+def test_a_student_in_another_size_takes_no_turn(plan: Plan, proposer: Proposer) -> None:
+    corners = proposer.corners()
+    trials = searched(plan, proposer, 3, FULLEST)
+    trials.append(replace(trials[0], number=3, resized=True))
+    asked = Sampler(0, corners, FULLEST).ask(trials)
+    proposer(asked, {t.architecture for t in trials})
+    assert asked.params == corners[3]

@@ -230,6 +230,18 @@ def test_what_is_no_study_is_one_clear_line_without_a_password(tmp_path: Path) -
         Study("magic://", "mine")
 
 
+@pytest.mark.parametrize("text", [b"a line", b"a line\nand another", b'{"my": "json"}\n', b"\xff\x00"])
+def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "notes.log"
+    path.write_bytes(text)
+    with pytest.raises(RunError, match=r"is no journal of Optuna's; name a file of its own with --storage"):
+        Study(str(path), "mine")
+    assert path.read_bytes() == text
+    path.write_bytes(b"")
+    Study(str(path), "mine").close()
+    assert Study(str(path), "mine", make=False).name == "mine"
+
+
 @pytest.mark.parametrize("name", ["a?b", "a%20b", "run{1}", "me@work", "a#b"])
 def test_a_study_lies_where_its_path_says(name: str, tmp_path: Path) -> None:
     path = tmp_path / name / "study.db"
