@@ -91,7 +91,8 @@ class Engine:
             raise RunError(f"every trial failed in training: {reasons}")
         picked, overshot = self._ranked(complete)[:FINALISTS], list[Result]()
         if self.measured:
-            for nth in range(RESIZINGS * (self.asked >= self.plan.wishes.trials)):  # once there is time for all trials
+            whole = self.asked >= self.plan.wishes.trials  # there was time for all trials
+            for nth in range(RESIZINGS if whole else 0):
                 if again := self._to_be_resized(self.measured, nth, trials, complete):
                     trials = self._trials(again)
                     complete = results_of(trials, len(self.plan.wishes.rungs))
