@@ -106,7 +106,12 @@ def distill(
                 parity = result_of(workers.run(deliver, run.architecture, state, *where))
             except (ExportError, RunError) as error:  # what was trained is worth a word all the same
                 failure = error
-            measured = _measured(run, to) if failure is None else None
+            measured = None
+            if failure is None:
+                try:
+                    measured = _measured(run, to)
+                except Exception as error:  # of a runtime, for lack of memory perhaps: the training is done
+                    progress.say(f"the graph could not be timed: {type(error).__name__}: {error}")
             latency = measured or run.latency
     finally:
         if workers is not None:

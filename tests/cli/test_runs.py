@@ -419,13 +419,20 @@ def test_distilling_refuses_what_it_would_overwrite_before_it_trains(
     assert "no finished trial 77" in line_of(err)
 
 
-def test_a_recipe_of_ones_own_is_followed_and_told(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_a_recipe_of_ones_own_is_followed_and_told(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise MemoryError("no room for the graph")
+
+    monkeypatch.setattr("hwsearch.cli.distill._measured", failing)  # what was trained is told all the same
     folder, summary = finished
     recipe = tmp_path / "mine.toml"
     stages = "[[stages]]\nsteps = 8\nanswers = 0.0\nhidden = 1.0\n[[stages]]\n"
     recipe.write_text(f'source = "A & B <1999>"\nbatch = 4\nassistants = [0.5]\n{stages}')
     said = document(*distilling(folder, tmp_path / "to", 45), "--recipe", str(recipe))
     assert said["recipe"] == {"name": str(recipe), "source": "A & B <1999>"}
+    assert said["latency"] == summary["chosen"]["latency"]
     (assistant,) = said["assistants"]
     assert assistant["steps"] == said["after"]["steps"] == 45
     chosen = summary["chosen"]["architecture"]
