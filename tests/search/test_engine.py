@@ -836,19 +836,29 @@ def test_what_kills_its_process_again_and_again_is_given_up(tmp_path: Path) -> N
     assert "3 times what trained it was killed" in failed[0].reason
 
 
+class Short(NullTrainer):
+    """Of memory, for some jobs."""
+
+    def __init__(self, some: Callable[[Job], object]) -> None:
+        super().__init__()
+        self.some = some
+
+    def train(self, job: Job) -> Future[ProxyScore]:
+        future = super().train(job)
+        if self.some(job):
+            future = Future()
+            future.set_exception(RunError("not enough memory: you tried to allocate 40 GiB"))
+        return future
+
+
 def test_students_by_hand_that_cannot_be_trained_do_not_keep_the_answer_back(tmp_path: Path) -> None:
-    class Failing(NullTrainer):
-        def train(self, job: Job) -> Future[ProxyScore]:
-            future = super().train(job)
-            if job.layers:
-                future = Future()
-                future.set_exception(RunError("not enough memory: you tried to allocate 40 GiB"))
-            return future
+    def by_hand(job: Job) -> object:
+        return job.layers
 
     for _ in range(DEATHS):
         with pytest.raises(RunError, match="40 GiB"):
-            search(tmp_path / "run", Failing())
-    document, outcome = search(tmp_path / "run", Failing())
+            search(tmp_path / "run", Short(by_hand))
+    document, outcome = search(tmp_path / "run", Short(by_hand))
     assert document["chosen"]["architecture"]["id"] == search(tmp_path / "sound")[0]["chosen"]["architecture"]["id"]
     assert outcome is not None
     assert not outcome.baselines
@@ -856,18 +866,13 @@ def test_students_by_hand_that_cannot_be_trained_do_not_keep_the_answer_back(tmp
 
 
 def test_what_ends_with_an_error_again_and_again_is_given_up_alone(tmp_path: Path) -> None:
-    class Failing(NullTrainer):
-        def train(self, job: Job) -> Future[ProxyScore]:
-            future = super().train(job)
-            if Path(job.path).name.startswith("1-"):
-                future = Future()
-                future.set_exception(RunError("not enough memory: you tried to allocate 40 GiB"))
-            return future
+    def second(job: Job) -> object:
+        return Path(job.path).name.startswith("1-")
 
     for _ in range(DEATHS):
         with pytest.raises(RunError, match="40 GiB"):
-            search(tmp_path / "run", Failing())
-    document, _ = search(tmp_path / "run", Failing())
+            search(tmp_path / "run", Short(second))
+    document, _ = search(tmp_path / "run", Short(second))
     assert (document["trials"]["failed"], tried(document)) == (1, 11)
     study = Study(tmp_path / "run" / "study.db", "run")
     (failed,) = (trial for trial in study.trials() if trial.reason)
