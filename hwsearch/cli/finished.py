@@ -37,13 +37,10 @@ def report(folder: Path, device: str | None, runtime: str | None, as_json: bool)
         if device or runtime:
             own = document["target"]
             mode, threads = (None, None) if device else (own["power_mode"], own["threads"] or None)
-            # Of this machine another runtime may have to be measured; what a file has said of a board is in the run.
-            at_hand = device or (HOST if own["device"] == HOST else None)
-            profile = (
-                find(at_hand, threads, runtime, document["workload"]["new_tokens"])
-                if at_hand
-                else stored_profile(folder)
-            )
+            if device or own["device"] == HOST:  # another runtime of this machine may have to be measured
+                profile = find(device or HOST, threads, runtime, document["workload"]["new_tokens"])
+            else:  # what a file has said of a board is in the run
+                profile = stored_profile(folder)
             known = profile.runtimes.get(runtime or "")
             target = profile.target(runtime, mode, threads if known and known.threads else None)
             document, trials = reprice(document, trials, profile, target)

@@ -172,7 +172,8 @@ class Finished(msgspec.Struct, frozen=True):
 
     def needs(self, folder: Path) -> list[Path]:
         """What it was made of, in the folder of its run and elsewhere: nothing may take its place."""
-        return [folder, *(Path(name) for name in (self.spec.teacher, self.spec.data, self.spec.held_out) if name)]
+        files = (Path(name) for name in (self.spec.teacher, self.spec.data, self.spec.held_out) if name)
+        return [folder, *(path for path in files if path.exists())]  # others are names on the Hub
 
     def check_teacher(self, weights: str) -> None:
         """Refuse a teacher, known by its hash, that the student was not cut out of.

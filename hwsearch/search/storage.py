@@ -46,10 +46,11 @@ def _check_journal(path: Path) -> None:
         with path.open("rb") as file:
             first = file.readline(LONGEST)
         try:
-            if first and "op_code" not in msgspec.json.decode(first, type=dict[str, Any]):
-                raise RunError(f"{path} is no journal of Optuna's; name a file of its own with --storage")
-        except msgspec.MsgspecError as error:
-            raise RunError(f"{path} is no journal of Optuna's; name a file of its own with --storage") from error
+            known = not first or "op_code" in msgspec.json.decode(first, type=dict[str, Any])
+        except msgspec.MsgspecError:
+            known = False
+        if not known:
+            raise RunError(f"{path} is no journal of Optuna's; name a file of its own with --storage")
 
 
 def close_storage(storage: optuna.storages.BaseStorage) -> None:
