@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 import msgspec
+from msgspec.structs import replace
 
 from hwsearch.errors import ProfileError
 from hwsearch.runtime import Figure, Runtime
@@ -39,7 +40,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: as on the command line and in measured cases.
         title: for people.
-        board_at_hand: whether the project measured it itself.
+        board_at_hand: whether some of its runtimes were measured on the device itself.
         aliases: other names.
         cache_mib: last-level cache that the processors share.
         memory_mib: what a model and its activations can use at most.
@@ -80,6 +81,13 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             device, _, other = lender.rpartition("/")
             if device in ("", self.name):
                 self._check_lenders(other, (*borrowers, name))
+
+    def with_measured(self, name: str, runtime: Runtime) -> DeviceProfile:
+        """With a runtime that was measured on the device itself: what was said of it before that holds no more."""
+        runtimes = {**self.runtimes, name: replace(runtime, note="")}
+        own = [other for other, found in runtimes.items() if other == name or found.measured]
+        note = f"Measured on the device: {', '.join(own)}."
+        return replace(self, runtimes=runtimes, board_at_hand=True, note=note)
 
     def target(self, runtime: str | None = None, power_mode: str | None = None, threads: int | None = None) -> Target:
         """What a latency is a latency of; the profile's first runtime and power mode unless named.

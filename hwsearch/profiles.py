@@ -65,9 +65,11 @@ def load_profile(path: Path) -> DeviceProfile:
         raise ProfileError(f"broken profile {path}: {error}") from error
 
 
-def file_named(name: str) -> Path | None:
-    """The file of the device of that very name, if there is one."""
-    return next((path for path in profile_files() if path.stem == name), None)
+def file_named(name: str, to: Path | None = None) -> Path | None:
+    """The file of the device of that very name, if there is one: the one in the folder `to`, where it is, before
+    others."""
+    own = [to / f"{name}.toml"] if to else []
+    return next((path for path in (*own, *profile_files()) if path.stem == name and path.is_file()), None)
 
 
 def find_profile(device: str) -> DeviceProfile:
@@ -97,7 +99,7 @@ def find_file(device: str) -> Path:
         except ProfileError:
             broken.append(str(path))
             continue
-        if wanted in profile.aliases:
+        if wanted in (profile.name, *profile.aliases):
             return path
         known += [profile.name, *profile.aliases]
     unread = f"; not read, for they are broken: {', '.join(broken)}" if broken else ""
@@ -118,8 +120,8 @@ def full_name(device: str) -> str:
 
 
 def save_profile(profile: DeviceProfile, template: Path, to: Path) -> None:
-    """Write the parameters and fits of `profile` into a copy of the file `template`, whose facts, order and comments
-    stay."""
+    """Write the parameters, fits and notes of `profile` into a copy of the file `template`, whose facts, order and
+    comments stay."""
     import tomlkit
 
     from hwsearch.files import write_text
@@ -132,8 +134,16 @@ def save_profile(profile: DeviceProfile, template: Path, to: Path) -> None:
             plain = msgspec.to_builtins(getattr(runtime, part))
             if plain is not None:
                 runtimes[name][part] = _without_none(plain)
+        _renote(runtimes[name], runtime.note)
+    _renote(document, profile.note)
     # What was taken out leaves its blank lines behind.
     write_text(to, re.sub(r"\n{3,}", "\n\n", tomlkit.dumps(document)))
+
+
+def _renote(entries: Any, note: str) -> None:
+    """A note in the place of one that is there."""
+    if entries.get("note", note) != note:
+        entries["note"] = note
 
 
 def check_name(device: str) -> None:

@@ -62,6 +62,9 @@ class Error(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     coverage: float
 
 
+MEASURED = "measured on the device"  # where a fit's rows are from, in place of a file of cases
+
+
 class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a runtime's parameters rest on.
 
@@ -189,6 +192,11 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"precisions need {missing[0]}, which is missing")
         if self.fit and (unknown := sorted(set(self.fit.order) - known)):
             raise ValueError(f"fit.order names {unknown[0]!r}, which is no parameter here")
+
+    @property
+    def measured(self) -> bool:
+        """Whether it rests on what was measured on the device itself."""
+        return self.fit is not None and MEASURED in self.fit.cases
 
     def float_beside(self, *precisions: Precision) -> Precision:
         """The float that the rest of a network runs in when its layers run in `precisions`: the narrowest among them,

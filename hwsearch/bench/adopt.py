@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from hwsearch import __version__
 from hwsearch.bench import onnxruntime
-from hwsearch.bench.answers import import_kit, kit_facts, ran_on
+from hwsearch.bench.answers import import_kit, kit_facts, kit_readings, ran_on
 from hwsearch.bench.host import fitted
 from hwsearch.bench.kit import Manifest, read_manifest
 from hwsearch.bench.machine import check_here
@@ -20,6 +20,7 @@ from hwsearch.bench.measuring import Measuring, Raw
 from hwsearch.bench.points import Ranges
 from hwsearch.device import DeviceProfile, PowerMode
 from hwsearch.errors import CasesError
+from hwsearch.files import pretty, write_text
 from hwsearch.latency.cases import Case
 from hwsearch.latency.kernels import kernels_of
 from hwsearch.latency.points import Point, write_table
@@ -27,7 +28,7 @@ from hwsearch.latency.prior import REACHED, REACHED_BANDWIDTH
 from hwsearch.latency.refine import fit_or_refine
 from hwsearch.precision import Precision, Scheme
 from hwsearch.profiles import check_name, file_named, full_name, load_profile, own_tables, user_folder, write_profile
-from hwsearch.runtime import Figure, Runtime
+from hwsearch.runtime import MEASURED, Figure, Runtime
 
 FACTS = {  # what holds for a runtime on any device that runs it
     "onnxruntime": onnxruntime.FACTS,
@@ -60,7 +61,7 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
         folder: of the kit, with the board's results in it.
         to: folder for the table and the profile, by default that of one's own.
 
-    Returns: the profile, the folder of its table, and how many models were measured.
+    Returns: the profile, its file, and how many models were measured.
 
     Raises:
         CasesError: the results are missing, damaged or of another kit.
@@ -71,7 +72,7 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     device, name = full_name(manifest.device), manifest.runtime
     table = f"{device}/{name}"
     place = (to.resolve() if to else own_tables()) / table
-    known = _known(device)
+    known = _known(device, to)
     _check(manifest, cases, raw, known)
     on = ran_on(name, str(about.get("board", device)), str(about.get("graphics", "")))
     facts = known.runtimes.get(name, manifest.facts) if known else manifest.facts
@@ -88,15 +89,17 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     points = measuring.points() if raw[0].kernels else [Point(case) for case in cases]
     if known is None:
         known = _facts(device, on, runtime, points)
-    known = replace(known, runtimes={**known.runtimes, name: runtime}, board_at_hand=True)
+    known = known.with_measured(name, runtime)
     if raw[0].kernels:
         measuring.write()
         profile = fitted(known, measuring)
     else:
-        write_table(place, points, about, {})
-        profile, _ = fit_or_refine(known, cases, f"kit on {on}", name)
-    write_profile(profile, (to or user_folder()) / f"{device}.toml")
-    return profile, place, len(cases)
+        write_table(place, points, about, {case.model: one for case, one in zip(cases, raw, strict=True)})
+        profile, _ = fit_or_refine(known, cases, f"{MEASURED} by a kit on {on}", name)
+    write_text(place / "readings.json", pretty(kit_readings(folder)) + "\n")
+    file = (to or user_folder()) / f"{device}.toml"
+    write_profile(profile, file)
+    return profile, file, len(cases)
 
 
 def _check(manifest: Manifest, cases: Sequence[Case], raw: Sequence[Raw], known: DeviceProfile | None) -> None:
@@ -114,8 +117,8 @@ def _check(manifest: Manifest, cases: Sequence[Case], raw: Sequence[Raw], known:
         )
 
 
-def _known(device: str) -> DeviceProfile | None:
-    path = file_named(device)
+def _known(device: str, to: Path | None = None) -> DeviceProfile | None:
+    path = file_named(device, to)
     return load_profile(path) if path else None
 
 

@@ -28,6 +28,7 @@ from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.calibrate import fit_device
 from hwsearch.latency.points import MARK
 from hwsearch.profiles import check_name, file_named, load_profile, own_tables, user_folder, write_profile
+from hwsearch.runtime import MEASURED
 from hwsearch.workload import Phase
 
 POINTS = 32  # of a table that is measured on first use
@@ -165,40 +166,41 @@ def measure_device(
         fresh: leave what is there alone until it is written over.
         say: told what it waits for.
 
-    Returns: the profile and the folder of its table.
+    Returns: the profile and its file; of `host` among one's own, which has none, the folder of its table.
 
     Raises:
         CasesError: a table that is there is damaged.
         ProfileError: the name cannot be a device's, or is that of one which this machine is not.
     """
     check_name(device)
-    old = load_profile(path) if (path := file_named(device)) else None
+    old = load_profile(path) if (path := file_named(device, to)) else None
     if old is not None:
         check_here(old)
     if device == "host" and to is None:
         with alone(say):
             measuring = host_measuring(machine, ranges, name=name, fresh=fresh)
             measuring.measure(points, seconds, progress, phase)
-        return host_profile(machine.threads, runtime=name), measuring.folder
+        return host_profile(machine.threads, say, lambda share: progress(share * points), name), measuring.folder
     table = f"{device}/{name}"
     folder = (to.resolve() if to else own_tables()) / table
     with alone(say):
         measuring = host_measuring(machine, ranges, folder, device, name, fresh)
         measuring.measure(points, seconds, progress, phase)
     known = facts(machine, device, name)
-    if device != "host" and old is not None:
-        known = replace(old, runtimes={**old.runtimes, **known.runtimes}, board_at_hand=True)
+    if old is not None:
+        known = old.with_measured(name, known.runtimes[name])
     own = replace(known.runtimes[name], table=str(folder) if to else table)
     profile = fitted(replace(known, runtimes={**known.runtimes, name: own}), measuring)
-    write_profile(profile, (to or user_folder()) / f"{device}.toml")
-    return profile, folder
+    file = (to or user_folder()) / f"{device}.toml"
+    write_profile(profile, file)
+    return profile, file
 
 
 def fitted(known: DeviceProfile, measuring: Measuring) -> DeviceProfile:
     """The profile with the runtime of a measured table fitted on it."""
     table = measuring.table()
     cases = [point.case for point in table.points]
-    return fit_device(known, cases, "measured on the device", measuring.name, table)
+    return fit_device(known, cases, MEASURED, measuring.name, table)
 
 
 def host_measuring(

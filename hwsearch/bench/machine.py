@@ -44,8 +44,14 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 def this_machine(threads: int | None = None, runtime: str = FIRST) -> Machine:
-    """The machine that this process runs on, with one of its runtimes."""
+    """The machine that this process runs on, with one of its runtimes.
+
+    Raises:
+        ProfileError: it has fewer cores than threads are asked for.
+    """
     cores = board.cores()
+    if threads and threads > cores:
+        raise ProfileError(f"this machine has {cores} cores; got {threads} threads")
     return Machine(board.processor(), cores, threads or cores, local(runtime).version())
 
 

@@ -59,7 +59,8 @@ def devices(name: str | None, as_json: bool) -> None:
 def _known(profile: DeviceProfile) -> str:
     """How a device is known, in a few words."""
     if profile.board_at_hand:
-        return "measured on the device"
+        own = [name for name, runtime in profile.runtimes.items() if runtime.measured]
+        return "measured on the device" + (f": {', '.join(own)}" if len(own) < len(profile.runtimes) else "")
     if any(runtime.fit and runtime.fit.rows for runtime in profile.runtimes.values()):
         return "published rows, no board at hand"
     return "extrapolated from related devices: no rows of its own"

@@ -68,12 +68,16 @@ def latency(
     from hwsearch.units import format_ms
     from hwsearch.workload import Workload
 
-    if file and (given := _given(SHAPE)):
-        raise click.UsageError(f"--architecture says all that {', '.join(given)} would: leave one of them out")
+    if file and (beside := _given(SHAPE)):
+        raise click.UsageError(f"--architecture says all that {', '.join(beside)} would: leave one of them out")
+    given = _read(file) if file else None
+    missing = [f"--{name}" for name in ("layers", "width", "heads", "ffn") if options[name] is None]
+    if given is None and missing:
+        raise click.UsageError(f"an architecture needs {', '.join(missing)}, or --architecture FILE.json")
     profile = find(device, threads, runtime, options["new_tokens"])
     target = profile.target(runtime, power_mode, threads)
     workload = Workload(options["batch"], options["sequence"], options["new_tokens"], options["repeat"])
-    architecture = _read(file) if file else _build(profile.runtimes[target.runtime], **options)
+    architecture = given or _build(profile.runtimes[target.runtime], **options)
     _check_precisions(architecture, profile, target.runtime)
     if workload.new_tokens and architecture.block == "encoder":
         raise ArchitectureError("an encoder writes no text: leave --new-tokens out, or give --block decoder")
@@ -125,9 +129,6 @@ def _build(runtime: Runtime, **options: Any) -> Architecture:
     from hwsearch.architecture import parse_precisions
     from hwsearch.latency.cases import network
 
-    missing = [f"--{name}" for name in ("layers", "width", "heads", "ffn") if options[name] is None]
-    if missing:
-        raise click.UsageError(f"an architecture needs {', '.join(missing)}, or --architecture FILE.json")
     plan = parse_precisions(options["precision"] or str(runtime.precisions[0]), options["layers"])
     sizes: dict[str, Any] = {
         name: options[name] or 0 for name in ("width", "heads", "kv_heads", "head_dim", "ffn", "vocab")

@@ -36,8 +36,20 @@ WITH_A_KIT = (
     help="What to measure on this machine: the first pass, or a new token of a generation.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Of the runtime; all cores by default.")
-@click.option("--points", type=click.IntRange(8), default=100, show_default=True, help="Models to measure.")
-@click.option("--minutes", type=Positive(), default=5.0, show_default=True, help="At most.")
+@click.option(
+    "--points",
+    type=click.IntRange(8),
+    default=100,
+    show_default=True,
+    help="Models to measure; a table of `host` has 32 at least.",
+)
+@click.option(
+    "--minutes",
+    type=Positive(),
+    default=5.0,
+    show_default=True,
+    help="That timing takes at most; a kit's own work comes on top.",
+)
 @click.option("--depth", type=RangeType(), help="Layers of the models, as 1-12.")
 @click.option("--width", type=RangeType(), help="Widths, as 64-512.")
 @click.option("--sequence", type=RangeType(), help="Tokens of one input, as 16-256.")
@@ -115,6 +127,8 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
     A device without a row in it is refused, unless all its runtimes borrow and rest on no rows of their own: then what
     they borrow is written.
     """
+    from msgspec.structs import replace
+
     from hwsearch.bench.trtexec import names_trtexec, read_trtexec_cases
     from hwsearch.latency.cases import is_of, matches, mismatch, read_cases
     from hwsearch.latency.refine import fit_or_refine
@@ -155,6 +169,10 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
         if refined
         else "fitted from the facts alone: the rows are all there are"
     )
+    # What was said of runtimes that had no rows holds no more.
+    if first := sorted(name for name in there if not (found := facts.runtimes[name].fit) or not found.rows):
+        runtimes = {n: replace(r, note="") if n in first else r for n, r in fitted.runtimes.items()}
+        fitted = replace(fitted, runtimes=runtimes, note=f"Fitted on timings in {file.name}: {', '.join(first)}.")
     target = (to or user_folder()) / template.name
     save_profile(fitted, template, target)
     return fitted, target
@@ -171,7 +189,7 @@ def _measure(
     minutes: float,
     **ranges: Any,
 ) -> tuple[DeviceProfile, Path]:
-    """This machine's profile from a measured table, and the folder that the table is in."""
+    """This machine's profile from a measured table, and where it was written."""
     from msgspec.structs import replace
 
     from hwsearch.bench import host
@@ -249,11 +267,11 @@ def _run_kit(device: str, runtime: str | None, host: str | None, **options: Any)
 
 
 def _take_back(folder: Path, to: Path | None, device: str = HOST) -> tuple[DeviceProfile, Path]:
-    """What a board measured, as its device's table and profile; `device` as the command named it."""
+    """What a board measured, as its device's profile and where that was written; `device` as the command named it."""
     from hwsearch.bench import adopt
 
     if device != HOST and device != (made_for := adopt.device_of(folder)):
         raise click.UsageError(f"the kit is for {made_for}; got --device {device}")
-    profile, table, count = adopt.adopt_kit(folder, to)
+    profile, file, count = adopt.adopt_kit(folder, to)
     note(f"{count} of {adopt.asked_of(folder)} models measured on {profile.name}")
-    return profile, table
+    return profile, file

@@ -34,13 +34,13 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     chosen, baselines = document["chosen"], document["baselines"]
     sensitivity, distilled = document.get("sensitivity"), document.get("distilled")
-    workload = Workload(**document["workload"])
+    workload, repriced = Workload(**document["workload"]), document.get("repriced_from", "")
     return template.render(
         {
             **document,
             "workload": f"{workload}, {workload.tokens:,} tokens",
             "note": document.get("note", ""),
-            "repriced_from": document.get("repriced_from", ""),
+            "repriced_from": repriced,
             "lost": document.get("lost", ""),
             "overshot": document.get("overshot", []),
             "students": {"chosen": chosen, **baselines} if chosen else {},
@@ -59,7 +59,9 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "by_chance": by_chance,
             "missing": document.get("missing_baselines", {}),
             "margin_ms": step_ms(document["budget_ms"]),
-            "margin": margin(figures.furthest(document["front"]), step_ms(document["budget_ms"])),
+            "margin": margin(figures.furthest(document["front"]), step_ms(document["budget_ms"]))
+            if not repriced
+            else None,
             "duration": format_seconds(document["seconds"]),
             "figures": {
                 "pareto": _drawn(figures.pareto(document, trials), first=True),

@@ -23,6 +23,7 @@ from hwsearch.bench.points import Ranges
 from hwsearch.errors import ArchitectureError, CasesError, ProfileError
 from hwsearch.latency.estimator import Estimator
 from hwsearch.latency.kernels import DECODE, kernel_name, kernels_of
+from hwsearch.latency.points import MARK
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile, load_profile
 from hwsearch.workload import Phase, Workload, lower
@@ -211,15 +212,18 @@ def test_measuring_goes_on_where_it_stopped(measured: Path, tmp_path: Path) -> N
 
 
 def test_a_device_of_ones_own_is_measured_under_its_name(measured: Path, tmp_path: Path) -> None:
-    profile, folder = host.measure_device(this_machine(1), "my-board", RANGES, 8, 1.0, tmp_path)
-    assert folder == tmp_path / "my-board" / "onnxruntime"
-    again = load_profile(tmp_path / "my-board.toml")
+    profile, file = host.measure_device(this_machine(1), "my-board", RANGES, 8, 1.0, tmp_path)
+    assert file == tmp_path / "my-board.toml"
+    assert (tmp_path / "my-board" / "onnxruntime" / MARK).is_file()
+    again = load_profile(file)
     assert again == profile
     assert again.name == "my-board"
     architecture = model("decoder", "int8")
     assert Estimator(again, again.target(), Workload(2, 20)).one(architecture).source == "table"
     with pytest.raises(ProfileError, match="small letters"):
         host.measure_device(this_machine(1), "../my board", RANGES, 8, 1.0, tmp_path)
+    both, _ = host.measure_device(this_machine(1, "pytorch"), "my-board", RANGES, 8, 1.0, tmp_path, name="pytorch")
+    assert [name for name, runtime in both.runtimes.items() if runtime.measured] == ["onnxruntime", "pytorch"]
 
 
 @pytest.mark.parametrize(
@@ -349,6 +353,6 @@ def test_arm_processors_are_told_apart_by_their_numbers(tmp_path: Path) -> None:
 
 
 def test_another_number_of_threads_is_another_machine() -> None:
-    assert this_machine(1).key != this_machine(2).key
+    assert this_machine(1).key != replace(this_machine(1), threads=2).key
     assert this_machine(1) == this_machine(1)
     assert Precision.INT8 in runtime_of(this_machine(1)).precisions

@@ -32,7 +32,7 @@ from hwsearch.bench.tensorrt import build_typed_graph
 from hwsearch.bench.timing import Reference
 from hwsearch.errors import ArchitectureError, CasesError
 from hwsearch.precision import Precision
-from hwsearch.profiles import find_profile
+from hwsearch.profiles import find_profile, load_profile
 from hwsearch.runtime import Runtime
 from tests.bench.fake_tensorrt import Driver, tensorrt
 
@@ -273,7 +273,7 @@ def test_too_few_models_and_an_unknown_power_mode_take_the_place_of_nothing(
     folder = tmp_path / "kit"
     shutil.copytree(measured, folder)
     board = find_profile("jetson-orin")
-    monkeypatch.setattr(adopt, "_known", lambda _: board)
+    monkeypatch.setattr(adopt, "_known", lambda *_: board)
     told = folder / "results" / "board.json"
     told.write_text(json.dumps({**json.loads(told.read_text()), "power_mode": "MODE_40W"}))
     with pytest.raises(CasesError, match=r"'MODE_40W', which the profile .* does not have \(have: MAXN"):
@@ -416,14 +416,25 @@ def test_what_a_board_measured_is_set_beside_what_its_profile_knows(
     install(monkeypatch, tensorrt("10.3.0"))
     assert board_run.main(["--kit", str(kit)]) == 0
     shipped = find_profile("jetson-orin").runtimes["tensorrt"]
-    profile, _, count = adopt_kit(kit, tmp_path / "own")
+    profile, file, count = adopt_kit(kit, tmp_path / "own")
     own = profile.runtimes["tensorrt"]
     assert (profile.name, count, own.version) == ("jetson-agx-orin-64gb", 4, "10.3.0")
-    assert (tmp_path / "own" / "jetson-agx-orin-64gb.toml").is_file()
+    assert file == tmp_path / "own" / "jetson-agx-orin-64gb.toml"
+    assert load_profile(file) == profile
+    assert (profile.board_at_hand, profile.note, own.note) == (True, "Measured on the device: tensorrt.", "")
+    assert [name for name, runtime in profile.runtimes.items() if runtime.measured] == ["tensorrt"]
+    table = tmp_path / "own" / "jetson-agx-orin-64gb" / "tensorrt"
+    readings, samples = (json.loads((table / f"{name}.json").read_text()) for name in ("readings", "samples"))
+    assert len(readings) == 4
+    assert readings.keys() == samples.keys()
+    assert all(one["samples"]["wall"] for one in samples.values())
     assert own.precisions == shipped.precisions
     assert own.fit is not None
     assert shipped.fit is not None
     assert own.fit.rows == shipped.fit.rows + 4
+    # What lies where it is written to is what is known of the device: with its other runtimes, say.
+    file.write_text(file.read_text().replace(f'"{profile.title}"', '"a title of its own"'))
+    assert adopt_kit(kit, tmp_path / "own")[0].title == "a title of its own"
 
 
 def test_a_second_run_builds_no_engine_again(

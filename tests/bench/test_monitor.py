@@ -203,6 +203,18 @@ def test_nvml_is_read_and_what_a_card_lacks_is_left_out(monkeypatch: pytest.Monk
     card.close()
 
 
+@pytest.mark.parametrize(("visible", "index"), [("", 0), ("3", 3), ("2,0", 2), ("GPU-02", 2)])
+def test_the_card_is_read_that_cuda_takes(monkeypatch: pytest.MonkeyPatch, visible: str, index: int) -> None:
+    asked, fake = list[int](), pynvml()
+    fake.nvmlDeviceGetCount = lambda: 4
+    fake.nvmlDeviceGetUUID = lambda card: f"GPU-0{card[1]}-11"
+    fake.nvmlDeviceGetPowerUsage = lambda card: asked.append(card[1]) or 1000
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    sensors.Nvml().read()
+    assert asked == [index]
+
+
 def test_the_stand_in_has_no_name_that_nvml_lacks() -> None:
     real = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
     assert [name for name in vars(pynvml()) if not name.startswith("__") and not hasattr(real, name)] == []

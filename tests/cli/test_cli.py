@@ -134,6 +134,9 @@ def test_latency_reads_an_architecture_from_a_file(tmp_path: Path) -> None:
         (["--device", "t4", "--budget", "1s", "--depth", "8-4"], 2, "numbers go upwards"),
         (["--device", "t4", "--budget", "1s", "--width", "1-20000"], 2, "10,000 of them at most; got 1-20000"),
         (["--device", "t4", "--budget", "1s", "--threads", "4"], 1, "no threads to choose"),
+        (["--device", "host", "--budget", "1s", "--threads", "4096"], 1, "cores; got 4096 threads"),
+        (["latency", "--device", "host"], 2, "an architecture needs --layers, --width, --heads, --ffn"),
+        (["latency", "--device", "host", "--architecture", "none.json"], 1, "cannot read none.json"),
         (["latency", "--device", "t4", *ENCODER[:2], "--width", "9" * 20, *ENCODER[4:]], 1, "sizes of at most"),
         (["latency", "--device", "t4", *ENCODER, "--precision", "int8*9999999999"], 1, "12"),
         (["profile", "--device", "host", "--from-cases", "none.csv"], 2, "measured, not fitted"),
@@ -144,7 +147,10 @@ def test_latency_reads_an_architecture_from_a_file(tmp_path: Path) -> None:
         (["latency", "--device", "t4", "--layers", "9" * 9, *ENCODER[2:]], 1, "at most 1000 layers"),
     ],
 )
-def test_wrong_input_is_one_clear_line(arguments: list[str], status: int, says: str) -> None:
+def test_wrong_input_is_one_clear_line(
+    arguments: list[str], status: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hwsearch.bench.host._measured", lambda *_: pytest.fail("this machine was measured first"))
     found, out, err = run(*arguments)
     assert found == status, err
     assert says in line_of(err)

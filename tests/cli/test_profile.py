@@ -36,6 +36,7 @@ def test_a_kit_goes_to_a_board_and_its_table_prices_students(tmp_path: Path) -> 
     taken = run("--import", str(kit), "--to", str(own), "--json")
     assert taken.exit_code == 0, taken.output
     assert json.loads(taken.stdout)["device"] == "my-board"
+    assert json.loads(taken.stdout)["profile"] == str(own / "my-board.toml")
     assert (own / "my-board" / "onnxruntime" / "measured.toml").is_file()
     shape = ["--layers", "2", "--width", "64", "--heads", "2", "--ffn", "128", "--sequence", "24"]
     priced = CliRunner().invoke(cli, ["latency", "--device", str(own / "my-board.toml"), *shape, "--json"])

@@ -159,6 +159,16 @@ def test_text_from_outside_is_escaped_everywhere(found: tuple[dict[str, Any], Ou
     assert EVIL not in page({**evil, "fidelity": wrong}, outcome.trials)
 
 
+def test_another_device_has_no_edge_of_the_budget_and_may_miss_it(found: tuple[dict[str, Any], Outcome]) -> None:
+    document, outcome = found
+    there = {**document, "repriced_from": "t4"}
+    late = {**there, "budget_ms": 0.9 * document["chosen"]["latency"]["high_ms"]}
+    assert "At the budget's edge" in page(document, outcome.trials)
+    assert "At the budget's edge" not in page(there, outcome.trials)
+    missed = "may take more than the budget here"
+    assert [missed in page(one, outcome.trials) for one in (document, there, late)] == [False, False, True]
+
+
 def test_a_search_without_an_answer_has_a_page(found: tuple[dict[str, Any], Outcome]) -> None:
     document, outcome = found
     html = page({**document, "chosen": None, "baselines": {}}, outcome.trials)

@@ -7,6 +7,7 @@ A reading is a flat mapping, the unit in the name: "clock_mhz.gpu", "power_w.VDD
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -91,16 +92,24 @@ class Sysfs:
 
 
 class Nvml:
-    """An NVIDIA graphics card through `pynvml` (the package nvidia-ml-py).
+    """An NVIDIA graphics card through `pynvml` (the package nvidia-ml-py): the one that CUDA takes, the first of those
+    that CUDA_VISIBLE_DEVICES names by number or by the beginning of its UUID.
 
     Raises:
         Exception: the package, the library or a card is missing.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self) -> None:
         self._nvml: Any = importlib.import_module("pynvml")
         self._nvml.nvmlInit()
-        self._card = self._nvml.nvmlDeviceGetHandleByIndex(index)
+        self._card = self._named(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0")
+
+    def _named(self, name: str) -> Any:
+        nvml = self._nvml
+        if name.isdigit():
+            return nvml.nvmlDeviceGetHandleByIndex(int(name))
+        cards = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        return next(card for card in cards if _decoded(nvml.nvmlDeviceGetUUID(card)).startswith(name))
 
     def read(self) -> dict[str, float]:
         """A reading; a card leaves out what it does not have."""
@@ -128,7 +137,7 @@ class Nvml:
     def name(self) -> str:
         """The card's and the driver's version."""
         card, driver = (self._nvml.nvmlDeviceGetName(self._card), self._nvml.nvmlSystemGetDriverVersion())
-        return ", driver ".join(text.decode() if isinstance(text, bytes) else str(text) for text in (card, driver))
+        return f"{_decoded(card)}, driver {_decoded(driver)}"
 
     def close(self) -> None:
         """Let NVML go."""
@@ -218,6 +227,11 @@ def sources(root: Path = Path("/")) -> list[Any]:
     with suppress(Exception):  # no package, no library, no card: nothing to read
         found.append(Nvml())
     return found
+
+
+def _decoded(text: str | bytes) -> str:
+    """Older packages give bytes."""
+    return text.decode() if isinstance(text, bytes) else text
 
 
 def _text(path: Path) -> str:
