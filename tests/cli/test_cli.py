@@ -276,7 +276,14 @@ def test_own_rows_are_not_lost_to_a_file_without_any(tmp_path: Path, monkeypatch
     fit = ("profile", "--device", device, "--from-cases")
     assert document(*fit, str(other))["fits"]["tensorrt"]["rows"] == 0
     rows = [{**ROW, "device": device, "batch": str(2**i), "latency_ms": str(6.0 * 2**i)} for i in range(6)]
+    assert "no measured row exists" in find_profile(device).note
     assert document(*fit, str(write(tmp_path / "own.csv", *rows)))["fits"]["tensorrt"]["rows"] == 6
+    found = find_profile(device)
+    assert found.note == "Fitted on timings in own.csv: tensorrt."
+    assert [name for name, runtime in found.runtimes.items() if "Extrapolated" in runtime.note] == [
+        "pytorch",
+        "tinychat",
+    ]
     status, _, err = run(*fit, str(other))
     assert status == 1
     assert "nothing to fit" in line_of(err)
