@@ -71,14 +71,14 @@ def distill(
     if steps is not None and minutes is not None:
         raise click.UsageError("--steps and --minutes exclude each other")
     run = finished(folder, trial, moved)
-    refuse(to, run.needs(folder))
-    kept, workers = folder / "distilled", None
-    if kept.resolve() in (to.resolve(), *to.resolve().parents):
-        raise RunError(f"{kept} is where what is trained is kept; choose another --to")
     recipe = run.spec.recipe
     if recipe_name is not None:
         own = read_recipe(recipe_name)
         recipe = msgspec.structs.replace(own, seed=own.seed or recipe.seed)
+    refuse(to, [*run.needs(folder), *map(Path, recipe.teachers)])
+    kept, workers = folder / "distilled", None
+    if kept.resolve() in (to.resolve(), *to.resolve().parents):
+        raise RunError(f"{kept} is where what is trained is kept; choose another --to")
     if steps is not None:
         check_stages(recipe.before_last, steps)
     spec = with_text(msgspec.structs.replace(run.spec, recipe=recipe), steps)
@@ -87,7 +87,7 @@ def distill(
             progress.say(f"trial {run.trial}: {run.architecture.id}")
             each = minutes and minutes / (1 + len(recipe.assistants))
             spec, assistants = with_assistants(
-                spec, run.architecture, kept, progress, run.check_teacher, steps=steps, minutes=each
+                spec, run.architecture, kept, progress, run.check_teacher, run.rate, steps, each
             )
             workers = Workers(spec, count=1)  # one student: all threads work on it
             facts = result_of(workers.open())

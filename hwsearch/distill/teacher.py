@@ -34,9 +34,10 @@ from hwsearch.precision import Precision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 COMPUTING = 2**31  # bytes of a GPU that a pass takes beside the weights
+CACHED = 2**28  # keys and values that are kept at once while it writes: 1 GiB in float32
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,12 @@ def load_further(source: str, teacher: Teacher) -> Teacher:
         raise TeacherError(
             f"{source} reads its inputs otherwise than {teacher.name}; a further teacher has the same tokenizer"
         )
-    known, others = (names_of(t.model.config) for t in (teacher, further))
+    head = TASKS[task_of(teacher.model.config)].head
+    # Of what chooses from no classes, names are what Transformers makes up, or what a configuration has kept.
+    known, others = (names_of(t.model.config) if head in ("classify", "span") else {} for t in (teacher, further))
     if known != others:
         raise TeacherError(f"{source} knows other classes than {teacher.name}; a further teacher has the same")
-    by_answers = TASKS[task_of(teacher.model.config)].head != "none"  # embeddings are set beside each other alone
+    by_answers = head != "none"  # embeddings are set beside each other alone
     if by_answers and (found := answers_of(further)) != (wanted := answers_of(teacher)):
         raise TeacherError(f"{source} chooses from {found} answers, {teacher.name} from {wanted}; they are to be alike")
     if isinstance(teacher.objective, ImageClasses):  # which knows where the images are
@@ -173,14 +176,22 @@ def continued(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, device: 
     try:
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(int(key.hexdigest()[:8], 16))
-            prompts = torch.from_numpy(chunks[:, :given]).to(device)
-            written = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=plain).cpu()
+            prompts = torch.from_numpy(chunks[:, :given]).to(device).split(_written_at_once(model.config, length))
+            parts = [model.generate(p, attention_mask=torch.ones_like(p), generation_config=plain) for p in prompts]
+            written = torch.cat(parts).cpu()
     finally:
         model.generation_config = own
     with whole(path) as temporary:
         temporary.write_bytes(save({"chunks": written.contiguous()}))
     found: NDArray[np.int64] = written.numpy()
     return found
+
+
+def _written_at_once(config: PretrainedConfig, length: int) -> int:
+    """Texts whose keys and values there is room for."""
+    sizes = architecture_of(config, Precision.FP32)
+    cached = sum(2 * layer.kv_heads * sizes.head_dim for layer in sizes.layers)
+    return max(1, CACHED // (length * cached))
 
 
 def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, device: str = "cpu") -> Outputs:

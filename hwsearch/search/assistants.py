@@ -29,6 +29,7 @@ def with_assistants(
     folder: Path,
     progress: Progress,
     check: Callable[[str], None],
+    rate: float = 1.0,
     steps: int | None = None,
     minutes: float | None = None,
 ) -> tuple[TaskSpec, list[dict[str, Any]]]:
@@ -40,6 +41,7 @@ def with_assistants(
         folder: where their states and they themselves are kept.
         progress: who is told.
         check: raises unless the teacher, by the hash of its weights, is the student's.
+        rate: over the recipe's, as of `Distillation`.
         steps: of each, as many as pay by default.
         minutes: that the training of each may take.
     """
@@ -53,9 +55,10 @@ def with_assistants(
             facts = complete(workers, facts, progress)
             assistant = between(student, facts.architecture, share)
             progress.say(f"assistant: {assistant.id}")
-            work = Distillation(assistant, workers, folder / facts.digest, progress, stages=recipe.before_last)
+            states, stages = folder / facts.digest, recipe.before_last
+            work = Distillation(assistant, workers, states, progress, stages=stages, rate=rate)
             score, state = work.run(steps, minutes)
-            to = folder / facts.digest / f"{assistant.digest}-assistant"
+            to = states / f"{assistant.digest}-assistant"
             result_of(workers.run(deliver, assistant, state, to, "", Workload(1, spec.sequence), 1, False))
         finally:
             workers.close()

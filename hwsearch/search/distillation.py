@@ -42,22 +42,20 @@ def with_text(spec: TaskSpec, steps: int | None = None) -> TaskSpec:
     return replace(spec, chunks=max(spec.chunks, most))
 
 
-def check_stages(stages: int, steps: int, minutes: float | None = None) -> None:
+def check_stages(stages: int, steps: int, timed: bool = False) -> None:
     """Raise unless a recipe's last stage begins before the rate has to fall.
 
     Args:
         stages: steps of all stages but the last.
         steps: in all.
-        minutes: that there are for them, where that is what they come from.
+        timed: whether they are those that there is time for.
 
     Raises:
         RunError: it does not.
     """
     constant = round(COOL * steps)
     if constant <= stages:
-        way = f"{round((stages + 1) / COOL)} --steps or more"
-        if minutes is not None:
-            way += f", or more than {minutes:g} --minutes"
+        way = f"{round((stages + 1) / COOL)} --steps or more{', or more --minutes' if timed else ''}"
         raise RunError(
             f"the recipe's last stage begins after {stages} steps, and the rate falls from {constant} on at the "
             f"latest; give {way}"
@@ -110,7 +108,7 @@ class Distillation:
         # No state is gone on from that has passed its step: less time, or fewer steps, than before have their own.
         if steps is None:
             most = MOST if minutes is None else self._within(minutes)
-            check_stages(self._stages, most, minutes)
+            check_stages(self._stages, most, minutes is not None)
             name, begun = f"within-{self._held(most)}", "pace"
             constant = self._pays(name, self._held(most))
             steps = min(most, round(constant / HELD))

@@ -430,9 +430,14 @@ def test_a_recipe_of_ones_own_is_followed_and_told(
     recipe = tmp_path / "mine.toml"
     stages = "[[stages]]\nsteps = 8\nanswers = 0.0\nhidden = 1.0\n[[stages]]\n"
     recipe.write_text(f'source = "A & B <1999>"\nbatch = 4\nassistants = [0.5]\n{stages}')
+    monkeypatch.setattr("hwsearch.search.finished.finished", lambda *asked: replace(student_of(*asked), rate=0.25))
+    before = set((folder / "distilled").rglob("*.pt"))
     said = document(*distilling(folder, tmp_path / "to", 45), "--recipe", str(recipe))
     assert said["recipe"] == {"name": str(recipe), "source": "A & B <1999>"}
     assert said["latency"] == summary["chosen"]["latency"]
+    names = [path.name for path in set((folder / "distilled").rglob("*.pt")) - before]
+    assert {name.split("-")[1] for name in names} == {"0.25"}  # of the assistant and of the student
+    assert len({name.split("-")[0] for name in names}) == 2
     (assistant,) = said["assistants"]
     assert assistant["steps"] == said["after"]["steps"] == 45
     chosen = summary["chosen"]["architecture"]
@@ -443,6 +448,10 @@ def test_a_recipe_of_ones_own_is_followed_and_told(
     status, _, err = run(*distilling(folder, tmp_path / "to", 30), "--recipe", "two-stage")
     assert status == 1
     assert "last stage begins after 1024 steps" in line_of(err)
+    recipe.write_text('teachers = ["to"]\n')
+    status, _, err = run(*distilling(folder, tmp_path / "to", 30), "--recipe", str(recipe))
+    assert status == 1
+    assert f"{tmp_path / 'to'} is, or holds, {tmp_path / 'to'}, which is needed" in line_of(err)
     status, _, err = run(*distilling(folder, tmp_path / "to", 30), "--recipe", "no-such")
     assert status == 1
     assert "no recipe 'no-such'" in line_of(err)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
 from hwsearch.distill import products
-from hwsearch.distill.families import architecture_of
+from hwsearch.distill.families import architecture_of, family_of
 from hwsearch.distill.features import Beside, hidden_maps, plain_attention
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.lesson import Lesson
@@ -80,6 +80,16 @@ def test_a_small_piece_at_a_time_is_the_same_step(
         students.append(torch.cat([p.flatten() for p in student.model.parameters()]))
     for other in students[1:]:
         assert float((students[0] - other).detach().abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_is_computed_again_is_computed_twice(tiny_teacher: Path, text_file: Path, recompute: bool) -> None:
+    own, calls = workshop(tiny_teacher, text_file, Recipe(batch=4, recompute=recompute)), list[int]()
+    student = Student(own.task, shape(own))
+    inside = next(iter(family_of(student.model.config).layers_of(student.model)[0].children()))
+    inside.register_forward_hook(lambda *_: calls.append(1))
+    student.train(1)
+    assert len(calls) == 1 + recompute
 
 
 def test_what_is_computed_again_is_rounded_as_before(tiny_teacher: Path, text_file: Path) -> None:
@@ -244,6 +254,9 @@ def test_a_step_listens_to_one_teacher_in_turn(
     (tmp_path / "two.toml").write_text('teachers = ["other"]\nbatch = 4\n')
     recipe = read_recipe(str(tmp_path / "two.toml"))
     assert recipe.teachers == (str((tmp_path / "other").resolve()),)
+    settings = json.loads((tmp_path / "other" / "config.json").read_text())
+    settings |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # as distilgpt2's, which say nothing
+    (tmp_path / "other" / "config.json").write_text(json.dumps(settings))
     own = workshop(tiny_teacher, text_file, recipe)
     student = Student(own.task, shape(own))
     rows, losses = np.arange(4), []
@@ -257,7 +270,12 @@ def test_a_step_listens_to_one_teacher_in_turn(
 
 
 def test_what_the_teacher_wrote_begins_as_the_text_does(
-    tmp_path: Path, tiny_teacher: Path, text_file: Path, tiny_classifier: Path, labelled_file: Path
+    tmp_path: Path,
+    tiny_teacher: Path,
+    text_file: Path,
+    tiny_classifier: Path,
+    labelled_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = workshop(tiny_teacher, text_file, Recipe()).task.chunks
     written = workshop(tiny_teacher, text_file, Recipe(written=0.5)).task.chunks
@@ -273,6 +291,16 @@ def test_what_the_teacher_wrote_begins_as_the_text_does(
     assert (written[:half, 6:] != plain[:half, 6:]).mean() > 0.5
     with pytest.raises(DataError, match="no language model"):
         workshop(tiny_classifier, labelled_file, Recipe(written=0.5))
+    teacher, rows = load_teacher(str(tiny_teacher)), list[int]()
+    generate = teacher.model.generate
+    monkeypatch.setattr(teacher.model, "generate", lambda p, **given: rows.append(len(p)) or generate(p, **given))
+    sizes = architecture_of(teacher.model.config, Precision.FP32)
+    cached = sum(2 * layer.kv_heads * sizes.head_dim for layer in sizes.layers)
+    monkeypatch.setattr("hwsearch.distill.teacher.CACHED", 3 * cached * plain.shape[1])
+    few = continued(teacher, plain[:7], tmp_path / "few")
+    assert rows == [3, 3, 1]
+    assert few.shape == plain[:7].shape
+    assert np.array_equal(few[:, :6], plain[:7, :6])
 
 
 def test_a_sentence_encoder_of_another_width_may_teach_beside(tmp_path: Path, text_file: Path) -> None:
