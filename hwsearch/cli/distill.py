@@ -62,6 +62,7 @@ def distill(
     from hwsearch.export.student import refuse
     from hwsearch.files import pretty, write_text
     from hwsearch.report.page import write_page
+    from hwsearch.report.tables import overrun
     from hwsearch.search.assistants import with_assistants
     from hwsearch.search.distillation import Distillation, check_stages, with_text
     from hwsearch.search.finished import finished, stored_summary, stored_trials
@@ -152,10 +153,8 @@ def distill(
     interval = f"90 % interval {format_ms(latency.low_ms)} to {format_ms(latency.high_ms)}"
     known = "its graph as it was run" if measured else f"as the search had it: {latency.certainty}"
     out.print(f"{format_ms(latency.median_ms)} of {format_ms(budgets[0])} ({interval}), {known}; written to {to}")
-    if not document["fits"]:
-        ms, budget, what_for = latency.tightest(*budgets)
-        at_most = format_ms(ms * latency.high_ms / latency.median_ms)
-        out.print(f"It takes up to {at_most}{what_for}: over the budget of {format_ms(budget)}", style="bold")
+    if missed := overrun(latency, *budgets):
+        out.print(missed, style="bold")
     note(f"report: {folder / 'report.html'}")
 
 

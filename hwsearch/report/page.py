@@ -11,7 +11,7 @@ from hwsearch.files import write_text
 from hwsearch.report import figures
 from hwsearch.report.by_hand import rivals
 from hwsearch.report.generation import speeds
-from hwsearch.report.tables import certainty
+from hwsearch.report.tables import certainty, missed_elsewhere
 from hwsearch.search.fidelity import by_chance
 from hwsearch.search.result import Result
 from hwsearch.units import format_metric, format_ms, format_seconds
@@ -41,6 +41,7 @@ def page(document: dict[str, Any], trials: Sequence[Result]) -> str:
             "workload": f"{workload}, {workload.tokens:,} tokens",
             "note": document.get("note", ""),
             "repriced_from": repriced,
+            "missed": missed_elsewhere(document),
             "lost": document.get("lost", ""),
             "overshot": document.get("overshot", []),
             "students": {"chosen": chosen, **baselines} if chosen else {},

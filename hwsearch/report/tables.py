@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,23 @@ def _write(path: Path, results: Sequence[Result]) -> None:
         pd.DataFrame([row_of(result) for result in results], columns=list(COLUMNS)).to_csv(temporary, index=False)
 
 
+def overrun(latency: Latency, budget_ms: float, phases_ms: Mapping[str, float]) -> str:
+    """What a student may take over the tightest of these budgets; empty where it holds them."""
+    if latency.filled(budget_ms, phases_ms) <= 1.0:
+        return ""
+    ms, budget, what_for = latency.tightest(budget_ms, phases_ms)
+    most = format_ms(ms * latency.high_ms / latency.median_ms)
+    return f"It takes up to {most}{what_for}: over the budget of {format_ms(budget)}"
+
+
+def missed_elsewhere(document: dict[str, Any]) -> str:
+    """As `overrun`, of the chosen student of a run that is priced for another device than it was searched for."""
+    if not (document.get("repriced_from") and document["chosen"]):
+        return ""
+    latency = msgspec.convert(document["chosen"]["latency"], Latency)
+    return overrun(latency, document["budget_ms"], document.get("phases_ms", {}))
+
+
 def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -> None:
     """What a person acts on."""
     from rich.table import Table
@@ -106,6 +123,8 @@ def print_summary(document: dict[str, Any], folder: Path | None, out: Console) -
         out.print(
             f"{format_ms(latency['median_ms'])} of {format_ms(document['budget_ms'])} ({interval}), {certainty(chosen)}"
         )
+        if missed := missed_elsewhere(document):
+            out.print(missed, style="bold")
         if chosen["retention_low"] is not None:
             low, high = chosen["retention_low"], chosen["retention_high"]
             kept = f"{chosen['retention']:.1%} (90 % interval {low:.1%} to {high:.1%})"

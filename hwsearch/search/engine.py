@@ -83,6 +83,7 @@ class Engine:
             self.measured.correct_prices(self.proposer)
         self._suit()
         trials = self._trials()
+        infeasible = len(self.proposer.infeasible)  # at the prices that all of them were proposed at
         complete = results_of(trials, len(self.plan.wishes.rungs))
         if not complete:
             if not trials:
@@ -96,6 +97,8 @@ class Engine:
                 if again := self._to_be_resized(self.measured, nth, trials, complete):
                     trials = self._trials(again)
                     complete = results_of(trials, len(self.plan.wishes.rungs))
+                if self.asked < self.plan.wishes.trials:  # time is up: the rest is for the session that has some
+                    break
             picked, overshot = self.measured.holding(self._ranked(complete), FINALISTS)
             complete = self.measured.repriced(complete)
         finals = Finals(self.plan, self.trainer, self.run, self.progress, self.measured)
@@ -122,7 +125,7 @@ class Engine:
             baselines=baselines,
             missing_baselines=missing,
             trials=complete,
-            infeasible=len(self.proposer.infeasible),
+            infeasible=infeasible,
             stopped=sum(r.steps < self.plan.wishes.rungs[-1] for r in complete),
             failed=len(trials) - len(complete),
             overshot=overshot,
@@ -253,18 +256,18 @@ class Engine:
         found = trials.run(self._tell)
         asked = asked_for(found)
         self.asked = max(asked, wishes.trials) if trials.exhausted else asked
-        if any(trial.waits for trial in found):  # time is up
+        if trials.cut or any(trial.waits for trial in found):  # time is up
             self.asked = min(self.asked, wishes.trials - 1)
         self._count_refused(found[len(before) :], seen, trials.proposed)
         return found
 
     def _count_refused(self, trials: Sequence[Trial], seen: set[Architecture], counted: Collection[int] = ()) -> None:
         """Have the proposer count what was refused when trials were proposed elsewhere: not those that are `counted`,
-        by number. Those of `seen` were there before them."""
+        by number, nor those in another size, which nobody counts. Those of `seen` were there before them."""
         if trials:
             self.progress.stage("counting what was refused", float(len(trials)))
         for place, trial in enumerate(trials):
-            if trial.number not in counted:
+            if trial.number not in counted and not trial.resized:
                 self.proposer(Given(trial.settings), seen)
                 self.progress.at(float(place + 1))
             seen.add(trial.architecture)

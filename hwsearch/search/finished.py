@@ -25,6 +25,7 @@ from hwsearch.search.summary import KEYS
 from hwsearch.search.trial import results_of
 from hwsearch.workload import Workload
 
+ANEW = "; delete it: the command that began the run writes it anew"
 FIDELITY_KEYS = {"candidates", "band", "full_steps", "lengths", "baselines", "ceiling"}
 
 
@@ -57,9 +58,12 @@ def stored_summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     if not path.is_file():
         raise RunError(f"{folder} holds no finished run (no summary.json); finish it with the command that began it")
-    document = read_json(path)
+    try:
+        document = read_json(path)
+    except RunError as error:
+        raise RunError(f"{error}{ANEW}") from error
     if missing := sorted(KEYS - set(document)):
-        raise RunError(f"{path} is no summary of a run: it lacks {', '.join(missing)}")
+        raise RunError(f"{path} is no summary of a run: it lacks {', '.join(missing)}{ANEW}")
     try:
         msgspec.convert(document["workload"], Workload)
         for result in [document["chosen"], *document["front"], *document["baselines"].values()]:
@@ -68,8 +72,9 @@ def stored_summary(folder: Path) -> dict[str, Any]:
                 Architecture.from_json(result["architecture"])
         Architecture.from_json(document["teacher"]["architecture"])
         msgspec.convert((document["chosen"] or {}).get("trial"), int | None)
+        msgspec.convert(document.get("asked_trials"), int | None)
     except (msgspec.ValidationError, HwsearchError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        raise RunError(f"{path} is damaged: {type(error).__name__}: {error}{ANEW}") from error
     return with_later(document, folder)
 
 

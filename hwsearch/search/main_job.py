@@ -20,13 +20,14 @@ from hwsearch.precision import Precision
 from hwsearch.search.description import describe
 from hwsearch.search.engine import Engine
 from hwsearch.search.fidelity import kept, refused, trust
+from hwsearch.search.finished import stored_summary
 from hwsearch.search.measured import Measurer, measured_teacher
 from hwsearch.search.outcome import Outcome
 from hwsearch.search.owner import membership
 from hwsearch.search.plan import Plan, Wishes
 from hwsearch.search.precision import explained
 from hwsearch.search.run import Run, default_folder
-from hwsearch.search.storage import reachable
+from hwsearch.search.storage import file_of, reachable
 from hwsearch.search.study import Study
 from hwsearch.search.summary import summarise, versions
 from hwsearch.search.trainer import Progress, Trainer, complete, result_of
@@ -132,11 +133,16 @@ def _search(
     identity = _identity(plan, facts, spec)
     run = Run(out or default_folder(plan.profile.name, budget_text, facts.teacher, identity), identity)
     try:
+        if run.path("summary.json").is_file():
+            stored_summary(run.folder)  # which says what is wrong with it
         stored = run.read("summary.json")
         if stored is not None and stored.get("asked_trials", 0) >= wishes.trials:
             progress.say(f"this run was finished before; its answer stands in {run.folder}")
             return run.folder, stored
-        study = Study(storage or run.path("study.db"), name or run.name)
+        own = run.path("study.db")
+        if storage and (file := file_of(storage)) and file.resolve() == own.resolve():
+            raise RunError(f"{own} is the run's own: the study lies there without --storage; leave it out")
+        study = Study(storage or own, name or run.name)
         try:
             with membership() as main, reachable(study.address):
                 describe(study, plan, facts, identity, spec, run.folder, main)
@@ -148,7 +154,7 @@ def _search(
                     progress.say(f"{warning}. Students may be stopped too early{way}")
                 outcome = Engine(plan, facts, trainer, run, study, progress, measurer).search()
             if storage:
-                study.copy(run.path("study.db"))  # the folder holds all that a report needs
+                study.copy(own)  # the folder holds all that a report needs
         finally:
             study.close()
         document = {

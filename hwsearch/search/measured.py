@@ -3,7 +3,7 @@ are told apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -13,6 +13,8 @@ from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
+from hwsearch.distill.workers import mendable
+from hwsearch.errors import RunError
 from hwsearch.files import pretty, read_as, read_or_drop, write_text
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.precision import Precision
@@ -25,8 +27,8 @@ from hwsearch.search.trainer import Progress
 from hwsearch.units import format_ms
 from hwsearch.workload import Workload
 
-LARGEST_MIB = 1536.0  # of weights of a teacher that is measured: a graph holds 2 GiB
-COPIES = 5  # of its weights in memory while it is made and run
+LARGEST_MIB = 1536.0  # of weights of what is measured: a graph holds 2 GiB
+COPIES = 5  # of weights in memory while a graph is made and run
 FAR_OFF = 1.25  # factor either way by which estimates may be off before it is said
 
 
@@ -59,13 +61,12 @@ def measured_teacher(
     found = read_or_drop(path, lambda path: read_as(path, dict[Precision, Latency])) if measurer.subject else None
     if found is not None:
         return found
-    room = min(LARGEST_MIB, psutil.virtual_memory().available / 2**20 / COPIES)
-    # What is timed has a head of its own.
-    forms = {p: form for p, form in forms.items() if replace(form, tied=False).size_mib <= room}
+    forms = {p: form for p, form in forms.items() if _weights_mib(form) <= _room_mib()}
     if not forms:
         return {}
     progress.stage("measuring the teacher", 1.0)
-    latencies = measurer.measure([*forms.values()], progress.at)
+    with mendable("measuring the teacher"):
+        latencies = measurer.measure([*forms.values()], progress.at)
     price = Estimator(profile, target, workload)
     found = {p: _shared_out(ms, price.one(forms[p])) for p, ms in zip(forms, latencies, strict=True)}
     if measurer.subject:
@@ -105,27 +106,37 @@ class Measurements:
         self._asked: set[str] = set()  # digests of what was wanted as measured, by this process
 
     def __call__(self, results: Sequence[Result]) -> list[Result]:
-        """The same with measured latencies; what was measured before, in this run or the one that it takes up, is not
-        measured again."""
-        kept = self.run.read("measured.json") or {}
-        known = {digest: msgspec.convert(latency, Latency) for digest, latency in kept.items()}
-        fresh = [r for r in results if r.architecture.digest not in known]
-        if fresh:
+        """The same with measured latencies, estimated ones of what has more weights than a graph or the memory that is
+        left holds; what was measured before, in this run or the one that it takes up, is not measured again."""
+        known, room = self._known(), _room_mib()
+        fresh = [a for a in (r.architecture for r in results) if a.digest not in known and _weights_mib(a) <= room]
+        for architectures in _batches(fresh, room):
             self.progress.stage("measuring students", 1.0)
-            found = self.measurer.measure([r.architecture for r in fresh], self.progress.at)
-            known |= {r.architecture.digest: latency for r, latency in zip(fresh, found, strict=True)}
+            with mendable("measuring students"):
+                found = self.measurer.measure(architectures, self.progress.at)
+            known |= {a.digest: latency for a, latency in zip(architectures, found, strict=True)}
             write_text(self.run.path("measured.json"), pretty(known))
-        if not results:
-            return []
-        architectures = [r.architecture for r in results]
-        self._asked |= {architecture.digest for architecture in architectures}
-        measured = [known[architecture.digest] for architecture in architectures]
-        self.plan.price.learn(architectures, measured)
-        predicted = self.plan.price.uncorrected(architectures)
+        ran = [result.architecture for result in results if result.architecture.digest in known]
+        predicted = dict[Architecture, Latency]()
+        if ran:
+            self._asked |= {architecture.digest for architecture in ran}
+            self.plan.price.learn(ran, [known[architecture.digest] for architecture in ran])
+            estimates = self.plan.price.uncorrected(ran)
+            predicted = {architecture: estimates[i] for i, architecture in enumerate(ran)}
         return [
-            replace(result, latency=_shared_out(latency, predicted[i]), predicted=predicted[i])
-            for i, (result, latency) in enumerate(zip(results, measured, strict=True))
+            replace(r, latency=_shared_out(known[r.architecture.digest], one), predicted=one)
+            if (one := predicted.get(r.architecture))
+            else replace(r, latency=self.plan.price.one(r.architecture))
+            for r in results
         ]
+
+    def _known(self) -> dict[str, Latency]:
+        """What was measured, by digests."""
+        path = self.run.path("measured.json")
+        try:
+            return read_as(path, dict[str, Latency]) if path.is_file() else {}
+        except RunError as error:
+            raise RunError(f"{error}; delete it: students are then measured anew") from error
 
     def correct_prices(self, proposer: Proposer) -> None:
         """Measure the corners of the space before any student is trained, so that what is trained fits.
@@ -187,6 +198,29 @@ class Measurements:
         now = {r.trial: known.get(r.trial) or Known(self.plan.price.one(r.architecture)) for r in results}
         write_text(self.run.path("prices.json"), pretty({str(trial): one for trial, one in now.items()}))
         return [now[r.trial].of(r) for r in results]
+
+
+def _weights_mib(architecture: Architecture) -> float:
+    """Of what is timed, which has a head of its own."""
+    return replace(architecture, tied=False).size_mib
+
+
+def _room_mib() -> float:
+    """For weights of what is measured at once."""
+    free: int = psutil.virtual_memory().available
+    return min(LARGEST_MIB, free / 2**20 / COPIES)
+
+
+def _batches(architectures: Sequence[Architecture], room: float) -> Iterator[list[Architecture]]:
+    """As many at once as there is room for."""
+    batch = list[Architecture]()
+    for architecture in architectures:
+        if batch and sum(map(_weights_mib, (*batch, architecture))) > room:
+            yield batch
+            batch = []
+        batch.append(architecture)
+    if batch:
+        yield batch
 
 
 def _shared_out(measured: Latency, predicted: Latency) -> Latency:

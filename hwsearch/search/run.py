@@ -48,7 +48,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder, self.name = folder, folder.name
+        self.folder, self.name = folder, folder.resolve().name
         try:
             if (
                 folder.exists()

@@ -61,6 +61,7 @@ class Trials:
         exhausted: the space inside the budget is used up.
         trained: rungs that were passed here.
         proposed: numbers of the trials that were proposed here.
+        cut: there was no time left for one of `again`.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Trials:
         self.state_of, self.at_once, self.progress = state_of, at_once, progress
         least = None if plan.wishes.min_quality is not None else FULLEST
         self.sampler = Sampler(plan.wishes.seed, proposer.corners(), least)
-        self.exhausted, self.trained, self.proposed = False, 0, set[int]()
+        self.exhausted, self.trained, self.proposed, self.cut = False, 0, set[int](), False
         self._until, self._clock = until, 0.0  # the clock counts work
         self._shared = False  # trials are in somebody's hands
         self._again = list(again)
@@ -191,10 +192,10 @@ class Trials:
         (strain,) = self.plan.strain([before.architecture])
         full = Given(before.settings | {"fill": min(1.0, float(strain) / filled)})
         architecture = self.proposer(full, {trial.architecture for trial in trials})
-        if architecture is None or not self._time_left():
+        if architecture is None or (self.plan.strain([architecture])[0] > strain) != (filled < 1.0):
             return None
-        larger = self.plan.strain([architecture])[0] > strain
-        if larger != (filled < 1.0):
+        if not self._time_left():
+            self.cut = True
             return None
         return self._write(architecture, before.settings, before.distributions, owner, resized=True)
 

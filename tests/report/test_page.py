@@ -165,8 +165,11 @@ def test_another_device_has_no_edge_of_the_budget_and_may_miss_it(found: tuple[d
     late = {**there, "budget_ms": 0.9 * document["chosen"]["latency"]["high_ms"]}
     assert "At the budget's edge" in page(document, outcome.trials)
     assert "At the budget's edge" not in page(there, outcome.trials)
-    missed = "may take more than the budget here"
-    assert [missed in page(one, outcome.trials) for one in (document, there, late)] == [False, False, True]
+    slow = {**document["chosen"]["latency"], "phases": {"prefill": 1.0, "decode_token": 4.0}}
+    token = {**there, "chosen": {**document["chosen"], "latency": slow}, "phases_ms": {"decode_token": 4.0}}
+    cases = (document, there, late, token)
+    assert ["over the budget of" in page(one, outcome.trials) for one in cases] == [False, False, True, True]
+    assert "of one decode token: over the budget of 4.00 ms" in page(token, outcome.trials)
 
 
 def test_a_search_without_an_answer_has_a_page(found: tuple[dict[str, Any], Outcome]) -> None:

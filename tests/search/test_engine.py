@@ -22,11 +22,11 @@ from hwsearch.errors import NothingFits, RunError, TrainingError
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.profiles import find_profile
 from hwsearch.search.description import Description
-from hwsearch.search.engine import SUITING
+from hwsearch.search.engine import SUITING, Engine
 from hwsearch.search.finished import finished as student_of
 from hwsearch.search.finished import stored_summary, stored_trials
 from hwsearch.search.main_job import Deliver, run_search
-from hwsearch.search.measured import measured_teacher
+from hwsearch.search.measured import _batches, _weights_mib, measured_teacher
 from hwsearch.search.null import TEACHER, NullMeasurer, NullTrainer
 from hwsearch.search.outcome import Outcome
 from hwsearch.search.pareto import about, front
@@ -68,6 +68,7 @@ def search(
     measurer: NullMeasurer | None = None,
     dry: bool = False,
     deliver: Deliver | None = None,
+    storage: str | None = None,
     **wishes: Any,
 ) -> tuple[dict[str, Any], Outcome | None]:
     profile = profile or find_profile("jetson-orin")
@@ -84,6 +85,7 @@ def search(
         budget,
         dry,
         measurer=measurer,
+        storage=storage,
     )
     return document, outcomes[0] if outcomes else None
 
@@ -560,6 +562,62 @@ def test_a_teacher_that_no_graph_holds_is_estimated() -> None:
     assert not ruler.measured
 
 
+def test_what_no_graph_or_memory_holds_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = sorted(r.architecture.size_mib for r in search(tmp_path / "any")[1].trials)  # type: ignore[union-attr]
+    monkeypatch.setattr("hwsearch.search.measured.LARGEST_MIB", sizes[len(sizes) // 2])
+    ruler = measurer(1.4)
+    document, outcome = search(tmp_path / "run", measurer=ruler)
+    assert outcome is not None
+    assert ruler.measured
+    assert all(replace(a, tied=False).size_mib <= sizes[len(sizes) // 2] for a in ruler.measured)
+    ran = {a.digest for a in ruler.measured}
+    for finalist, result in zip(document["finalists"], outcome.finalists, strict=True):
+        assert (finalist["measured_ms"] is None) == (result.architecture.digest not in ran)
+    rows = [replace(TEACHER, vocab=vocab) for vocab in (100, 200, 300, 90_000)]
+    assert list(map(len, _batches(rows, 1.05 * sum(map(_weights_mib, rows[:2]))))) == [2, 1, 1]
+
+
+@pytest.mark.parametrize("what", ["the teacher", "students"])
+def test_what_cannot_be_measured_is_one_clear_line(tmp_path: Path, what: str) -> None:
+    class Full(NullMeasurer):
+        def measure(self, architectures: Sequence[Architecture], *_: Any) -> list[Latency]:
+            if what == "students" and architectures[0].depth == TEACHER.depth == architectures[-1].depth:
+                return super().measure(architectures)
+            raise ValueError("the graph exceeds 2 GiB")
+
+    profile = find_profile("jetson-orin")
+    with pytest.raises(RunError, match=f"measuring {what} was stopped: ValueError: the graph exceeds 2 GiB"):
+        search(tmp_path / "run", measurer=Full(Estimator(profile, profile.target(), BULK)))
+
+
+@pytest.mark.parametrize("name", ["measured.json", "summary.json"])
+@pytest.mark.parametrize("text", ['{"abc": 5}', '{"abc": {"median_ms": 1}}', '{"asked_trials": 99}', "[]", "{"])
+def test_damaged_files_of_a_run_are_one_clear_line(tmp_path: Path, name: str, text: str) -> None:
+    whole, _ = search(tmp_path / "run", measurer=measurer(1.4))
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(RunError, match=f"{name}.*delete it"):
+        search(tmp_path / "run", measurer=measurer(1.4))
+    (tmp_path / "run" / name).unlink()
+    assert essence(search(tmp_path / "run", measurer=measurer(1.4))[0]) == essence(whole)
+
+
+def test_the_runs_own_file_is_no_storage_beside_it(tmp_path: Path) -> None:
+    own = tmp_path / "run" / "study.db"
+    for address in (str(own), f"sqlite:///{own}"):
+        with pytest.raises(RunError, match="the run's own: the study lies there without --storage"):
+            search(tmp_path / "run", storage=address)
+    assert not own.exists()
+
+
+def test_a_run_in_the_folder_that_it_was_started_in_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert search(Path())[0]["study"] == "here"
+
+
 class Scaled(NullMeasurer):
     """What is measured is what is estimated, times what `scale` says of the architecture."""
 
@@ -632,12 +690,13 @@ def test_a_run_that_was_killed_while_finalists_are_resized_ends_alike(
     tmp_path: Path, left: int, ruler: NullMeasurer
 ) -> None:
     whole = NullTrainer()
-    _, outcome = search(tmp_path / "whole", whole, measurer=ruler, budget="300ms")
+    undisturbed, outcome = search(tmp_path / "whole", whole, measurer=ruler, budget="300ms")
     assert outcome is not None
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "cut", Dying(len(students(whole)) - left), measurer=ruler, budget="300ms")
-    _, resumed = search(tmp_path / "cut", measurer=ruler, budget="300ms")
+    taken_up, resumed = search(tmp_path / "cut", measurer=ruler, budget="300ms")
     assert resumed is not None
+    assert taken_up["trials"] == undisturbed["trials"]
     assert [r.architecture for r in resumed.trials] == [r.architecture for r in outcome.trials]
     assert [r.trial for r in resumed.finalists] == [r.trial for r in outcome.finalists]
     assert resumed.chosen == outcome.chosen
@@ -759,6 +818,26 @@ def test_a_session_that_time_ended_tries_no_other_size_and_leaves_that_to_the_ne
     assert tried(short) == 1
     whole, _ = search(tmp_path / "run", **one())
     assert whole["asked_trials"] == 12
+    assert (tried(whole), essence(whole)) == (tried(undisturbed), essence(undisturbed))
+
+
+def test_time_that_ends_before_another_size_is_tried_leaves_that_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, late, pick = time.time, [0.0], Engine._to_be_resized
+    monkeypatch.setattr("time.time", lambda: now() + late[0])
+
+    def picked(*asked: Any) -> Any:
+        late[0] += 3600.0
+        return pick(*asked)
+
+    undisturbed, _ = search(tmp_path / "undisturbed", measurer=scattering("c"), budget="300ms")
+    assert tried(undisturbed) > 12
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_to_be_resized", picked)
+        short, _ = search(tmp_path / "run", measurer=scattering("c"), budget="300ms", minutes=30)
+    assert (tried(short), short["asked_trials"]) == (12, 11)
+    whole, _ = search(tmp_path / "run", measurer=scattering("c"), budget="300ms")
     assert (tried(whole), essence(whole)) == (tried(undisturbed), essence(undisturbed))
 
 
