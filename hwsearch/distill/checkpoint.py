@@ -96,6 +96,12 @@ class Checkpoint(NamedTuple):
             )
         if getattr(config, "scale_attn_by_inverse_layer_idx", False):
             raise TeacherError(f"attention in {folder} is scaled by the layer's number; a student's layers have others")
+        turned = getattr(config, "rope_parameters", None) or {}  # of all layers, or of each kind of them
+        if any(kind.get("rope_type") == "dynamic" for kind in (turned, *turned.values()) if isinstance(kind, dict)):
+            raise TeacherError(
+                f"positions in {folder} are turned by the length of the text (rope_type dynamic), which no graph does; "
+                "take a checkpoint with another rope_type"
+            )
         return model, processor
 
     def model(self, **placing: Any) -> PreTrainedModel:

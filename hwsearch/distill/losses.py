@@ -53,14 +53,19 @@ def positionwise_kl(hidden: Tensor, weight: Tensor, indices: Tensor, probabiliti
     return torch.cat(losses), torch.cat(best)
 
 
-def summed_kl(p: Tensor, q: Tensor) -> float:
-    """KL of one model's answers from another's, `q` from `p`, both logits, [..., classes]: summed over all answers, in
-    nats, in float64."""
-    total = 0.0
+def kl_of_each(p: Tensor, q: Tensor) -> Tensor:
+    """KL of one model's answers from another's, `q` from `p`, both logits, [..., classes]: of each answer, [answers],
+    in nats, in float64."""
+    found = []
     for some, others in zip(p.flatten(0, -2).split(ROWS), q.flatten(0, -2).split(ROWS), strict=True):
         first, second = some.double().log_softmax(-1), others.double().log_softmax(-1)
-        total += float((first.exp() * (first - second)).sum())
-    return max(0.0, total)
+        found.append((first.exp() * (first - second)).sum(-1))
+    return torch.cat(found)
+
+
+def summed_kl(p: Tensor, q: Tensor) -> float:
+    """As `kl_of_each`, summed over all answers."""
+    return max(0.0, float(kl_of_each(p, q).sum()))
 
 
 def kl(q: Tensor, indices: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:

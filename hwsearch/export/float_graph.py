@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from hwsearch.distill.quantise import QuantisedLinear, restore
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from hwsearch.distill.objectives.objective import Objective
 
 Shape = tuple[int, int]  # batch, sequence
+MASKED = -3e4  # what a mask adds in float16
 OPSET = 20  # float16 scales need 19; what JetPack 6 has reads 20 at most
 
 
@@ -140,7 +143,20 @@ def float_graph(
         raise ExportError(f"PyTorch's exporter cannot write this model as a graph: {shorten(reason, 200)}") from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
+    if half:
+        _mask_higher(proto)
     return proto
+
+
+def _mask_higher(model: onnx.ModelProto) -> None:
+    """Have a mask add less than the lowest number of float16: where all scores of a row that sees nothing are negative,
+    their sums would be infinite, and its softmax no number."""
+    lowest = np.finfo(np.float16).min
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT16 and np.prod(tensor.dims) == 1:
+            value = numpy_helper.to_array(tensor)
+            raised = np.where(value == lowest, np.float16(MASKED), value)
+            tensor.CopyFrom(numpy_helper.from_array(raised, tensor.name))
 
 
 def _input_last(model: nn.Module) -> None:

@@ -84,7 +84,8 @@ def onnx_model(
     ranges = {
         given: (eight[name].low, eight[name].high) for name, (_, given) in readers.items()
     }  # those who read one input have one range
-    return _quantise(model, [node for node, _ in readers.values()], scheme, ranges, half)
+    with _own_log():
+        return _quantise(model, [node for node, _ in readers.values()], scheme, ranges, half)
 
 
 def check_scheme(scheme: Scheme, half: bool, quantised: list[QuantisedLinear]) -> None:
@@ -107,9 +108,11 @@ def check_scheme(scheme: Scheme, half: bool, quantised: list[QuantisedLinear]) -
 
 @contextmanager
 def _own_log() -> Iterator[None]:
-    """The log as it was: a module of ONNX Runtime's sets it up for everybody as it is imported."""
+    """The log as it was: a module of ONNX Runtime's sets it up for everybody as it is imported, and its quantisers
+    hint in everybody's name."""
     log = logging.getLogger()
     level, handlers = log.level, list(log.handlers)
+    log.setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwsearch.distill.losses import summed_kl
+from hwsearch.distill.losses import kl_of_each, summed_kl
 from hwsearch.distill.objectives.objective import Inputs
 from hwsearch.errors import ExportError
 
@@ -42,6 +42,7 @@ ARITHMETIC = 2.0  # times the KL that the student has from itself where last bit
 LAST_BIT = 1e-7  # of a weight in float32, about
 COPIES = 3  # of the student with other last bits; that it has in float64 is another, and any of them may be very near
 HALF_SHARE = 0.25  # by which float16 may raise the KL that quantisation causes
+SURE = 2.0  # standard errors beyond that: of a classifier's twenty texts the mean says little
 # Entries of ONNX Runtime's session without which it computes something else: it rounds the activations too where
 # weights alone are in eight bits, and on x86 without VNNI its products of int8 saturate in 16 bits
 # (microsoft/onnxruntime#6004).
@@ -66,6 +67,7 @@ class Parity(msgspec.Struct, frozen=True):
         half: whether float parts are in float16.
         student: what the student was computed in.
         kl_of_arithmetic: as of `of_last_bits`; 0 where the graph is near without asking.
+        unsure: standard error of how much larger `kl_from_float` is than `kl_of_rounding`.
     """
 
     answers: int
@@ -79,6 +81,7 @@ class Parity(msgspec.Struct, frozen=True):
     half: bool
     student: Literal["float32", "float64"] = "float32"
     kl_of_arithmetic: float = 0.0
+    unsure: float = 0.0
 
     @property
     def fault(self) -> str | None:
@@ -89,7 +92,7 @@ class Parity(msgspec.Struct, frozen=True):
         if not quantised and self.difference > RELATIVE[self.half]:
             return f"logits differ by {self.difference:.1e} of the largest; {RELATIVE[self.half]:.0e} at most"
         if quantised and self.half:
-            most = self.kl_of_rounding + max(HALF_SHARE * self.kl_of_rounding, NOTHING)
+            most = self.kl_of_rounding + max(HALF_SHARE * self.kl_of_rounding, NOTHING) + SURE * self.unsure
             if self.kl_from_float > most:
                 return f"the KL from the float student is {self.kl_from_float:.2e} nats; {most:.2e} at most"
             return None
@@ -126,6 +129,7 @@ def compare(
     kl = rounding = from_float = square = 0.0
     answers = logits = differ = 0
     largest = difference = 0.0
+    rises = list[Tensor]()  # of each answer's KL from the float student
     leads = [(0.0, 0.0)]  # of answers that change: the student's, and most that quantisation changes a logit by
     for inputs in texts:
         with torch.inference_mode():
@@ -134,8 +138,10 @@ def compare(
             found = choices(graph(inputs)).float()
         if not bool(found.isfinite().all()):
             found, difference = wanted, math.inf
-        kl, from_float = kl + summed_kl(wanted, found), from_float + summed_kl(plain, found)
-        rounding += summed_kl(plain, wanted) if in_float else 0.0
+        kl += summed_kl(wanted, found)
+        graphs, students = kl_of_each(plain, found), kl_of_each(plain, wanted)
+        from_float, rounding = from_float + float(graphs.sum()), rounding + float(students.sum())
+        rises.append(graphs - students)
         square += float((wanted - plain).square().sum())
         difference = max(difference, float((wanted - found).abs().max()))
         largest = max(largest, float(wanted.abs().max()))
@@ -151,12 +157,13 @@ def compare(
         answers=answers,
         difference=difference / max(largest, 1e-12),
         kl=kl / answers,
-        kl_of_rounding=rounding / answers,
-        kl_from_float=from_float / answers,
+        kl_of_rounding=max(0.0, rounding) / answers,
+        kl_from_float=max(0.0, from_float) / answers,
         disagreements=differ,
         margin=margin,
         step=max(moved_by, least),
         half=half,
+        unsure=float(torch.cat(rises).std()) / answers**0.5 if answers > 1 else 0.0,
     )
 
 

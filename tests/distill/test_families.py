@@ -4,6 +4,7 @@ stock."""
 import copy
 import json
 import shutil
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,17 @@ def test_a_classifier_that_chooses_no_class_is_one_clear_line(
     (folder / "config.json").write_text(json.dumps({**config, **entries}))
     with pytest.raises(TeacherError, match=says):
         load_teacher(str(folder))
+
+
+def test_positions_that_turn_by_the_length_of_the_text_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    path = tmp_path / "teacher" / "config.json"
+    config = json.loads(path.read_text())
+    for kind, refused in (("linear", False), ("dynamic", True)):
+        turned = {"rope_type": kind, "factor": 2.0, "rope_theta": 10000.0}
+        path.write_text(json.dumps({**config, "rope_parameters": turned}))
+        with pytest.raises(TeacherError, match="rope_type dynamic") if refused else nullcontext():
+            load_teacher(str(tmp_path / "teacher"))
 
 
 @pytest.mark.parametrize(

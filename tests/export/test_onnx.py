@@ -20,6 +20,7 @@ from onnx import numpy_helper
 from hwsearch.bench.board.onnxruntime import keeping, options_of
 from hwsearch.bench.graph import build_graph
 from hwsearch.bench.onnxruntime import prepare_graph
+from hwsearch.distill.losses import kl_of_each
 from hwsearch.errors import ExportError, GraphError
 from hwsearch.export.forms import deliver
 from hwsearch.export.graph import module_of, onnx_model
@@ -167,6 +168,16 @@ def test_positions_turn_in_float32_beside_halves(make_student: Make) -> None:
     assert not np.array_equal(exact, exact.astype(np.float16))
     there = [numpy_helper.to_array(tensor).ravel() for tensor in model.graph.initializer]
     assert any(array.dtype == np.float32 and np.array_equal(array, exact) for array in there)
+
+
+def test_a_row_that_sees_nothing_has_numbers_in_float16(make_student: Make) -> None:
+    """Where all its scores are negative: a mask of the lowest number there is would make them infinite."""
+    student, _ = make_student("decoder", STATIC, "int8,fp32", Precision.FP16)
+    graph = onnx_model(student.model, student.teacher.objective, student.scheme, half=True).graph
+    masks = [numpy_helper.to_array(tensor).ravel() for tensor in graph.initializer]
+    added = {float(value[0]) for value in masks if value.dtype == np.float16 and value.size == 1 and value[0] < -1e4}
+    assert added == {-3e4}
+    assert np.isfinite(np.float16(-3e4) * 2 - np.float16(1000))
 
 
 @pytest.mark.parametrize("block", ["encoder", "decoder"])
@@ -373,6 +384,20 @@ def test_what_is_a_fault() -> None:
     assert _parity(kl_of_rounding=0.0, difference=5e-5).fault is None
     assert _parity(kl=2e-3, half=True).fault is None
     assert "from the float student" in str(_parity(kl_from_float=2e-2, half=True).fault)
+    # Of few answers the mean is a draw: 1.25 times what rounding causes and two standard errors.
+    assert _parity(kl_from_float=2e-2, half=True, unsure=3.8e-3).fault is None
+    assert "from the float student" in str(_parity(kl_from_float=2e-2, half=True, unsure=3.7e-3).fault)
+
+
+def test_how_sure_a_rise_is_goes_by_its_spread_over_answers() -> None:
+    plain, rng = torch.zeros(8, 50, 4), torch.Generator().manual_seed(0)
+    wanted, found = (0.1 * torch.randn(8, 50, 4, generator=rng) for _ in range(2))
+    flat = partial(torch.flatten, end_dim=1)
+    parity = compare(lambda *_: wanted, lambda *_: plain, lambda *_: found, flat, [None], True)  # type: ignore[list-item]
+    first, second = (kl_of_each(plain, logits) for logits in (wanted, found))
+    assert parity.kl_from_float - parity.kl_of_rounding == pytest.approx(float((second - first).mean()))
+    assert parity.unsure == pytest.approx(float((second - first).std()) / 20)
+    assert parity.unsure > 0
 
 
 def test_an_answer_is_judged_by_what_rounding_does_to_it() -> None:
