@@ -72,8 +72,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_as(path, dict[str, Any])
 
 
-def read_as(path: Path, kind: type[T]) -> T:
-    """A JSON document of a kind.
+def read_as(path: Path, kind: type[T], deleted: str = "") -> T:
+    """A JSON document of a kind; `deleted` says what comes once the file is gone, where that is a way out.
 
     Raises:
         RunError: it cannot be read, or is none.
@@ -81,7 +81,8 @@ def read_as(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+        way_out = f"; delete it: {deleted}" if deleted else ""
+        raise RunError(f"{path} cannot be read: {error}{way_out}") from error
 
 
 def read_or_drop(path: Path, read: Callable[[Path], T]) -> T | None:

@@ -151,7 +151,6 @@ def _facts(device: str, title: str, runtime: Runtime, points: list[Point]) -> De
         },
         power_modes={"default": mode},
         runtimes={next(iter({point.case.runtime for point in points})): runtime},
-        note="Measured with a kit.",
     )
 
 

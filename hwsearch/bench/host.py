@@ -187,10 +187,9 @@ def measure_device(
         measuring = host_measuring(machine, ranges, folder, device, name, fresh)
         measuring.measure(points, seconds, progress, phase)
     known = facts(machine, device, name)
-    if old is not None:
-        known = old.with_measured(name, known.runtimes[name])
     own = replace(known.runtimes[name], table=str(folder) if to else table)
-    profile = fitted(replace(known, runtimes={**known.runtimes, name: own}), measuring)
+    known = old.with_measured(name, own) if old else replace(known, runtimes={name: own})
+    profile = fitted(known, measuring)
     file = (to or user_folder()) / f"{device}.toml"
     write_profile(profile, file)
     return profile, file

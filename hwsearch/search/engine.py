@@ -235,7 +235,8 @@ class Engine:
         wishes, study = self.plan.wishes, self.study
         before = study.trials()
         seen: set[Architecture] = set()
-        self._count_refused(before, seen)
+        if not again:  # they were counted when all but these were proposed
+            self._count_refused(before, seen)
         if before and not again:
             ended = sum(trial.ended or bool(trial.losses) for trial in before)
             self.progress.say(f"taken up again: {ended} trials are finished already")
@@ -258,7 +259,8 @@ class Engine:
         self.asked = max(asked, wishes.trials) if trials.exhausted else asked
         if trials.cut or any(trial.waits for trial in found):  # time is up
             self.asked = min(self.asked, wishes.trials - 1)
-        self._count_refused(found[len(before) :], seen, trials.proposed)
+        if not again:
+            self._count_refused(found[len(before) :], seen, trials.proposed)
         return found
 
     def _count_refused(self, trials: Sequence[Trial], seen: set[Architecture], counted: Collection[int] = ()) -> None:

@@ -13,7 +13,7 @@ from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import UNMOVED, Moved, ProxyScore, TaskSpec
 from hwsearch.errors import HwsearchError, RunError
-from hwsearch.files import read_json
+from hwsearch.files import read_as, read_json
 from hwsearch.latency.estimator import Latency
 from hwsearch.search.description import Description
 from hwsearch.search.measured import Known
@@ -25,7 +25,7 @@ from hwsearch.search.summary import KEYS
 from hwsearch.search.trial import results_of
 from hwsearch.workload import Workload
 
-ANEW = "; delete it: the command that began the run writes it anew"
+ANEW = "the command that began the run writes it anew"
 FIDELITY_KEYS = {"candidates", "band", "full_steps", "lengths", "baselines", "ceiling"}
 
 
@@ -50,7 +50,12 @@ class Distilled(msgspec.Struct, frozen=True):
 
 
 def stored_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a finished run.
+    """As `plain_summary`, with what came after the search."""
+    return with_later(plain_summary(folder), folder)
+
+
+def plain_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run, as its search has written it.
 
     Raises:
         RunError: the folder holds none, or something else by that name.
@@ -58,12 +63,9 @@ def stored_summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     if not path.is_file():
         raise RunError(f"{folder} holds no finished run (no summary.json); finish it with the command that began it")
-    try:
-        document = read_json(path)
-    except RunError as error:
-        raise RunError(f"{error}{ANEW}") from error
+    document = read_as(path, dict[str, Any], ANEW)
     if missing := sorted(KEYS - set(document)):
-        raise RunError(f"{path} is no summary of a run: it lacks {', '.join(missing)}{ANEW}")
+        raise RunError(f"{path} is no summary of a run: it lacks {', '.join(missing)}; delete it: {ANEW}")
     try:
         msgspec.convert(document["workload"], Workload)
         for result in [document["chosen"], *document["front"], *document["baselines"].values()]:
@@ -74,8 +76,8 @@ def stored_summary(folder: Path) -> dict[str, Any]:
         msgspec.convert((document["chosen"] or {}).get("trial"), int | None)
         msgspec.convert(document.get("asked_trials"), int | None)
     except (msgspec.ValidationError, HwsearchError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"{path} is damaged: {type(error).__name__}: {error}{ANEW}") from error
-    return with_later(document, folder)
+        raise RunError(f"{path} is damaged: {type(error).__name__}: {error}; delete it: {ANEW}") from error
+    return document
 
 
 def with_later(document: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -104,12 +106,7 @@ def stored_trials(folder: Path) -> list[Result]:
     """
     prices, path = dict[str, Known](), folder / "prices.json"
     if path.is_file():
-        try:
-            prices = msgspec.convert(read_json(path), dict[str, Known])
-        except msgspec.ValidationError as error:
-            raise RunError(
-                f"{path}: {error}; delete it: prices are then as they were before any was measured"
-            ) from error
+        prices = read_as(path, dict[str, Known], "prices are then as they were before any was measured")
     with stored_study(folder) as study:
         trials = study.trials()
     found = results_of(trials, max((len(trial.losses) for trial in trials), default=1))

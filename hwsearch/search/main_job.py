@@ -20,7 +20,7 @@ from hwsearch.precision import Precision
 from hwsearch.search.description import describe
 from hwsearch.search.engine import Engine
 from hwsearch.search.fidelity import kept, refused, trust
-from hwsearch.search.finished import stored_summary
+from hwsearch.search.finished import plain_summary
 from hwsearch.search.measured import Measurer, measured_teacher
 from hwsearch.search.outcome import Outcome
 from hwsearch.search.owner import membership
@@ -133,9 +133,7 @@ def _search(
     identity = _identity(plan, facts, spec)
     run = Run(out or default_folder(plan.profile.name, budget_text, facts.teacher, identity), identity)
     try:
-        if run.path("summary.json").is_file():
-            stored_summary(run.folder)  # which says what is wrong with it
-        stored = run.read("summary.json")
+        stored = plain_summary(run.folder) if run.path("summary.json").is_file() else None
         if stored is not None and stored.get("asked_trials", 0) >= wishes.trials:
             progress.say(f"this run was finished before; its answer stands in {run.folder}")
             return run.folder, stored

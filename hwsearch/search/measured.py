@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.workers import mendable
-from hwsearch.errors import RunError
 from hwsearch.files import pretty, read_as, read_or_drop, write_text
 from hwsearch.latency.estimator import Estimator, Latency
 from hwsearch.precision import Precision
@@ -61,7 +60,8 @@ def measured_teacher(
     found = read_or_drop(path, lambda path: read_as(path, dict[Precision, Latency])) if measurer.subject else None
     if found is not None:
         return found
-    forms = {p: form for p, form in forms.items() if _weights_mib(form) <= _room_mib()}
+    room = _room_mib()
+    forms = {p: form for p, form in forms.items() if _weights_mib(form) <= room}
     if not forms:
         return {}
     progress.stage("measuring the teacher", 1.0)
@@ -108,14 +108,15 @@ class Measurements:
     def __call__(self, results: Sequence[Result]) -> list[Result]:
         """The same with measured latencies, estimated ones of what has more weights than a graph or the memory that is
         left holds; what was measured before, in this run or the one that it takes up, is not measured again."""
-        known, room = self._known(), _room_mib()
+        path, room = self.run.path("measured.json"), _room_mib()
+        known = read_as(path, dict[str, Latency], "students are then measured anew") if path.is_file() else {}
         fresh = [a for a in (r.architecture for r in results) if a.digest not in known and _weights_mib(a) <= room]
         for architectures in _batches(fresh, room):
             self.progress.stage("measuring students", 1.0)
             with mendable("measuring students"):
                 found = self.measurer.measure(architectures, self.progress.at)
             known |= {a.digest: latency for a, latency in zip(architectures, found, strict=True)}
-            write_text(self.run.path("measured.json"), pretty(known))
+            write_text(path, pretty(known))
         ran = [result.architecture for result in results if result.architecture.digest in known]
         predicted = dict[Architecture, Latency]()
         if ran:
@@ -129,14 +130,6 @@ class Measurements:
             else replace(r, latency=self.plan.price.one(r.architecture))
             for r in results
         ]
-
-    def _known(self) -> dict[str, Latency]:
-        """What was measured, by digests."""
-        path = self.run.path("measured.json")
-        try:
-            return read_as(path, dict[str, Latency]) if path.is_file() else {}
-        except RunError as error:
-            raise RunError(f"{error}; delete it: students are then measured anew") from error
 
     def correct_prices(self, proposer: Proposer) -> None:
         """Measure the corners of the space before any student is trained, so that what is trained fits.
