@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
 IMAGES = "preprocessor_config.json"
-PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+# What a pass gives back besides, or does piece by piece to save room: students and graphs have no place for it.
+PLAIN = {
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+    "chunk_size_feed_forward": 0,
+}
 NARROW = ("I4", "U4", "I8", "U8", "F4", "F8", "F8_E4M3", "F8_E5M2")  # types of weights that take scales to be read
 
 
@@ -115,7 +121,7 @@ class Checkpoint(NamedTuple):
 
         folder = self.folder
         config = transformers.AutoConfig.from_pretrained(folder, **self._local)
-        for name, value in PLAIN.items():  # what a pass gives back besides, students and graphs have no place for
+        for name, value in PLAIN.items():
             setattr(config, name, value)
         if self.task and self.task not in tasks_of(config):
             raise TeacherError(

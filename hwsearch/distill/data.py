@@ -123,18 +123,20 @@ def text_files(data: Path, held_out: Path | None = None, column: str = "text") -
     Raises:
         DataError: a file that cannot be read, is not UTF-8 text, has no such column, or is too short to be split.
     """
-    blocks, left_out = _blocks(data, column), 0
     refuse_same(data, held_out)
-    texts: dict[Split, list[str]] = {split: [] for split in SPLITS}
+    given, repeated = _texts(data, column), 0
     if held_out is None:
-        # Every tenth block is held out, from all over the file, to select and to report in turn.
-        for i, block in enumerate(blocks):
-            texts[("select", "report")[i // 10 % 2] if i % 10 == 9 else "train"].append(block)
-        blocks = texts["train"]
+        # Every tenth block is held out, from all over the file.
+        blocks = _in_blocks(given)
+        aside, own = blocks[9::10], [block for i, block in enumerate(blocks) if i % 10 != 9]
     else:
-        for i, block in enumerate(_blocks(held_out, column)):
-            texts[("select", "report")[i % 2]].append(block)
-    texts["train"], left_out = _without("".join(blocks), "".join([*texts["select"], *texts["report"]]))
+        judged_by = _texts(held_out, column)
+        known = frozenset(judged_by)
+        others = [text for text in given if text.isspace() or text not in known]  # however short they are
+        aside, own, repeated = _in_blocks(judged_by), _in_blocks(others), len(given) - len(others)
+    train, shared = _without(own, aside)
+    left_out = repeated + shared
+    texts: dict[Split, list[str]] = {"train": train, "select": aside[::2], "report": aside[1::2]}
     for split, found in texts.items():
         if not found:
             raise DataError(
@@ -155,11 +157,11 @@ def refuse_same(data: Path, held_out: Path | None) -> None:
         raise DataError(f"--data and --eval are both {data}; give another --eval, or none: a part is held out then")
 
 
-def _without(text: str, held_out: str) -> tuple[list[str], int]:
-    """Blocks of a text without what stands in another one too, and how many lines that are: all of a passage of
-    `PASSAGE` characters or more, which shorter lines have in common by chance."""
-    known = {passage for _, _, passage in _passages(held_out.splitlines(keepends=True))}
-    lines = text.splitlines(keepends=True)
+def _without(blocks: Sequence[str], held_out: Sequence[str]) -> tuple[list[str], int]:
+    """Blocks of a text without what stands in those of another one too, and how many lines that are: all of a passage
+    of `PASSAGE` characters or more, which shorter lines have in common by chance."""
+    known = {passage for _, _, passage in _passages(_lines(held_out))}
+    lines = _lines(blocks)
     shared: set[int] = set()
     for first, last, passage in _passages(lines):
         if passage in known:
@@ -183,30 +185,36 @@ def _passages(lines: Sequence[str]) -> Iterator[tuple[int, int, int]]:
         size -= len(line)
 
 
-def _blocks(path: Path, column: str) -> list[str]:
-    """The text of a file in blocks of whole lines, longer lines cut; the texts of a table stand one below the other.
+def _lines(texts: Iterable[str]) -> list[str]:
+    return [line for text in texts for line in text.splitlines(keepends=True)]
+
+
+def _texts(path: Path, column: str) -> list[str]:
+    """The texts of a table, each closed by a line's end, or all of a file of plain text.
 
     Raises:
         DataError: it cannot be read, is not UTF-8, or holds no text.
     """
     try:
         if path.is_dir() or path.suffix.lower() in ROWS:
-            texts = "".join(f"{text}\n" for text, _ in table(path, column, None) if isinstance(text, str))
+            texts = [f"{text}\n" for text, _ in table(path, column, None) if isinstance(text, str)]
         else:
-            texts = path.read_text(encoding="utf-8-sig")
+            texts = [path.read_text(encoding="utf-8-sig")]
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8 (byte {error.start}); convert it first") from error
-    blocks = _in_blocks(texts.splitlines(keepends=True))
-    if not "".join(blocks).strip():
+    if not any(text.strip() for text in texts):
         raise DataError(f"{path} holds no text")
-    return blocks
+    return texts
 
 
-def _in_blocks(lines: Iterable[str]) -> list[str]:
+def _in_blocks(texts: Iterable[str]) -> list[str]:
+    """Texts, one below the other, in blocks of whole lines, longer lines cut. A piece that is cut off ends its block:
+    the lines of blocks are what they were made of."""
     blocks: list[str] = []
     size = BLOCK_CHARACTERS
+    lines = _lines(texts)
     for piece in (line[i : i + BLOCK_CHARACTERS] for line in lines for i in range(0, len(line), BLOCK_CHARACTERS)):
         if size >= BLOCK_CHARACTERS:
             blocks.append("")

@@ -27,7 +27,9 @@ from hwsearch.files import read_as, read_or_drop, whole, write_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Hashes = dict[str, tuple[int, int, str]]  # of images, by their path: bytes, nanoseconds since 1970, hash
+# Of images, by their path: bytes, nanoseconds since 1970 at which anything of the file last changed (when it was
+# written, an archive restores), and a hash.
+Hashes = dict[str, tuple[int, int, str]]
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HEX = 15  # digits of a hash: as many as a positive int64 holds
 
@@ -123,10 +125,10 @@ def _hash(path: Path, known: Hashes) -> str:
     except OSError as error:
         raise DataError(f"cannot read the image {path}: {error.strerror}") from error
     size, changed, found = known.get(str(path), (0, 0, ""))
-    if found and (size, changed) == (facts.st_size, facts.st_mtime_ns):
+    if found and (size, changed) == (facts.st_size, facts.st_ctime_ns):
         return found
     found = _hash_of(path)
-    known[str(path)] = (facts.st_size, facts.st_mtime_ns, found)
+    known[str(path)] = (facts.st_size, facts.st_ctime_ns, found)
     return found
 
 

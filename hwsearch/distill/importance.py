@@ -105,7 +105,7 @@ class Importance:
 
 def measure_importance(model: PreTrainedModel, objective: Objective, chunks: Tensor) -> Importance:
     """Statistics of `model` over `chunks`, as its objective draws them."""
-    family, batch = family_of(model.config), rows_at_once(model.config, chunks.shape[1], BATCH)
+    family, batch = family_of(model.config), rows_at_once(model.config, chunks.shape[1], BATCH, backward=True)
     layers = family.layers_of(model)
     heads = int(getattr(model.config, family.entries["heads"]))
     matrices = [name for name, weight in model.state_dict().items() if weight.dim() == 2]

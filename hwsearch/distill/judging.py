@@ -27,7 +27,7 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.floa
     model.eval()
     losses, answers = [], []
     with torch.inference_mode():
-        for rows, groups in _passes(model, held_out):
+        for rows, groups in passes_over(model, held_out):
             chunks = torch.from_numpy(held_out.chunks[rows]).to(model.device)
             indices, probabilities = (found.to(model.device) for found in held_out.outputs.batch(rows))
             with apart(groups):
@@ -37,8 +37,8 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut) -> tuple[NDArray[np.floa
     return np.concatenate(losses), np.concatenate(answers)
 
 
-def _passes(model: PreTrainedModel, held_out: HeldOut) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Over a held-out set."""
+def passes_over(model: PreTrainedModel, held_out: HeldOut) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """As of `passes`, over a held-out set."""
     columns = held_out.chunks.shape[1]
     for rows in judged_together(len(held_out.chunks)):
         yield from passes(model, held_out.objective, rows, columns, JUDGED, held_out.together)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hwsearch.distill.families import rows_at_once, task_of
+from hwsearch.distill.families import task_of
 from hwsearch.distill.families.tasks import TASKS
+from hwsearch.distill.judging import passes_over
 from hwsearch.distill.objectives.neighbours import Neighbours
 from hwsearch.distill.objectives.tags import Tags
+from hwsearch.distill.quantise import apart
 from hwsearch.distill.rows import NO_ANSWER
 
 if TYPE_CHECKING:
@@ -56,19 +58,19 @@ def metrics_of(
         nearness = objective.nearness_of_pairs(model, held_out.chunks)
         found["Spearman"] = float(spearmanr(nearness, scores, nan_policy="omit").statistic)
     if head == "lm":
-        found["perplexity"] = math.exp(min(_surprise(teacher, model, held_out), 700.0))
+        found["perplexity"] = math.exp(min(_surprise(model, held_out), 700.0))
     return {name: value for name, value in found.items() if math.isfinite(value)}  # ranks of equals have no correlation
 
 
-def _surprise(teacher: Teacher, model: PreTrainedModel, held_out: HeldOut) -> float:
+def _surprise(model: PreTrainedModel, held_out: HeldOut) -> float:
     """Mean negative logarithm of the probability that a model gives the right answers, nats."""
-    total, rows = 0.0, rows_at_once(teacher.model.config, held_out.chunks.shape[1])
+    total = 0.0
     model.eval()
     with torch.inference_mode():
-        for some, labels in zip(
-            torch.from_numpy(held_out.chunks).split(rows), torch.from_numpy(held_out.labels).split(rows), strict=True
-        ):
-            logits = held_out.objective.logits(model, some.to(model.device)).flatten(0, 1).float()
-            right = labels.flatten().to(model.device)
+        for rows, groups in passes_over(model, held_out):
+            chunks = torch.from_numpy(held_out.chunks[rows]).to(model.device)
+            with apart(groups):
+                logits = held_out.objective.logits(model, chunks).flatten(0, 1).float()
+            right = torch.from_numpy(held_out.labels[rows]).flatten().to(model.device)
             total += float(torch.nn.functional.cross_entropy(logits, right, ignore_index=NO_ANSWER, reduction="sum"))
     return total / float(held_out.answers.sum())

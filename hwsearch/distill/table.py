@@ -88,8 +88,8 @@ def class_names(path: Path, column: str) -> list[str]:
         except (ValueError, KeyError, TypeError):
             return []
     feature = features.get(column) if isinstance(features, dict) else None
-    while isinstance(feature, dict) and "feature" in feature:  # of each word
-        feature = feature["feature"]
+    while isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature):  # of each word
+        feature = feature["feature"] if isinstance(feature, dict) else next(iter(feature), None)
     names = feature.get("names") if isinstance(feature, dict) else None
     return [str(name) for name in names] if isinstance(names, list) else []
 
@@ -112,9 +112,9 @@ def _read(path: Path) -> pd.DataFrame:
     readers: dict[str, Callable[[], pd.DataFrame]] = {
         ".csv": lambda: pd.read_csv(path, **AS_WRITTEN),
         ".tsv": lambda: _tabbed(path),
-        ".jsonl": lambda: pd.read_json(path, lines=True, encoding="utf-8-sig", dtype=False),
+        ".jsonl": lambda: pd.read_json(path, lines=True, encoding="utf-8-sig", dtype=False, convert_axes=False),
         ".parquet": lambda: pd.read_parquet(path),
-        ".txt": lambda: pd.DataFrame({"text": path.read_text(encoding="utf-8-sig").splitlines()}),
+        ".txt": lambda: pd.DataFrame({"text": path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")}),
     }
     suffix = path.suffix.lower()
     if suffix not in FORMS and not path.is_dir():

@@ -201,6 +201,9 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, de
         chunks: as its objective draws them.
         cache: folder that keeps them.
         device: to compute on.
+
+    Raises:
+        TeacherError: it answers something that is not finite.
     """
     objective = teacher.objective
     settings = f"{__version__} {teacher.digest} {type(objective).__name__} {TOP_K} {TEMPERATURE} {chunks.shape} "
@@ -212,6 +215,10 @@ def teacher_outputs(teacher: Teacher, chunks: NDArray[np.int64], cache: Path, de
     with torch.inference_mode():
         parts = torch.from_numpy(chunks).split(rows_at_once(model.config, chunks.shape[1]))
         found = objective.outputs.join((objective.said(model, part.to(device)) for part in parts), len(chunks))
+    if not all(np.isfinite(array).all() for array in found.arrays().values()):
+        floats = teacher.checkpoint.dtype
+        wider = "mend the checkpoint" if floats == "float32" else "--teacher-dtype float32 reaches further"
+        raise TeacherError(f"{teacher.name}'s answers to some texts are not finite when computed in {floats}; {wider}")
     with whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **found.arrays())
     return found
@@ -240,6 +247,10 @@ def _digest(model: PreTrainedModel, processor: Any, objective: Objective, code: 
     digest.update(repr((sorted(roles.items()), getattr(objective, "pooling", None))).encode())
     if first := getattr(objective, "first", None):
         digest.update(repr(first).encode())
+    if isinstance(objective, Pairs):  # whose second text counts as another kind of one, or does not
+        digest.update(type(objective).__name__.encode())
+    if (cut := getattr(processor, "truncation_side", "right")) != "right":
+        digest.update(cut.encode())
     fast = getattr(processor, "backend_tokenizer", None)
     known = _vocabulary(processor)
     if isinstance(known, dict):

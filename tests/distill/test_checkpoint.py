@@ -20,7 +20,7 @@ from hwsearch.distill import workers
 from hwsearch.distill.job import Moved, TaskSpec
 from hwsearch.distill.objectives.classes import names_of
 from hwsearch.distill.proxy import Student
-from hwsearch.distill.teacher import load_teacher
+from hwsearch.distill.teacher import load_teacher, teacher_outputs
 from hwsearch.distill.workers import Workers
 from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import RunError, TeacherError
@@ -210,11 +210,36 @@ def test_what_a_config_adds_to_an_answer_is_left_out(tiny_classifier: Path, tmp_
     folder = shutil.copytree(tiny_classifier, tmp_path / "teacher")
     config = json.loads((folder / "config.json").read_text())
     wordy = {"output_attentions": True, "output_hidden_states": True, "return_dict": False}
+    wordy |= {"chunk_size_feed_forward": 4}
     (folder / "config.json").write_text(json.dumps({**config, **wordy}))
     plain, found = load_teacher(str(tiny_classifier)), load_teacher(str(folder))
     assert plain.digest == found.digest
     ids = torch.zeros((1, 8), dtype=torch.int64)
     assert set(found.model(input_ids=ids)) == {"logits"}
+
+
+def test_where_a_text_is_cut_off_is_part_of_the_teacher(tiny_classifier: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_classifier, tmp_path / "teacher")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "truncation_side": "left"}))
+    assert load_teacher(str(folder)).digest != load_teacher(str(tiny_classifier)).digest
+
+
+def test_answers_that_are_no_numbers_are_one_clear_line(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Weights that are finite, in floats that what they compute is too large for."""
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    exact = load_teacher(str(folder))
+    with torch.no_grad():
+        for name, weight in exact.model.named_parameters():
+            if "down_proj" in name:
+                weight.mul_(1e4)
+    exact.model.save_pretrained(folder)
+    chunks = np.arange(34).reshape(2, 17)
+    half = load_teacher(str(folder), dtype="float16")
+    with pytest.raises(TeacherError, match=r"not finite when computed in float16; --teacher-dtype float32"):
+        teacher_outputs(half, chunks, tmp_path / "outputs")
+    assert not (tmp_path / "outputs").exists()
+    assert len(teacher_outputs(load_teacher(str(folder)), chunks, tmp_path / "outputs").best()) == 2
 
 
 def test_classes_are_called_as_pipelines_call_them(tiny_classifier: Path, tmp_path: Path) -> None:

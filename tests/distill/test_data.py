@@ -106,6 +106,30 @@ def test_what_is_repeated_stands_on_one_side(tmp_path: Path) -> None:
     assert not [line for line in lines if line in aside and line in "".join(corpus.texts["train"])]
 
 
+def test_a_long_line_that_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
+    """Lines that are longer than a block."""
+    lines = [" ".join(f"word{i * k % 9973}" for k in range(1, 700)) + "\n" for i in range(1, 121)]
+    path, held_out = tmp_path / "long.txt", tmp_path / "held-out.txt"
+    path.write_text("".join(lines + lines))
+    corpus = text_files(path)
+    train = "".join(corpus.texts["train"])
+    for block in (*corpus.texts["select"], *corpus.texts["report"]):
+        assert block.strip()[:300] not in train
+    path.write_text("".join(lines))
+    held_out.write_text("".join(lines[::4]))
+    train = "".join(text_files(path, held_out).texts["train"])
+    assert [line in train for line in lines] == [i % 4 != 0 for i in range(len(lines))]
+
+
+def test_a_row_that_is_held_out_is_not_trained_on_however_short(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"text": [f"a row of number {i}" for i in range(4000)]})
+    rows.to_csv(tmp_path / "data.csv", index=False)
+    rows[::3].to_csv(tmp_path / "eval.csv", index=False)
+    corpus = text_files(tmp_path / "data.csv", tmp_path / "eval.csv")
+    assert "".join(corpus.texts["train"]).splitlines() == [row for i, row in enumerate(rows["text"]) if i % 3]
+    assert corpus.name == "data.csv without 1334 lines that are held out"
+
+
 def test_a_text_begins_as_its_tokenizer_begins_it(tiny_teacher: Path, text_file: Path) -> None:
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer

@@ -12,11 +12,19 @@ from typing import Any
 import pytest
 import torch
 from msgspec.structs import replace
+from transformers import RobertaConfig, RobertaModel
 
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill import importance as importance_module
 from hwsearch.distill import student as student_module
-from hwsearch.distill.families import FAMILIES, architecture_of, family_of
+from hwsearch.distill.families import (
+    FAMILIES,
+    VALUES,
+    architecture_of,
+    family_of,
+    longest_of,
+    rows_at_once,
+)
 from hwsearch.distill.importance import Importance, measure_importance
 from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.layers import with_layers
@@ -317,6 +325,29 @@ def test_an_encoder_is_pooled_as_its_folder_says_or_refused(tmp_path: Path, file
         return
     with pytest.raises(TeacherError, match=says):
         pooling_of(tmp_path)
+
+
+@pytest.mark.parametrize(("padding", "longest"), [(0, 65), (1, 64), (3, 62)])
+def test_positions_count_from_the_padding_on(padding: int, longest: int, tmp_path: Path, text_file: Path) -> None:
+    entries = {**CHECKPOINTS["roberta"][1], "pad_token_id": padding, "max_position_embeddings": 66}
+    config = RobertaConfig(**entries, vocab_size=352)
+    assert longest_of(config) == longest
+    model, ids = RobertaModel(config).eval(), torch.full((1, longest + 1), 7)
+    assert model(ids[:, :longest]).last_hidden_state.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        model(ids)
+
+
+def test_plain_attention_takes_its_room(tmp_path: Path, text_file: Path) -> None:
+    """What every head sees of every token, and of all layers where gradients are to come back through them."""
+    plain, fused = (
+        load_teacher(str(save_checkpoint(tmp_path / name, name, text_file))).model.config
+        for name in ("modernbert", "bert")
+    )
+    assert rows_at_once(fused, 4096, 100) == rows_at_once(fused, 4096, 100, backward=True) == 100
+    assert rows_at_once(plain, 4096, 100) == max(1, VALUES // (6 * 4096**2)) < 100
+    assert rows_at_once(plain, 1024, 100) == VALUES // (6 * 1024**2) == 10
+    assert rows_at_once(plain, 1024, 100, backward=True) == VALUES // (3 * 6 * 1024**2) == 3
 
 
 def test_no_type_is_in_two_families() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hwsearch.distill import images
 from hwsearch.distill.families import architecture_of, image_at
 from hwsearch.distill.images import labelled_images, open_image
 from hwsearch.distill.job import TaskSpec
@@ -180,15 +181,23 @@ def test_an_image_too_large_is_one_clear_line(image_folder: Path, monkeypatch: p
         open_image(next(image_folder.rglob("*.png")))
 
 
-def test_images_are_hashed_once_unless_they_change(image_folder: Path, tmp_path: Path) -> None:
+def test_images_are_hashed_once_unless_they_change(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
     before = read(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "_hash_of", lambda path: pytest.fail(f"{path} was read again"))
+        assert read(folder) == before
     first, second = sorted(folder.rglob("*.png"))[:2]
-    facts = first.stat()
-    first.write_bytes(bytes(facts.st_size))  # no image any more, by its facts the same
-    os.utime(first, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    assert read(folder) == before
     first.unlink()
     Image.new("RGB", (30, 30), (1, 2, 3)).save(second)
     assert len(set(read(folder)) - set(before)) == 1
+    facts = second.stat()
+    for colour in ((3, 2, 1), (5, 5, 5)):  # of one size, and of one time of writing, as an archive restores it
+        Image.new("RGB", (30, 30), colour).save(second, "BMP")
+        os.utime(second, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        again = read(folder)
+        assert len(set(again) - set(before)) == 1
+        before = {**before, **again}

@@ -12,11 +12,13 @@ from scipy.stats import ConstantInputWarning, spearmanr
 from hwsearch.distill.job import Job, TaskSpec
 from hwsearch.distill.metrics import metrics_of
 from hwsearch.distill.objectives.tags import entities
+from hwsearch.distill.proxy import Student
 from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.rows import NO_ANSWER, sentences
 from hwsearch.distill.workers import Workers
 from hwsearch.distill.workshop import Workshop
 from hwsearch.errors import DataError
+from hwsearch.precision import Precision, Scheme
 from hwsearch.search.trainer import result_of
 from tests.checkpoints import save_checkpoint
 
@@ -63,6 +65,26 @@ def test_perplexity_is_of_the_texts_own_tokens(tmp_path: Path, text_file: Path, 
         right = torch.from_numpy(report.labels).unsqueeze(-1)
         nats = -logits.log_softmax(-1).gather(-1, right).mean()
     assert workshop.teacher_metrics["perplexity"] == pytest.approx(math.exp(float(nats)), rel=1e-4)
+
+
+def test_perplexity_is_of_answers_as_the_runtime_gives_them(tiny_teacher: Path, text_file: Path) -> None:
+    """A text alone in its range, where the runtime sees it alone."""
+    few = {"sequence": 24, "chunks": 60, "held_out_chunks": 10}
+    spec = TaskSpec(
+        teacher=str(tiny_teacher), data=str(text_file), scheme=Scheme("dynamic", "uint8", "channel"), together=1, **few
+    )  # type: ignore[arg-type]
+    workshop = Workshop(spec)
+    own = workshop.facts().architecture
+    student = Student(workshop.task, own.with_precision(Precision.INT8))
+    report, objective = workshop.task.report, workshop.teacher.objective
+    with torch.no_grad():
+        alone = [objective.logits(student.model, chunk.unsqueeze(0)) for chunk in torch.from_numpy(report.chunks)]
+        at_once = objective.logits(student.model, torch.from_numpy(report.chunks))
+    right = torch.from_numpy(report.labels).flatten()
+    nats = [float(torch.nn.functional.cross_entropy(x.flatten(0, 1), right)) for x in (torch.cat(alone), at_once)]
+    found = metrics_of(workshop.teacher, student.model, report, report.outputs.best())["perplexity"]
+    assert found == pytest.approx(math.exp(nats[0]), rel=1e-6)
+    assert found != pytest.approx(math.exp(nats[1]), rel=1e-6)
 
 
 def test_metrics_come_with_what_is_judged_on_report(tmp_path: Path, tiny_teacher: Path, text_file: Path) -> None:

@@ -1,13 +1,15 @@
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from hwsearch.distill.data import SPLITS
 from hwsearch.distill.rows import BESIDE, UNLABELLED, class_of, labelled_texts, sentences, tagged_texts
-from hwsearch.distill.table import table
+from hwsearch.distill.table import class_names, table
 from hwsearch.errors import DataError
 
 NAMES = {"red": 0, "green": 1, "blue": 2}
@@ -184,6 +186,17 @@ def test_texts_may_stand_a_line_each(tmp_path: Path) -> None:
         assert corpus.labels is not None
         assert sum(len(corpus.texts[split]) for split in SPLITS) == 400
         assert {label for split in SPLITS for label in corpus.labels[split]} == {UNLABELLED}
+    path.write_text("".join(f"form\x0cfeed, separator\u2028 and next line\x85 {i}\r\n" for i in range(400)))
+    whole = sentences(path, None, "text", "label").texts
+    assert {text for split in SPLITS for text in whole[split]} == {
+        f"form\x0cfeed, separator\u2028 and next line\x85 {i}" for i in range(400)
+    }
+
+
+def test_columns_may_have_numbers_for_names(tmp_path: Path) -> None:
+    path = tmp_path / "numbered.jsonl"
+    path.write_text("".join(json.dumps({"1": f"a text of number {i}", "2": "red"}) + "\n" for i in range(400)))
+    assert set(labelled_texts(path, None, "1", "2", NAMES).labels["report"]) == {NAMES["red"]}  # type: ignore[index]
 
 
 def test_words_have_a_class_each(tagged_file: Path, tmp_path: Path) -> None:
@@ -245,6 +258,13 @@ def test_numbers_that_a_file_has_names_for_go_by_these(tmp_path: Path) -> None:
     assert labels(["0", "1", "2"]) == numbers  # names that the teacher does not know
     with pytest.raises(DataError, match="the teacher knows no class 'pink'"):
         labels(["red", "pink", "green"])
+
+
+@pytest.mark.parametrize("of_words", [lambda f: [f], lambda f: {"feature": f, "_type": "Sequence"}])
+def test_names_of_what_words_are_come_in_two_forms(of_words: Callable[[Any], Any], tmp_path: Path) -> None:
+    feature = of_words({"names": ["O", "B-LOC"], "_type": "ClassLabel"})
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"features": {"tags": feature}}))
+    assert class_names(tmp_path, "tags") == ["O", "B-LOC"]
 
 
 def test_what_is_trained_on_needs_no_labels_beside_what_is_held_out(labelled_file: Path, tmp_path: Path) -> None:

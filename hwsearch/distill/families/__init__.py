@@ -118,7 +118,9 @@ def attention_of(config: PretrainedConfig) -> str:
 def longest_of(config: PretrainedConfig) -> int | None:
     """Tokens that a checkpoint reads at most, where that is limited."""
     limit = getattr(config, "max_position_embeddings", None)
-    return None if limit is None else int(limit) - family_of(config).first_position
+    if limit is None:
+        return None
+    return int(limit) - (int(config.pad_token_id or 0) + 1 if family_of(config).positions_behind_padding else 0)
 
 
 def image_of(entries: Mapping[str, Any]) -> Image | None:
@@ -142,11 +144,14 @@ def image_at(folder: Path) -> Image | None:
     return image_of(read_json(folder / "config.json")) if (folder / "config.json").is_file() else None
 
 
-def rows_at_once(config: PretrainedConfig, columns: int, most: int = BATCH) -> int:
-    """Rows of so many tokens, or images, that a model takes in one pass: as many as keep the widest tensor, logits or a
-    feed-forward part's, within `VALUES`, and no more than `most`."""
+def rows_at_once(config: PretrainedConfig, columns: int, most: int = BATCH, backward: bool = False) -> int:
+    """Rows of so many tokens, or images, that a model takes in one pass: as many as keep the widest tensor, logits, a
+    feed-forward part's or what plain attention looks at, within `VALUES`, and no more than `most`. Where gradients are
+    to pass `backward`, what all layers look at is kept."""
     sizes, image = architecture_of(config, Precision.FP32), image_of(config.to_dict())
     widest = max(sizes.layers[0].ffn, sizes.width, sizes.vocab if sizes.head == "lm" else 0)
+    if attention_of(config) == "eager":
+        widest = max(widest, sizes.layers[0].heads * columns * (sizes.depth if backward else 1))
     return max(1, min(most, VALUES // ((image.tokens if image else columns) * widest)))
 
 

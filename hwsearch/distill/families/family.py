@@ -65,7 +65,7 @@ class Family:
             none where norms stand before the parts.
         transposed: whether the matrices of a layer have the input first.
         entries: names of a configuration's sizes.
-        first_position: index of the first position's embedding, for configurations that count from the padding on.
+        positions_behind_padding: whether the first position's embedding stands behind that of the padding's number.
         before_patches: positions that stand before an image's patches; 0 for families that read text.
     """
 
@@ -86,7 +86,7 @@ class Family:
     behind: tuple[str, ...] = ()
     transposed: bool = False
     entries: Mapping[Entry, str] = field(default_factory=lambda: ENTRIES)
-    first_position: int = 0
+    positions_behind_padding: bool = False
     before_patches: int = 0
 
     def under(self, top: Top) -> Family:

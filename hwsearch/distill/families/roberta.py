@@ -48,5 +48,5 @@ ROBERTA = Family(
     shared={f"roberta.embeddings.{name}": axes for name, axes in EMBEDDINGS.items()},
     layer=LAYER,
     behind=("roberta.embeddings.LayerNorm", *BEHIND),
-    first_position=2,
+    positions_behind_padding=True,
 )
