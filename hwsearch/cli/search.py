@@ -138,7 +138,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
     from hwsearch.bench.measurer import measurer_of
     from hwsearch.cli.device import find
     from hwsearch.distill.families import image_at
-    from hwsearch.distill.job import TaskSpec
+    from hwsearch.distill.job import TaskSpec, chunks_of
     from hwsearch.distill.recipe import Recipe
     from hwsearch.distill.workers import Workers
     from hwsearch.hub import checkpoint, data_file
@@ -159,7 +159,7 @@ def search(device: str, out: Path | None, dry_run: bool, as_json: bool, budget: 
         data=str(data_file(options["data"])) if options["data"] else "",
         held_out=str(data_file(options["held_out"])) if options["held_out"] else "",
         sequence=wishes.workload.sequence,
-        chunks=min(TaskSpec().chunks, wishes.long_steps * Recipe().batch),
+        chunks=chunks_of(wishes.long_steps, Recipe()),
         recipe=Recipe(seed=wishes.seed),
         scheme=scheme,
         together=_together(wishes, scheme),

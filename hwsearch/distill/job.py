@@ -13,8 +13,14 @@ from hwsearch.distill.recipe import Recipe
 from hwsearch.precision import Precision, Scheme
 
 DType = Literal["float32", "bfloat16", "float16", "int8"]
+CHUNKS = 4096  # to train on, at most, unless a task says otherwise
 COOL = 0.7  # of a training's steps: from there on its rate falls to zero
 STATISTICS = ("importance", "sensitivities", "layers")  # that are taken of a teacher; the last may rest on the first
+
+
+def chunks_of(steps: int, recipe: Recipe) -> int:
+    """What so many steps of a recipe read, where each is read once, and `CHUNKS` at most."""
+    return min(CHUNKS, steps * recipe.batch)
 
 
 class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,7 +48,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: str = ""
     held_out: str = ""
     sequence: int = 128
-    chunks: int = 4096
+    chunks: int = CHUNKS
     held_out_chunks: int = 384
     recipe: Recipe = Recipe()
     scheme: Scheme = Scheme()

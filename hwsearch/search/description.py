@@ -48,6 +48,13 @@ def describe(
     )
 
 
+def asked_of(study: Study) -> tuple[int, float | None]:
+    """How many trials are asked for, and when no further rung is begun, in seconds since 1970, None without a limit: as
+    the main job's last session has it, which may have begun after a worker's."""
+    known = study.described()
+    return int(known["wishes"]["trials"]), known.get("until")
+
+
 class Description:
     """What `describe` kept.
 
@@ -62,7 +69,6 @@ class Description:
         weights, text: hashes of the teacher and of the text.
         rate: at which its students learn, over the recipe's.
         ready: trials have begun: where students are measured, some are before that.
-        until: when no further rung is begun, in seconds since 1970; None without a limit.
 
     Raises:
         RunError: the study was not begun by a search.
@@ -77,7 +83,7 @@ class Description:
             self.folder = Path(self._known["folder"])
             self.profile = msgspec.convert(self._known["profile"], DeviceProfile)
             self.target = msgspec.convert(self._known["target"], Target)
-            self.main, self.until = self._known["main"], self._known.get("until")
+            self.main = self._known["main"]
             self.weights, self.text = self._known["weights"], self._known["text"]
             self.ready, self.rate = bool(self._known.get("began")), best(rates_of(self._known))
             self._wishes = msgspec.convert(self._known["wishes"], Wishes)

@@ -251,9 +251,7 @@ class Engine:
         self._begun = self.trainer.work_done
         self._steps = len(again) * each if again else max(wishes.trials * each - done, float(wishes.steps))
         self.progress.stage("training", 1.0)
-        trials = Trials(
-            self.plan, self.proposer, study, self.trainer, self.run.student, at_once, self.progress, until, again
-        )
+        trials = Trials(self.plan, self.proposer, study, self.trainer, self.run.student, at_once, self.progress, again)
         found = trials.run(self._tell)
         asked = asked_for(found)
         self.asked = max(asked, wishes.trials) if trials.exhausted else asked

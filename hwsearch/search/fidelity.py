@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import platformdirs
 
-from hwsearch.distill.job import COOL, Facts, Job, ProxyScore, TaskSpec
+from hwsearch.distill.job import COOL, Facts, Job, ProxyScore, TaskSpec, chunks_of
 from hwsearch.errors import RunError, TrainingError
 from hwsearch.files import pretty, read_json, read_or_drop, sweep, write_text
 from hwsearch.search.candidates import stratified
@@ -29,7 +29,7 @@ from hwsearch.search.trainer import Progress, Trainer, result_of
 SHARES = (0.05, 0.08, 0.1, 0.15, 0.2, RUNGS[-1])  # of full training: lengths of a short run that are judged
 PASSES = {"tau": 0.9, "tau_low": 0.8, "tau_band": 0.75, "tau_band_low": 0.5}  # at least
 LEAST = 8  # students; fewer say nothing of an order
-LEAST_BAND = 3  # of them in the band, and one more to begin with: an order of three is right by chance too often
+LEAST_BAND = 4  # of them in the band, and one more to begin with: an order of three is right by chance too often
 CHANCE = 0.05  # that an order at random agrees as well, at most
 
 
@@ -77,8 +77,14 @@ def measure(
         features: for `Trainer.run`: the feed-forward dimensions of a student.
 
     Raises:
-        RunError: there are too few students inside the budget, or too few can be trained.
+        RunError: there are too few students inside the budget, or too few can be trained; or the task has less text
+            than such full training reads.
     """
+    if spec.chunks < (wanted := chunks_of(full_steps, spec.recipe)):
+        raise RunError(
+            f"the run was begun with {spec.chunks} texts, and {full_steps} full steps read {wanted}: fewer are learnt "
+            f"by heart. Take --full-steps {spec.chunks // spec.recipe.batch} at most, or a run with more --steps"
+        )
     band = max(LEAST_BAND + 1, round(0.4 * candidates))
     proposer = plan.proposer(facts)
     fullest = [a for corner in proposer.corners() if (a := proposer(Given(corner), ())) is not None]
@@ -118,7 +124,7 @@ def measure(
     curves = [dict(score.curve) for score in scores]
     full = [score.loss for score in scores]
     inside = [student.band for student in students]
-    _enough(sum(inside), "of those that can be trained lie within 10 % of one latency", LEAST_BAND)
+    _enough(sum(inside), "of those that can be trained lie within 10 % of one latency", LEAST_BAND - 1)
 
     def judged(score: Sequence[float]) -> tuple[Agreement | None, Agreement | None]:
         own = [(s, t) for s, t, b in zip(score, full, inside, strict=True) if b]
@@ -213,13 +219,20 @@ def _shown(whole: Agreement | None, band: Agreement | None) -> dict[str, Any]:
 
 def keep(subject: str, document: dict[str, Any]) -> dict[str, Any]:
     """Keep what was found for a teacher and text (`Facts.subject`), for the reports of their runs and `--steps auto`;
-    returns what is known now. What longer full training has found is not given up for less."""
+    returns what is known now. What longer full training, or as long of more students, has found is not given up for
+    less, and a band too small to pass says nothing for others."""
     before = kept(subject)
-    if before is not None and before["full_steps"] > document["full_steps"]:
+    if before is not None and _weight(before) > _weight(document):
         return before
+    if document["band"] < LEAST_BAND:
+        return before or document
     found = {name: value for name, value in document.items() if name != "rows"}
     write_text(_path(subject), pretty({**found, "measured": time.time()}))
     return found
+
+
+def _weight(document: dict[str, Any]) -> tuple[int, int]:
+    return document["full_steps"], document["candidates"]
 
 
 def kept(subject: str) -> dict[str, Any] | None:
@@ -245,6 +258,8 @@ def measured_steps(wishes: Wishes, subject: str, progress: Progress) -> Wishes:
 
 def refused(found: dict[str, Any]) -> str | None:
     """Why `--steps auto` takes `STEPS` and not what was found; None where it takes that."""
+    if found["band"] < LEAST_BAND:
+        return f"{found['band']} students of one latency could be trained, and {LEAST_BAND} at least tell an order"
     if not found["passes"]:
         return trust(STEPS, found)
     if found["full_steps"] < full_of(STEPS) / 2:  # a trial of the command, say

@@ -140,7 +140,12 @@ def _search(
         own = run.path("study.db")
         if storage and (file := file_of(storage)) and file.resolve() == own.resolve():
             raise RunError(f"{own} is the run's own: the study lies there without --storage; leave it out")
-        study = Study(storage or own, name or run.name)
+        if not storage and not own.is_file() and any(run.path("students").glob("*")):
+            raise RunError(
+                f"{run.folder} has students in training and no study.db: if its study lies in a --storage, name it; "
+                "choose another --out to begin anew"
+            )
+        study = Study(storage or own, name or run.name, before=own if storage else None)
         try:
             with membership() as main, reachable(study.address):
                 describe(study, plan, facts, identity, spec, run.folder, main)

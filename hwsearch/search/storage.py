@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +18,35 @@ from filelock import FileLock
 from hwsearch.errors import RunError
 from hwsearch.interrupt import held_back
 
-LONGEST = 2**20  # bytes of a journal's first line
+LONGEST = 2**20  # bytes of a journal that are read at once: more than a line has
 LOCK = 0x68777365  # of PostgreSQL, beside the study's own number
 
 Address = Path | str  # an SQLite file; or a URL of SQLAlchemy's, or the path of a journal file
+
+
+class Journal(optuna.storages.journal.JournalFileBackend):
+    """Optuna's journal file, of which a line stands whole or not at all. Optuna's own writes on behind what a full disk
+    or a kill has left of one, and can read none of it from then on."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write behind the last line that is whole."""
+        lines = "".join(f"{json.dumps(log, separators=(',', ':'))}\n" for log in logs)
+        path = Path(self._file_path)
+        self._lock.acquire()
+        try:
+            end = _end_of_lines(path)
+            try:
+                with path.open("r+b") as file:
+                    file.truncate(end)
+                    file.seek(end)
+                    file.write(lines.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+            except BaseException:
+                os.truncate(path, end)
+                raise
+        finally:
+            self._lock.release()
 
 
 def open_storage(address: Address) -> optuna.storages.BaseStorage:
@@ -30,8 +57,7 @@ def open_storage(address: Address) -> optuna.storages.BaseStorage:
     """
     if (url := _url(address)) is None:
         _check_journal(Path(address))
-        backend = optuna.storages.journal.JournalFileBackend(str(address))
-        return optuna.storages.JournalStorage(backend)
+        return optuna.storages.JournalStorage(Journal(str(address)))
     arguments = {"connect_args": {"timeout": 60}} if _is_file(url) else {"pool_pre_ping": True}
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
@@ -51,6 +77,19 @@ def _check_journal(path: Path) -> None:
             known = False
         if not known:
             raise RunError(f"{path} is no journal of Optuna's; name a file of its own with --storage")
+
+
+def _end_of_lines(path: Path) -> int:
+    """Bytes of a file up to the end of the last line that is whole."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - LONGEST)
+            file.seek(start)
+            if (found := file.read(end - start).rfind(b"\n")) >= 0:
+                return start + found + 1
+            end = start
+    return 0
 
 
 def close_storage(storage: optuna.storages.BaseStorage) -> None:

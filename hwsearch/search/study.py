@@ -50,16 +50,18 @@ class Study:
         address: of the storage: an SQLite file; or a URL of SQLAlchemy's, or the path of a journal file.
         name: of the study; a file that holds one under another name keeps it, wherever its folder has moved.
         make: whether a study that is not there is begun.
+        before: a file that may hold the same search, as far as it has come: a study that is not there begins with that.
 
     Attributes:
         address: of the storage.
         name: of the study.
 
     Raises:
-        RunError: the storage cannot be opened, or holds no study of hwsearch.
+        RunError: the storage cannot be opened, or holds no study of hwsearch, or one of fewer trials than that before.
     """
 
-    def __init__(self, address: Address, name: str, make: bool = True) -> None:
+    def __init__(self, address: Address, name: str, make: bool = True, before: Path | None = None) -> None:
+        self.address = address
         if not make and (path := file_of(address)) is not None and not path.exists():
             raise RunError(f"no study {name!r} in {public(address)}: there is no such file")
         try:
@@ -68,6 +70,9 @@ class Study:
             self.name = next(iter(names), name) if isinstance(address, Path) else name
             if not make and self.name not in names:
                 raise RunError(f"no study {name!r} in {public(address)} (have: {', '.join(names) or 'none'})")
+            if before is not None and before.is_file():
+                self._begin_with(before, self.name in names)
+                names = [*names, self.name]
             if self.name in names:  # it may lie where nothing can be written
                 self._study = optuna.load_study(storage=self._storage, study_name=self.name)
             else:
@@ -88,9 +93,29 @@ class Study:
             raise RunError(
                 f"{public(address)} is not a study that can be opened ({type(error).__name__}: {reason[:120]}); {way}"
             ) from error
-        self.address = address
         self._ended: dict[int, Trial] = {}
         self._beats: dict[int, tuple[tuple[str, int, int], float]] = {}
+
+    def _begin_with(self, path: Path, known: bool) -> None:
+        """Take over what another file has of the same search, unless the study is `known` already."""
+        other = Study(path, self.name, make=False)
+        try:
+            if not known:
+                optuna.copy_study(
+                    from_study_name=other.name,
+                    from_storage=other._storage,
+                    to_storage=self._storage,
+                    to_study_name=self.name,
+                )
+                return
+            there = self._storage.get_n_trials(self._storage.get_study_id_from_name(self.name))
+            if there < (here := len(other._study.get_trials(deepcopy=False))):
+                raise RunError(
+                    f"{path} has {here} trials of this search, study {self.name!r} in {public(self.address)} "
+                    f"{there}; leave --storage out, or name a --study that is not there yet"
+                )
+        finally:
+            other.close()
 
     def alone(self) -> AbstractContextManager[None]:
         """Nobody else decides anything in the meantime."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Job, ProxyScore, work_of
 from hwsearch.errors import RunError, TrainingError
+from hwsearch.search.description import asked_of
 from hwsearch.search.owner import membership
 from hwsearch.search.plan import Plan
 from hwsearch.search.proposer import FULLEST, Given, Proposer
@@ -53,7 +54,6 @@ class Trials:
         state_of: where a student's state is kept, by its trial's number and its architecture.
         at_once: how many are under way at the same time.
         progress: who is told.
-        until: when no further rung is begun, in seconds since 1970.
         again: trials that were measured, and the share of the budget that each took: their settings are tried once
             more, as full as that says they may be.
 
@@ -73,7 +73,6 @@ class Trials:
         state_of: Callable[[int, Architecture], Path],
         at_once: int,
         progress: Progress,
-        until: float | None = None,
         again: Sequence[tuple[Trial, float]] = (),
     ) -> None:
         self.plan, self.proposer, self.study, self.trainer = plan, proposer, study, trainer
@@ -81,7 +80,8 @@ class Trials:
         least = None if plan.wishes.min_quality is not None else FULLEST
         self.sampler = Sampler(plan.wishes.seed, proposer.corners(), least)
         self.exhausted, self.trained, self.proposed, self.cut = False, 0, set[int](), False
-        self._until, self._clock = until, 0.0  # the clock counts work
+        self._wanted, self._until = asked_of(study)
+        self._clock = 0.0  # counts work
         self._shared = False  # trials are in somebody's hands
         self._again = list(again)
 
@@ -117,8 +117,9 @@ class Trials:
                 return self.study.trials()
             first = min(climbing, key=lambda climb: (climb.trial.due, climb.trial.number))
             while not wait([first.score], timeout=0.5).done:
-                number, wanted = first.trial.number + 1, self.plan.wishes.trials
-                of = ", in another size" if first.trial.resized else f" of {wanted}" if number <= wanted else ""
+                number = first.trial.number + 1
+                of = f" of {self._wanted}" if number <= self._wanted else ""
+                of = ", in another size" if first.trial.resized else of
                 tell(f"trial {number}{of}")
                 if time.monotonic() - last_beat > BEAT_S:
                     last_beat = time.monotonic()
@@ -132,6 +133,7 @@ class Trials:
     def _next(self, owner: str) -> Climb | None:
         """What to train now, in this owner's hands; None where there is nothing."""
         with self.study.alone():
+            self._wanted, self._until = asked_of(self.study)
             trials = self.study.trials()
             trial = self._old(trials, owner)
             while trial is None and self._again:
@@ -257,7 +259,7 @@ class Trials:
 
     def _over(self, trials: list[Trial]) -> bool:
         """Whether no more trials will come."""
-        enough = asked_for(trials) >= self.plan.wishes.trials
+        enough = asked_for(trials) >= self._wanted
         return self.exhausted or enough or bool(trials and not self._time_left())
 
     def _time_left(self) -> bool:

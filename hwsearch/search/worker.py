@@ -65,9 +65,11 @@ def _joined(
     trainer = make_trainer(moved.of(description.spec))
     facts, plan = description.open(trainer, progress)
     folder = out or description.folder
-    if not folder.is_dir():
-        folder = out or platformdirs.user_cache_path("hwsearch") / "studies" / study.name
+    if out is None and not folder.is_dir():
+        folder = platformdirs.user_cache_path("hwsearch") / "studies" / study.name
         progress.say(f"this machine has no {description.folder}; students in training are kept in {folder}")
+    elif folder.resolve() != description.folder:
+        progress.say(f"students in training are kept in {folder}; who takes one over elsewhere begins it anew")
     try:
         (folder / "students").mkdir(parents=True, exist_ok=True)
         sweep(folder / "students")
@@ -81,7 +83,6 @@ def _joined(
         partial(state_of, folder),
         trainer.count,
         progress,
-        description.until,
     )
     progress.stage("training", float(plan.wishes.trials))
     found = trials.run(lambda note: progress.at(float(sum(t.ended for t in study.trials())), note=note))

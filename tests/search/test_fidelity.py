@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 from scipy.stats import kendalltau
 
+from hwsearch.architecture import Architecture
 from hwsearch.distill.job import Job, ProxyScore
 from hwsearch.errors import RunError, TrainingError
 from hwsearch.profiles import find_profile
@@ -146,6 +147,10 @@ def test_what_diverges_is_left_out_and_counted(plan: Plan, tmp_path: Path) -> No
     document = measure(plan, facts, TaskSpec(), trainer, Told(), tmp_path, 12, 1000, True, lambda *_: None)
     assert (document["candidates"], document["failed"], len(document["rows"])) == (8, 4, 8)
     assert document["ceiling"] == pytest.approx(1.0)
+    assert document["band"] == 3
+    assert keep("diverging", document) == document
+    assert "3 students of one latency could be trained" in str(refused(document))
+    assert kept("diverging") is None
     with pytest.raises(RunError, match="7 can be trained, 3 cannot"):
         measure(plan, facts, TaskSpec(), Diverging(), Told(), tmp_path, 10, 1000, False, lambda *_: None)
 
@@ -197,9 +202,71 @@ def test_fidelity_of_the_null_score(plan: Plan, tmp_path: Path, monkeypatch: pyt
     assert again["lengths"] == document["lengths"]
 
 
+class Contrary(NullTrainer):
+    """Short runs say the contrary of full ones of the last five students, those in the band; with the text in another
+    order full ones say the contrary of all."""
+
+    def train(self, job: Job) -> Future[ProxyScore]:
+        score, number = super().train(job).result(), int(Path(job.path).name.partition("-")[0])
+        curve = [(step, -loss if number >= 7 and step < job.steps else loss) for step, loss in score.curve]
+        future: Future[ProxyScore] = Future()
+        future.set_result(replace(score, curve=tuple(curve), loss=-score.loss if job.order else score.loss))
+        return future
+
+
+def test_every_order_is_of_what_it_says(tmp_path: Path) -> None:
+    from hwsearch.distill.job import TaskSpec
+
+    orin, trainer = find_profile("jetson-orin"), Contrary()
+    plan = Plan(Wishes(Budget(ms=500.0), BULK), orin, orin.target(), TEACHER)
+    plan.rate = 0.5
+    facts = trainer.finish().result()
+    document = measure(plan, facts, TaskSpec(), trainer, Told(), tmp_path, 12, 1000, True, lambda *_: None)
+    rows = document["rows"]
+    full = np.array([row["full_loss"] for row in rows])
+    band = np.array([row["band"] for row in rows])
+    assert band.tolist() == [False] * 7 + [True] * 5
+    assert max(row["ms"] for row in rows[7:]) < 1.1 * min(row["ms"] for row in rows[7:])
+    for length in document["lengths"]:
+        short = np.array([dict(row["curve"])[length["steps"]] for row in rows])
+        assert kendalltau(short[~band], full[~band])[0] == pytest.approx(1.0)
+        assert length["tau"] == pytest.approx(kendalltau(short, full)[0])
+        assert length["tau_band"] == pytest.approx(-1.0)
+        assert not length["passes"]
+    assert not document["passes"]
+    students = [Architecture.from_json(row["architecture"]) for row in rows]
+    told = {"parameters": [s.parameters for s in students], "depth": [s.depth for s in students]}
+    told["latency"] = [row["ms"] for row in rows]
+    for name, sizes in told.items():  # the larger, the better
+        assert document["baselines"][name]["tau"] == pytest.approx(kendalltau(-np.array(sizes), full)[0])
+    assert document["baselines"]["parameters"]["tau"] > 0.3
+    assert document["ceiling"] == pytest.approx(-1.0)
+    assert [job.order for job in trainer.jobs] == [0] * 12 + [1] * 12
+    assert len({job.path for job in trainer.jobs}) == 24
+    assert {job.rate for job in trainer.jobs} == {0.5}
+
+
+def test_full_training_reads_as_much_text_as_it_takes_steps(plan: Plan, tmp_path: Path) -> None:
+    from hwsearch.distill.job import TaskSpec
+
+    trainer, spec = NullTrainer(), TaskSpec(chunks=208)
+    facts = trainer.finish().result()
+    with pytest.raises(RunError, match=r"begun with 208 texts, and 1000 full steps read 4096.*--full-steps 26 at most"):
+        measure(plan, facts, spec, trainer, Told(), tmp_path, 12, 1000, False, lambda *_: None)
+    assert not trainer.jobs
+
+
+def test_fewer_students_take_the_place_of_no_more() -> None:
+    many = {"full_steps": 1000, "candidates": 24, "band": 10, "passes": True, "steps": 50}
+    keep("another teacher", many)
+    assert keep("another teacher", {**many, "candidates": 8, "passes": False}) == kept("another teacher")
+    assert keep("another teacher", {**many, "steps": 80})["steps"] == 80
+
+
 def test_a_quick_trial_takes_the_place_of_no_longer_one() -> None:
     long, quick = (
-        {"full_steps": steps, "passes": passes, "steps": 16} for steps, passes in ((1000, False), (40, True))
+        {"full_steps": steps, "candidates": 12, "band": 5, "passes": passes, "steps": 16}
+        for steps, passes in ((1000, False), (40, True))
     )
     keep("some teacher", long)
     assert keep("some teacher", quick) == kept("some teacher")

@@ -1,5 +1,7 @@
 """A study that several share: who owns what, and what is left when one is killed."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -240,6 +242,32 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path: Path, text: bytes)
     path.write_bytes(b"")
     Study(str(path), "mine").close()
     assert Study(str(path), "mine", make=False).name == "mine"
+
+
+@pytest.mark.parametrize("torn", [b'{"op_code":8,"worker_id":', b"{" + 3 * 2**20 * b"x"])
+def test_a_line_of_a_journal_stands_whole_or_not_at_all(
+    torn: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "study.log"
+    study = Study(str(path), "s")
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            study.describe(rates=[1])
+    assert path.read_bytes() == before
+    study.describe(rates=[2])
+    path.write_bytes(path.read_bytes() + torn)  # as a writer that was killed leaves it
+    study.describe(rates=[3])
+    study.close()
+    again = Study(str(path), "s", make=False)
+    assert again.described()["rates"] == [3]
+    assert torn not in path.read_bytes()
+    again.close()
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%20b", "run{1}", "me@work", "a#b"])

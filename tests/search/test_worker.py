@@ -106,6 +106,61 @@ def storage_search(folder: Path, storage: str, name: str, **wishes: int) -> dict
     )[1]
 
 
+def test_a_run_goes_on_in_another_storage_from_where_it_is(tmp_path: Path) -> None:
+    from hwsearch.search.finished import stored_trials
+
+    folder, url = tmp_path / "run", f"sqlite:///{tmp_path / 'shared.db'}"
+    search(folder)
+    before = [(r.trial, r.architecture) for r in stored_trials(folder)]
+    moved = NullTrainer()
+    search(folder, moved, storage=url, trials=16)
+    assert len(begun(moved)) == 4
+    after = [(r.trial, r.architecture) for r in stored_trials(folder)]
+    assert after[: len(before)] == before
+    assert len(after) == 16
+    search(folder, trials=20)
+    with pytest.raises(RunError, match=r"study\.db has 20 trials of this search, study 'run' in sqlite.* 16; leave"):
+        search(folder, storage=url, trials=21)
+    assert len(stored_trials(folder)) == 20
+
+
+def test_a_run_whose_study_lies_elsewhere_is_not_begun_anew(tmp_path: Path) -> None:
+    folder, url = tmp_path / "run", f"sqlite:///{tmp_path / 'shared.db'}"
+
+    class Keeping(Dying):
+        """Leaves states in training."""
+
+        def train(self, job: Job) -> Future[ProxyScore]:
+            Path(job.path).parent.mkdir(exist_ok=True)
+            Path(job.path).touch()
+            return super().train(job)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(folder, Keeping(5), storage=url)
+    with pytest.raises(
+        RunError, match=r"students in training and no study\.db: if its study lies in a --storage, name"
+    ):
+        search(folder)
+    assert tried(search(folder, storage=url)[0]) == 12
+
+
+def test_a_worker_of_an_earlier_session_hears_what_is_asked_now(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    search(folder, trials=6, minutes=0.0)
+    study, helper = Study(folder / "study.db", "run"), NullTrainer()
+    study.describe(until=time.time() - 1)
+
+    def late(spec: object) -> NullTrainer:
+        """The main job's next session begins while this one loads its teacher."""
+        known = study.described()
+        study.describe(wishes={**known["wishes"], "trials": 14}, until=None)
+        return helper
+
+    assert join(study, late, Told())["trials"] == 14
+    assert len(begun(helper)) >= 8
+    study.close()
+
+
 class Stranger(NullTrainer):
     """Has another text."""
 
