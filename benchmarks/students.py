@@ -2,9 +2,8 @@
 
 Drawn stratified: 44 spread over the latencies up to two fifths of the teacher's, 20 within 10 % of one. Each is trained
 from slices at the search's constant rate, its held-out KL on *select* noted on the way; then every fourth once more
-with another seed (other text in another order), and from random weights (five of them, so far). "Full" is the smallest
-power of two of steps, 1,024 at least, at which doubling lowers the held-out KL by less than 3 % on average over every
-eighth of them.
+with another seed (other text in another order), and from random weights. "Full" is the smallest power of two of steps,
+1,024 at least, at which doubling lowers the held-out KL by less than 3 % on average over every eighth of them.
 
 Takes hours; a run that was stopped goes on where it was, and what is done stands in the table at any time.
 
