@@ -248,6 +248,8 @@ def parse_precisions(text: str, depth: int) -> tuple[tuple[Precision, Precision]
         try:
             pair = (Precision(attention), Precision(feed_forward or attention))
             repeat = min(int(count), depth + 1) if count else (depth if len(parts) == 1 else 1)
+            if repeat < 1:
+                raise ValueError
         except ValueError:
             raise ArchitectureError(
                 f"a precision is one of {', '.join(map(str, Precision))}, with *N for N layers, as in int8*6,fp16*2; "

@@ -69,6 +69,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.runtimes or not self.power_modes:
             raise ValueError("a profile needs at least one runtime and one power mode")
         for name in self.runtimes:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"a runtime's name has letters, digits, '-', '_' and '.'; got {name!r}")
             self._check_lenders(name, ())
 
     def _check_lenders(self, name: str, borrowers: tuple[str, ...]) -> None:

@@ -72,6 +72,20 @@ def file_named(name: str, to: Path | None = None) -> Path | None:
     return next((path for path in (*own, *profile_files()) if path.stem == name and path.is_file()), None)
 
 
+def known_profile(device: str, to: Path | None = None) -> DeviceProfile | None:
+    """The profile of the device of that very name, found as `file_named`; None where there is none.
+
+    Raises:
+        ProfileError: its file is broken, or is of a device of another name.
+    """
+    if (path := file_named(device, to)) is None:
+        return None
+    profile = load_profile(path)
+    if profile.name != device:
+        raise ProfileError(f"{path} is the profile of {profile.name!r}: call it {profile.name}.toml")
+    return profile
+
+
 def find_profile(device: str) -> DeviceProfile:
     """The profile of a device by name, alias or path of a TOML file.
 
@@ -99,7 +113,7 @@ def find_file(device: str) -> Path:
         except ProfileError:
             broken.append(str(path))
             continue
-        if wanted in (profile.name, *profile.aliases):
+        if wanted in (profile.name, *map(str.lower, profile.aliases)):
             return path
         known += [profile.name, *profile.aliases]
     unread = f"; not read, for they are broken: {', '.join(broken)}" if broken else ""

@@ -61,7 +61,16 @@ class Error(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mape: float
     coverage: float
 
+    def __post_init__(self) -> None:
+        if self.rows < 0 or not 0 <= self.mape < math.inf or not 0 <= self.coverage <= 1:
+            raise ValueError(
+                f"an error is of 0 rows or more, finite, its coverage between 0 and 1; got {self.rows}, {self.mape}, "
+                f"{self.coverage}"
+            )
 
+
+WIDEST = 1e4  # variance of a parameter's logarithm
+ROUNDED = 1e-3  # of the largest variance: what rounding in a file makes of one that is none
 MEASURED = "measured on the device"  # where a fit's rows are from, in place of a file of cases
 
 
@@ -100,13 +109,26 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if any(len(row) != len(self.order) for row in self.covariance) or len(self.covariance) != len(self.order):
             raise ValueError(f"the covariance is a square of the {len(self.order)} fitted parameters")
         if not all(math.isfinite(x) for row in self.covariance for x in row) or any(
-            row[i] < 0 for i, row in enumerate(self.covariance)
+            not 0 <= row[i] <= WIDEST for i, row in enumerate(self.covariance)
         ):
-            raise ValueError("the covariance is finite and has no negative variance")
+            raise ValueError(f"the covariance is finite, its variances between 0 and {WIDEST:g}")
+        if not _positive(self.covariance):
+            raise ValueError("the covariance is symmetric, and no combination of parameters has a negative variance")
         if not (0 <= self.noise < math.inf and 1 <= self.stretch < math.inf):
             raise ValueError(f"noise is 0 at least and stretch 1, both finite; got {self.noise} and {self.stretch}")
         if unknown := [name for name in self.hulls if name not in set(map(str, Precision))]:
             raise ValueError(f"hulls go by precision; got {unknown[0]!r}")
+
+
+def _positive(covariance: tuple[tuple[float, ...], ...]) -> bool:
+    """Whether a matrix is a covariance, but for rounding."""
+    if not covariance:
+        return True
+    import numpy as np
+
+    matrix = np.array(covariance)
+    slack = ROUNDED * float(np.diag(matrix).max())
+    return bool(np.abs(matrix - matrix.T).max() <= slack and np.linalg.eigvalsh(matrix).min() >= -slack)
 
 
 SCALARS = ("pass_us", "kernel_us", "bandwidth_gbs", "cache_speedup", "score_passes", "thread_exponent")
@@ -182,6 +204,8 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not any(precision.is_float for precision in self.precisions):
             raise ValueError("a runtime runs at least one float precision")
+        if any(name not in set(map(str, Precision)) or bits < 1 for name, bits in self.stored_bits.items()):
+            raise ValueError(f"stored_bits are 1 at least and go by precision; got {self.stored_bits}")
         if self.alignment < 1 or self.threads < 0:
             raise ValueError(f"alignment is 1 at least and threads 0; got {self.alignment} and {self.threads}")
         if self.parameters is None:

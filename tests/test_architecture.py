@@ -70,7 +70,7 @@ def test_precision_is_written_in_runs() -> None:
     assert parse_precisions("int8", 3) == ((Precision.INT8, Precision.INT8),) * 3
 
 
-@pytest.mark.parametrize("text", ["int8*2", "int7", "int8*x", "int8*3,fp16*2", ""])
+@pytest.mark.parametrize("text", ["int8*2", "int7", "int8*x", "int8*3,fp16*2", "int8*-1,fp16*5", "int8*0,fp16*4", ""])
 def test_a_plan_that_does_not_fit_is_refused(text: str) -> None:
     with pytest.raises(ArchitectureError) as error:
         parse_precisions(text, 4)

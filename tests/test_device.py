@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from hwsearch import profiles as profiles_module
 from hwsearch.architecture import Architecture, uniform_layers
@@ -13,7 +14,15 @@ from hwsearch.device import DeviceProfile
 from hwsearch.errors import ProfileError
 from hwsearch.latency.estimator import Estimator
 from hwsearch.precision import Precision
-from hwsearch.profiles import find_file, find_profile, full_name, load_profile, profile_files, save_profile
+from hwsearch.profiles import (
+    find_file,
+    find_profile,
+    full_name,
+    known_profile,
+    load_profile,
+    profile_files,
+    save_profile,
+)
 from hwsearch.workload import Workload
 
 FILES = list(profile_files())
@@ -70,6 +79,8 @@ def test_aliases_are_unique() -> None:
         ('name = "t4"\n', 'name = "../t4"\n', "a device's name has small letters"),
         ('name = "t4"\n', f"name = {'[' * 5000}\n", "is not TOML"),
         ('precisions = ["fp32", "fp16", "int8"]', 'precisions = ["int8"]', "float precision"),
+        ("[runtimes.onnxruntime", '[runtimes."../onnxruntime"', "a runtime's name has letters"),
+        ("coverage = ", "coverage = 7 # ", "its coverage between 0 and 1"),
         ("[peaks]", "[peaks", "not TOML"),
         (', source = "NVIDIA Tesla T4 announcement 2018-09-13, quoted by geektopia.es"', ', source = ""', "source"),
     ],
@@ -82,6 +93,45 @@ def test_a_broken_profile_says_where(tmp_path: Path, old: str, new: str, says: s
     with pytest.raises(ProfileError, match=says) as error:
         find_profile(str(broken))
     assert str(broken) in str(error.value)
+
+
+def test_a_covariance_is_one() -> None:
+    fit = find_profile("t4").runtimes["tensorrt"].fit
+    assert fit is not None
+    (first, second, *rest), (one, *_) = fit.covariance, fit.covariance[0]
+    for rows, says in (
+        (((-one, *first[1:]), second, *rest), "variances between 0 and 10000"),
+        (((1e300, *first[1:]), second, *rest), "variances between 0 and 10000"),
+        (((first[0], first[1] + 0.5, *first[2:]), second, *rest), "symmetric"),
+        (((first[0], 9.0, *first[2:]), (9.0, *second[1:]), *rest), "no combination of parameters has a negative"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            replace(fit, covariance=rows)
+
+
+def test_a_precision_that_a_runtime_has_no_more_says_nothing_of_the_others() -> None:
+    profile = find_profile("t4")
+    runtime = profile.runtimes["tensorrt"]
+    narrow = replace(runtime, precisions=(Precision.FP16, Precision.INT8))
+    less = replace(profile, runtimes={**profile.runtimes, "tensorrt": narrow})
+    plan = [(Precision.FP16, Precision.INT8)] * 2
+    shape = Architecture("encoder", 64, 16, uniform_layers(2, 4, 4, 256, plan)).with_float(Precision.FP16)
+    whole, part = (Estimator(p, p.target("tensorrt"), Workload(1, 128)).one(shape) for p in (profile, less))
+    assert part == whole
+
+
+def test_a_file_is_called_as_its_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(profiles_module, "user_folder", lambda: tmp_path)
+    text = find_file("t4").read_text().replace('name = "t4"', 'name = "my-t4"').replace("tesla-t4", "My-Card")
+    (tmp_path / "card.toml").write_text(text)
+    assert find_profile("my-card").name == "my-t4"
+    with pytest.raises(ProfileError, match=r"card\.toml is the profile of 'my-t4': call it my-t4\.toml"):
+        known_profile(full_name("my-t4"))
+    (tmp_path / "card.toml").rename(tmp_path / "my-t4.toml")
+    known = known_profile(full_name("MY-CARD"))
+    assert known is not None
+    assert known.name == "my-t4"
+    assert known_profile("nobody") is None
 
 
 def test_unknown_names_are_errors_with_a_way_out() -> None:

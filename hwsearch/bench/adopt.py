@@ -27,7 +27,7 @@ from hwsearch.latency.points import Point, write_table
 from hwsearch.latency.prior import REACHED, REACHED_BANDWIDTH
 from hwsearch.latency.refine import fit_or_refine
 from hwsearch.precision import Precision, Scheme
-from hwsearch.profiles import check_name, file_named, full_name, load_profile, own_tables, user_folder, write_profile
+from hwsearch.profiles import check_name, full_name, known_profile, own_tables, user_folder, write_profile
 from hwsearch.runtime import MEASURED, Figure, Runtime
 
 FACTS = {  # what holds for a runtime on any device that runs it
@@ -47,7 +47,7 @@ def runtime_facts(device: str, name: str, threads: int = 0) -> Runtime:
         CasesError: nothing is known.
     """
     check_name(device)
-    profile = _known(device)
+    profile = known_profile(device)
     known = {**FACTS, **(profile.runtimes if profile else {})}
     if name not in known:
         raise CasesError(f"{device!r} has no profile with runtime {name!r}; write its facts in a profile first")
@@ -72,7 +72,7 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     device, name = full_name(manifest.device), manifest.runtime
     table = f"{device}/{name}"
     place = (to.resolve() if to else own_tables()) / table
-    known = _known(device, to)
+    known = known_profile(device, to)
     _check(manifest, cases, raw, known)
     on = ran_on(name, str(about.get("board", device)), str(about.get("graphics", "")))
     facts = known.runtimes.get(name, manifest.facts) if known else manifest.facts
@@ -87,15 +87,16 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     measuring.cases, measuring.raw = cases, raw
     measuring.reference = measuring.reference_of(raw)
     points = measuring.points() if raw[0].kernels else [Point(case) for case in cases]
-    if known is None:
-        known = _facts(device, on, runtime, points)
+    shown = _facts(device, on, runtime, points, int(about.get("cores", 0)))
+    # A runtime may compute in what none before it did.
+    known = replace(known, peaks={**shown.peaks, **known.peaks}) if known else shown
     known = known.with_measured(name, runtime)
-    if raw[0].kernels:
-        measuring.write()
+    if raw[0].kernels:  # what cannot be fitted takes nothing's place
         profile = fitted(known, measuring)
+        measuring.write()
     else:
-        write_table(place, points, about, {case.model: one for case, one in zip(cases, raw, strict=True)})
         profile, _ = fit_or_refine(known, cases, f"{MEASURED} by a kit on {on}", name)
+        write_table(place, points, about, {case.model: one for case, one in zip(cases, raw, strict=True)})
     write_text(place / "readings.json", pretty(kit_readings(folder)) + "\n")
     file = (to or user_folder()) / f"{device}.toml"
     write_profile(profile, file)
@@ -117,12 +118,7 @@ def _check(manifest: Manifest, cases: Sequence[Case], raw: Sequence[Raw], known:
         )
 
 
-def _known(device: str, to: Path | None = None) -> DeviceProfile | None:
-    path = file_named(device, to)
-    return load_profile(path) if path else None
-
-
-def _facts(device: str, title: str, runtime: Runtime, points: list[Point]) -> DeviceProfile:
+def _facts(device: str, title: str, runtime: Runtime, points: list[Point], cores: int) -> DeviceProfile:
     """A device that nothing is known of but what its points show: its peaks are what its fastest kernels reached, or
     where the runtime does not tell of kernels, what its fastest pass reached over the share that passes reach."""
     rates, flows = [1e-6], [1e-3]
@@ -151,6 +147,7 @@ def _facts(device: str, title: str, runtime: Runtime, points: list[Point]) -> De
         },
         power_modes={"default": mode},
         runtimes={next(iter({point.case.runtime for point in points})): runtime},
+        cores=Figure(cores, "what the kit's process could use") if cores and runtime.threads else None,
     )
 
 
@@ -160,13 +157,18 @@ def check_kit_here(device: str) -> None:
     Raises:
         ProfileError: it is another machine, as far as its profile tells.
     """
-    if (profile := _known(device)) is not None:
+    if (profile := known_profile(device)) is not None:
         check_here(profile, kit=True)
 
 
 def device_of(folder: Path) -> str:
     """The device that a kit is for."""
     return full_name(read_manifest(folder)[0].device)
+
+
+def runtime_of(folder: Path) -> str:
+    """The runtime that a kit measures."""
+    return read_manifest(folder)[0].runtime
 
 
 def asked_of(folder: Path) -> int:

@@ -165,6 +165,11 @@ def _read(folder: Path, results: Path) -> tuple[Manifest, Board, list[tuple[Aske
             answers.append((asked, answer))
     if not answers:
         raise CasesError(f"{results} has no measured models yet; run `python3 run.py` on the board")
+    told = [asked.id for asked, answer in answers if answer.passes]
+    if told and (silent := [asked.id for asked, _ in answers if asked.id not in told]):
+        raise CasesError(
+            f"{results / silent[0]}.json has no times of kernels, as others have; delete it on the board and run again"
+        )
     return manifest, board, answers
 
 

@@ -27,7 +27,7 @@ from hwsearch.errors import CasesError
 from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.calibrate import fit_device
 from hwsearch.latency.points import MARK
-from hwsearch.profiles import check_name, file_named, load_profile, own_tables, user_folder, write_profile
+from hwsearch.profiles import check_name, known_profile, own_tables, user_folder, write_profile
 from hwsearch.runtime import MEASURED
 from hwsearch.workload import Phase
 
@@ -173,8 +173,7 @@ def measure_device(
         ProfileError: the name cannot be a device's, or is that of one which this machine is not.
     """
     check_name(device)
-    old = load_profile(path) if (path := file_named(device, to)) else None
-    if old is not None:
+    if (old := known_profile(device, to)) is not None:
         check_here(old)
     if device == "host" and to is None:
         with alone(say):
@@ -183,15 +182,16 @@ def measure_device(
         return host_profile(machine.threads, say, lambda share: progress(share * points), name), measuring.folder
     table = f"{device}/{name}"
     folder = (to.resolve() if to else own_tables()) / table
+    file = (to or user_folder()) / f"{device}.toml"
     with alone(say):
         measuring = host_measuring(machine, ranges, folder, device, name, fresh)
         measuring.measure(points, seconds, progress, phase)
-    known = facts(machine, device, name)
-    own = replace(known.runtimes[name], table=str(folder) if to else table)
-    known = old.with_measured(name, own) if old else replace(known, runtimes={name: own})
-    profile = fitted(known, measuring)
-    file = (to or user_folder()) / f"{device}.toml"
-    write_profile(profile, file)
+        known = facts(machine, device, name)
+        own = replace(known.runtimes[name], table=str(folder) if to else table)
+        old = known_profile(device, to)  # another runtime may have been measured while this one waited
+        known = old.with_measured(name, own) if old else replace(known, runtimes={name: own})
+        profile = fitted(known, measuring)
+        write_profile(profile, file)
     return profile, file
 
 

@@ -28,6 +28,7 @@ from hwsearch.errors import CasesError
 from hwsearch.files import TEMPORARY, pretty
 from hwsearch.latency.cases import Case
 from hwsearch.precision import Precision
+from hwsearch.profiles import check_name
 from hwsearch.runtime import Runtime
 
 FORMAT = board_manifest.FORMAT
@@ -257,6 +258,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
     Raises:
         CasesError: it is missing or damaged, or of another format.
+        ProfileError: no device can be called as it says.
     """
     path = folder / "manifest.json"
     try:
@@ -266,4 +268,5 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         raise CasesError(f"{path} is not the manifest of a kit that this version reads: {error}") from error
     if found.format != FORMAT or found.runtime not in BUILDERS:
         raise CasesError(f"{path} is of format {found.format} for {found.runtime!r}; write the kit again with --kit")
+    check_name(found.device)
     return found, hashlib.sha256(data).hexdigest()

@@ -66,16 +66,28 @@ def _known(profile: DeviceProfile) -> str:
     return "extrapolated from related devices: no rows of its own"
 
 
-def _better(profile: DeviceProfile, name: str) -> str:
+def surer(profile: DeviceProfile, name: str) -> str:
     """The command that would make a runtime's latencies surer."""
     from hwsearch.cli.profile import WITH_A_KIT
 
-    start = f"hwsearch profile --device {profile.name}"
-    if profile.name == HOST:
-        return f"{start} --runtime {name} --points 100 --minutes 5"
-    if name in WITH_A_KIT:
-        return f"{start} --runtime {name} --ssh USER@HOST"
-    return f"{start} --runtime {name} --from-cases YOUR-TIMINGS.csv"
+    start = f"hwsearch profile --device {profile.name} --runtime {name}"
+    measured = bool(profile.runtimes[name].table)  # beside a table, timings of whole models change nothing
+    if profile.name == HOST or (measured and name not in WITH_A_KIT and _is_here(profile)):
+        return f"{start} --points 100 --minutes 5"
+    if measured or name in WITH_A_KIT:
+        return f"{start} --ssh USER@HOST"
+    return f"{start} --from-cases YOUR-TIMINGS.csv"
+
+
+def _is_here(profile: DeviceProfile) -> bool:
+    """Whether this machine can be the device."""
+    from hwsearch.bench.machine import check_here
+
+    try:
+        check_here(profile)
+    except ProfileError:
+        return False
+    return True
 
 
 def _describe(profile: DeviceProfile) -> None:
@@ -102,7 +114,7 @@ def _describe(profile: DeviceProfile) -> None:
     out.print(evidence(profile))
     better = Table(box=None, title="what would make it surer", title_justify="left", show_header=False)
     for name in profile.runtimes:
-        better.add_row(name, _better(profile, name))
+        better.add_row(name, surer(profile, name))
     out.print(better)
     for name, runtime in profile.runtimes.items():
         if runtime.parameters is None:

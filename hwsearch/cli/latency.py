@@ -121,7 +121,7 @@ def _read(file: Path) -> Architecture:
         return Architecture.from_json(msgspec.json.decode(file.read_bytes()))
     except OSError as error:
         raise ArchitectureError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, msgspec.MsgspecError) as error:
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise ArchitectureError(f"{file} is not JSON: {error}") from error
 
 

@@ -102,7 +102,7 @@ def profile(
     if cases is not None:
         fitted, written = _fit(device, runtime, cases, to)
     elif back is not None:
-        fitted, written = _take_back(back, to, device)
+        fitted, written = _take_back(back, to, device, runtime)
     elif ssh is not None:
         fitted, written = _by_kit(device, runtime, ssh, to, **options)
     elif runtime in WITH_A_KIT:
@@ -130,6 +130,7 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
     from msgspec.structs import replace
 
     from hwsearch.bench.trtexec import names_trtexec, read_trtexec_cases
+    from hwsearch.cli.devices import surer
     from hwsearch.latency.cases import is_of, matches, mismatch, read_cases
     from hwsearch.latency.refine import fit_or_refine
     from hwsearch.profiles import find_file, load_profile, save_profile, user_folder
@@ -150,6 +151,8 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
         names = ", ".join(sorted(set(foreign)))
         note(f"skipped {len(foreign)} rows of what the profile does not have: {names}")
     mine = [case for case in own if matches(case, facts)]
+    if twice := len(mine) - len(set(mine)):
+        note(f"left out {twice} rows that stand there already: a row counts once")
     note_modes(facts, mine)
     if not mine:
         borrowed = all(found.borrows and not (found.fit and found.fit.rows) for found in facts.runtimes.values())
@@ -161,7 +164,7 @@ def _fit(device: str, runtime: str | None, file: Path, to: Path | None) -> tuple
     if tables := sorted(name for name in there if facts.runtimes[name].table):
         raise ProfileError(
             f"{facts.name} is priced by its measured table in {', '.join(tables)}, where rows of whole models change "
-            f"nothing: measure more points (hwsearch profile --device {facts.name}), or name another --runtime"
+            f"nothing: measure more points ({surer(facts, tables[0])}), or name another --runtime"
         )
     fitted, refined = fit_or_refine(facts, cases, file.name, only=runtime)
     note(
@@ -266,10 +269,15 @@ def _run_kit(device: str, runtime: str | None, host: str | None, **options: Any)
     return folder
 
 
-def _take_back(folder: Path, to: Path | None, device: str = HOST) -> tuple[DeviceProfile, Path]:
-    """What a board measured, as its device's profile and where that was written; `device` as the command named it."""
+def _take_back(
+    folder: Path, to: Path | None, device: str = HOST, runtime: str | None = None
+) -> tuple[DeviceProfile, Path]:
+    """What a board measured, as its device's profile and where that was written; `device` and `runtime` as the command
+    named them."""
     from hwsearch.bench import adopt
 
+    if runtime not in (None, measured_in := adopt.runtime_of(folder)):
+        raise click.UsageError(f"the kit measures {measured_in}; got --runtime {runtime}")
     if device != HOST and device != (made_for := adopt.device_of(folder)):
         raise click.UsageError(f"the kit is for {made_for}; got --device {device}")
     profile, file, count = adopt.adopt_kit(folder, to)

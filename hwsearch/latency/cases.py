@@ -188,6 +188,9 @@ def read_cases(path: Path) -> list[Case]:
                 raise CasesError(
                     f"{path}: a cases file has the columns {', '.join(COLUMNS)}; missing: {missing}, unknown: {unknown}"
                 )
+            if len(set(header)) < len(header):
+                twice = next(name for name in header if header.count(name) > 1)
+                raise CasesError(f"{path} has the column {twice} twice; leave one of them out")
             return [_case(row, f"{path}, line {reader.line_num}") for row in reader]
     except OSError as error:
         raise CasesError(f"cannot read the cases {path}: {error.strerror}") from error

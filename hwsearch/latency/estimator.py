@@ -12,6 +12,7 @@ A runtime that has a measured table is priced by that (`table`), and by the mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
@@ -79,7 +80,8 @@ class Latency(msgspec.Struct, frozen=True):
         """How it is known, for a person."""
         if self.source == "measured":
             return self.source
-        where = f"extrapolated, {self.covered:.0%} covered by" if self.extrapolated else "inside"
+        covered = math.floor(100 * self.covered)  # nothing that lies outside is all of it
+        where = f"extrapolated, {covered}% covered by" if self.extrapolated else "inside"
         return f"{self.source}, {where} measured shapes"
 
 
@@ -269,7 +271,8 @@ def _log_variance(model: AnalyticModel, kernels: Kernels, table: OpTable, median
         order, covariance, noise = tuple(figures), np.diag([figure.sd**2 for figure in figures.values()]), 0.0
     else:
         order, covariance, noise = fit.order, np.array(fit.covariance), fit.noise
-    g = np.column_stack([gradient[name] for name in order])
+    nothing = np.zeros(table.size)  # of a precision that the runtime has no more
+    g = np.column_stack([gradient.get(name, nothing) for name in order])
     away = np.bincount(table.architecture, kernels.total * table.runs * kernels.away, table.size) / median
     variance: Floats = noise**2 + np.einsum("ap,pq,aq->a", g, covariance, g) + away**2
     return variance

@@ -44,8 +44,8 @@ def fit_or_refine(
     """The profile with its own fits refined by rows that are new to them, or fitted anew where the rows are those that
     it rests on. A runtime that had no fit gets one, and the others stay.
 
-    A row counts once: a file that has rows which the profile was fitted on is taken for all there are, and fitted from
-    the facts alone; beside a refined fit, rows that are known are left out.
+    A row counts once, however often it stands in a file. A file that has rows which the profile was fitted on is taken
+    for all there are, and fitted from the facts alone; beside a refined fit, rows that are known are left out.
 
     Args:
         profile: of the device.
@@ -58,6 +58,7 @@ def fit_or_refine(
     Raises:
         CasesError: the rows of a runtime are in another unit than milliseconds.
     """
+    cases = list(dict.fromkeys(cases))
     mine = [case for case in cases if matches(case, profile) and only in (None, case.runtime)]
     _check_unit(profile, mine)
     fits = {name: runtime.fit for name, runtime in profile.runtimes.items() if runtime.fit and runtime.parameters}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import platformdirs
 
 from hwsearch import __version__
 from hwsearch.device import DeviceProfile, Target
-from hwsearch.errors import CasesError
+from hwsearch.errors import CasesError, RunError
 from hwsearch.files import read_or_drop, write_text
 from hwsearch.latency.interpolate import Hyper
 from hwsearch.latency.points import MARK, read_points, reconciled
@@ -88,5 +89,6 @@ def _read(folder: Path, _changed: int, runtime: bytes) -> LatencyTable:
     hypers = read_or_drop(kept, lambda path: msgspec.json.decode(path.read_bytes(), type=dict[str, Hyper]))
     table = LatencyTable(points, tables, found.fused_attention, hypers)
     if hypers is None:
-        write_text(kept, msgspec.json.encode(table.hypers).decode())
+        with suppress(RunError):  # it is fitted again, where it cannot be kept
+            write_text(kept, msgspec.json.encode(table.hypers).decode())
     return table

@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -339,6 +340,36 @@ def test_two_first_uses_at_once_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_
     thread.join()
     assert order == ["first", "second"]
     assert said == ["another hwsearch is measuring this machine; this one waits for it"]
+
+
+def test_two_runtimes_measured_at_once_are_both_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second begins while the first is measuring."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    waiting = threading.Event()
+
+    class Nothing:
+        def measure(self, *_: object) -> None:
+            waiting.wait(30)
+
+    monkeypatch.setattr(host, "host_measuring", lambda *_: Nothing())
+    monkeypatch.setattr(host, "fitted", lambda known, _: known)
+
+    def measure(name: str, say: Callable[[str], None]) -> None:
+        host.measure_device(this_machine(1, name), "my-pc", RANGES, 8, 1.0, tmp_path, name=name, say=say)
+
+    first, second = (
+        threading.Thread(target=measure, args=(name, say))
+        for name, say in (("onnxruntime", lambda _: None), ("pytorch", lambda _: waiting.set()))
+    )
+    first.start()
+    while not (tmp_path / "cache" / "hwsearch" / "latency_tables" / ".measuring").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    second.start()
+    first.join()
+    second.join()
+    assert waiting.is_set()
+    assert set(load_profile(tmp_path / "my-pc.toml").runtimes) == {"onnxruntime", "pytorch"}
 
 
 def test_arm_processors_are_told_apart_by_their_numbers(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from hwsearch.bench.measuring import Measuring
 from hwsearch.bench.points import Ranges
 from hwsearch.bench.tensorrt import build_typed_graph
 from hwsearch.bench.timing import Reference
-from hwsearch.errors import ArchitectureError, CasesError
+from hwsearch.errors import ArchitectureError, CasesError, ProfileError
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile, load_profile
 from hwsearch.runtime import Runtime
@@ -198,6 +198,11 @@ def edited(measured: Path, folder: Path, name: str, edit: Callable[[dict[str, An
         ("0001.json", lambda d: d["passes"][0].pop(), "other numbers of nodes"),
         ("0001.json", lambda d: d["passes"][0].__setitem__(0, -3.0), "negative"),
         ("0001.json", lambda d: d["operators"].__setitem__(0, "Conv"), "not the graph whose nodes were timed"),
+        (
+            "0003.json",
+            lambda d: d.update(passes=[], pass_reference=[]),
+            "0003.json has no times of kernels, as others have",
+        ),
         ("0001.json", lambda d: d.update(graph="0" * 64), "answers another kit or model"),
         ("0001.json", lambda d: d.update(model="other"), "answers another kit or model"),
         ("0001.json", lambda d: d.update(extra=1), "damaged"),
@@ -273,7 +278,7 @@ def test_too_few_models_and_an_unknown_power_mode_take_the_place_of_nothing(
     folder = tmp_path / "kit"
     shutil.copytree(measured, folder)
     board = find_profile("jetson-orin")
-    monkeypatch.setattr(adopt, "_known", lambda *_: board)
+    monkeypatch.setattr(adopt, "known_profile", lambda *_: board)
     told = folder / "results" / "board.json"
     told.write_text(json.dumps({**json.loads(told.read_text()), "power_mode": "MODE_40W"}))
     with pytest.raises(CasesError, match=r"'MODE_40W', which the profile .* does not have \(have: MAXN"):
@@ -283,6 +288,39 @@ def test_too_few_models_and_an_unknown_power_mode_take_the_place_of_nothing(
     with pytest.raises(CasesError, match=f"1 of {POINTS} models were measured, too few"):
         adopt_kit(folder, tmp_path / "own")
     assert not (tmp_path / "own").exists()
+
+
+def test_a_board_that_is_known_by_another_runtime_gets_a_second(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which computes in what the first does not."""
+    first, _, _ = adopt_kit(measured, tmp_path / "first")
+    assert first.cores is not None
+    assert first.cores.value == json.loads((measured / "results" / "board.json").read_text())["cores"]
+    known = replace(first, peaks={name: peak for name, peak in first.peaks.items() if name != "fp32"})
+    monkeypatch.setattr(adopt, "known_profile", lambda *_: known)
+    second, _, _ = adopt_kit(measured, tmp_path / "second")
+    assert second.peaks == first.peaks
+    assert second.runtimes["onnxruntime"].fit is not None
+
+
+def test_what_cannot_be_fitted_takes_the_place_of_nothing(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise CasesError("no fit")
+
+    monkeypatch.setattr(adopt, "fitted", fail)
+    with pytest.raises(CasesError, match="no fit"):
+        adopt_kit(measured, tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+
+
+def test_a_kit_of_no_device_is_refused(kit: Path, tmp_path: Path) -> None:
+    manifest = json.loads((kit / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "device": "../../elsewhere"}))
+    with pytest.raises(ProfileError, match=r"small letters, digits.* got '\.\./\.\./elsewhere'"):
+        adopt_kit(tmp_path)
 
 
 def test_a_model_that_the_board_cannot_run_keeps_back_no_other(

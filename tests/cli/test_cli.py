@@ -178,6 +178,7 @@ def test_broken_architectures_are_one_clear_line(tmp_path: Path) -> None:
         ("b.json", '{"block": "decoder"}'),
         ("c.json", "[1]"),
         ("d.json", '{"a": "\xff"}'),
+        ("e.json", "[" * 200_000),
     ):
         (tmp_path / name).write_bytes(content.encode("latin-1"))
         status, _, err = run("latency", "--device", "t4", "--architecture", str(tmp_path / name))
@@ -303,6 +304,8 @@ def test_devices_tell_how_they_know(tmp_path: Path) -> None:
     assert "MLPerf" in out or "mlcommons" in out
     one = document("devices", "arm-cpu")
     assert one["runtimes"]["onnxruntime"]["fit"]["rows"] == 0
+    assert "--runtime tensorrt --ssh USER@HOST" in out
+    assert "--runtime tinychat --from-cases YOUR-TIMINGS.csv" in out
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:

@@ -55,6 +55,8 @@ def test_a_board_is_called_by_its_own_name_whatever_the_alias(tmp_path: Path) ->
     assert manifest["facts"]["borrows"] == list(find_profile("jetson-orin").runtimes["tensorrt"].borrows)
     other = run("--device", "t4", "--import", str(kit))
     assert "the kit is for jetson-agx-orin-64gb" in other.output
+    other = run("--runtime", "onnxruntime", "--import", str(kit))
+    assert "the kit measures tensorrt; got --runtime onnxruntime" in other.output
 
 
 def test_this_machine_is_measured_as_what_it_can_be() -> None:

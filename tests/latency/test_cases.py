@@ -64,6 +64,8 @@ def test_other_broken_files(tmp_path: Path) -> None:
         read_cases(tmp_path / "none.csv")
     with pytest.raises(CasesError, match=r"missing: \['latency_ms'\].*unknown: \['speed'\]"):
         read_cases(write(tmp_path / "a.csv", ROW, header=HEADER.replace("latency_ms", "speed")))
+    with pytest.raises(CasesError, match="has the column latency_ms twice"):
+        read_cases(write(tmp_path / "a.csv", {**ROW, "again": "1"}, header=f"{HEADER},latency_ms"))
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00device")
     with pytest.raises(CasesError, match="UTF-8"):
         read_cases(tmp_path / "b.csv")

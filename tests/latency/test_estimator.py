@@ -44,6 +44,11 @@ def test_a_latency_is_judged_by_every_budget() -> None:
     assert latency.filled(20.0, {"prefill": 4.0, "decode_token": 0.2}) == pytest.approx(1.1)
 
 
+def test_what_lies_partly_outside_is_never_wholly_inside() -> None:
+    latency = Latency(10.0, 9.0, 11.0, "analytic", True, 0.9973)
+    assert latency.certainty == "analytic, extrapolated, 99% covered by measured shapes"
+
+
 def test_more_work_takes_longer(orin: Estimator) -> None:
     widths = orin([decoder(width) for width in range(32, 257, 32)])
     depths = orin([decoder(depth=depth) for depth in range(1, 7)])

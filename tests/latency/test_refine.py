@@ -88,6 +88,7 @@ def test_a_row_counts_once(shipped: DeviceProfile) -> None:
     again, refined = fit_or_refine(once, rows, "five.csv")
     assert refined
     assert again == once
+    assert fit_or_refine(shipped, rows * 3, "five.csv") == (once, True)
     more = timed(shipped, cases(((8, 512, 1, 64),)), 1.2)
     both, refined = fit_or_refine(once, [*rows, *more], "six.csv")
     assert refined

@@ -36,8 +36,10 @@ def read_times(path: Path) -> list[dict[str, float]]:
     for one in _read(path):
         if "computeMs" not in one:
             raise ValueError(f"{path} has passes without computeMs; is it what trtexec --exportTimes writes?")
-        enqueue = one.get("endEnqMs", 0.0) - one.get("startEnqMs", 0.0)
-        found.append({"computeMs": _positive(path, one["computeMs"]), "enqueueMs": max(0.0, float(enqueue))})
+        begun, ended = (_finite(one.get(name, 0.0)) for name in ("startEnqMs", "endEnqMs"))
+        if begun is None or ended is None:
+            raise ValueError(f"{path} has a pass whose startEnqMs or endEnqMs is no time")
+        found.append({"computeMs": _positive(path, one["computeMs"]), "enqueueMs": max(0.0, ended - begun)})
     if not found:
         raise ValueError(f"{path} has no passes")
     return found
@@ -52,10 +54,10 @@ def read_layers(path: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for one in _read(path):
         if "name" in one:
-            ms = one.get("medianMs", one.get("averageMs"))
-            if not isinstance(ms, (int, float)) or not math.isfinite(ms) or ms < 0:
+            ms = _finite(one.get("medianMs", one.get("averageMs")))
+            if ms is None or ms < 0:
                 raise ValueError(f"{path} has a layer without a time: {one['name']!r}")
-            found[str(one["name"])] = found.get(str(one["name"]), 0.0) + float(ms)
+            found[str(one["name"])] = found.get(str(one["name"]), 0.0) + ms
     if not found:
         raise ValueError(f"{path} has no layers; is it what trtexec --exportProfile writes?")
     return found
@@ -73,10 +75,22 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _positive(path: Path, ms: Any) -> float:
-    if isinstance(ms, bool) or not isinstance(ms, (int, float)) or not 0 < ms < math.inf:
-        raise ValueError(f"{path} has a pass of {ms!r} ms; times are positive")
-    return float(ms)
+def _positive(path: Path, given: Any) -> float:
+    ms = _finite(given)
+    if ms is None or ms <= 0:
+        raise ValueError(f"{path} has a pass of {str(given)[:40]} ms; times are positive")
+    return ms
+
+
+def _finite(given: Any) -> float | None:
+    """A number as such; None of what is none."""
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        return None
+    try:
+        number = float(given)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def find() -> str | None:
