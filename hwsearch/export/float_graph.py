@@ -21,6 +21,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from hwsearch.distill.families import longest_of
 from hwsearch.distill.quantise import QuantisedLinear, restore
 from hwsearch.errors import ExportError
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int]  # batch, sequence
 MASKED = -3e4  # what a mask adds in float16
+TRACED, TRACED_BEFORE = 16, 5  # tokens that an open graph is traced on, and cached ones before them
 OPSET = 20  # float16 scales need 19; what JetPack 6 has reads 20 at most
 
 
@@ -106,7 +108,8 @@ def float_graph(
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = types.MethodType(_divided_norm, module)
     in_floats(model, torch.float16 if half else torch.float32)
-    batch, sequence = shape or (2, 16)
+    before = TRACED_BEFORE if cached else 0
+    batch, sequence = shape or (2, min(TRACED, (longest_of(model.config) or TRACED + before) - before))
     blank = objective.blank(batch, sequence)
     names, outputs = list(objective.axes), [objective.output]
     inputs: tuple[Any, ...] = tuple(blank[name] for name in names)
@@ -114,7 +117,6 @@ def float_graph(
     axes: tuple[Any, ...] = (each,)  # of all the positional ones
     if cached:
         ids = blank["input_ids"]
-        before = 5
         with torch.no_grad():
             seen_before = model(input_ids=ids[:, :1].expand(-1, before), use_cache=True).past_key_values
         past = [[layer.keys.clone(), layer.values.clone()] for layer in seen_before.layers]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hwsearch.distill.families import longest_of
 from hwsearch.distill.quantise import restore, settle
 from hwsearch.errors import ExportError
 from hwsearch.export.parity import Parity, compare, demand, student_whole
@@ -18,7 +19,7 @@ from hwsearch.files import pretty, write_text
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DRAWN = (4, 16)  # inputs and tokens that what is loaded is checked on
+DRAWN = (4, 16)  # inputs and tokens that what is loaded is checked on, fewer where it reads no more
 
 
 def write_huggingface(student: TrainedStudent, to: Path) -> dict[str, Parity]:
@@ -67,9 +68,11 @@ def _loaded(student: TrainedStudent, model: PreTrainedModel, folder: Path) -> Pa
     objective = student.teacher.objective
     again = type(model).from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
     rng = torch.Generator().manual_seed(0)
-    drawn = objective.blank(*DRAWN)
+    count, tokens = DRAWN
+    shape = (count, min(tokens, longest_of(model.config) or tokens))
+    drawn = objective.blank(*shape)
     if "input_ids" in drawn:
-        drawn["input_ids"] = torch.randint(student.architecture.vocab, DRAWN, generator=rng)
+        drawn["input_ids"] = torch.randint(student.architecture.vocab, shape, generator=rng)
     else:
         drawn = {name: torch.rand(value.shape, generator=rng) for name, value in drawn.items()}
     own, its = student_whole(objective, model), student_whole(objective, again)

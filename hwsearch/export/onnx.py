@@ -23,6 +23,7 @@ from hwsearch.export.graph import onnx_model
 from hwsearch.export.parity import (
     FLOAT_ACTIVATIONS,
     WIDE_PRODUCTS,
+    Choices,
     Parity,
     Run,
     compare,
@@ -127,8 +128,8 @@ def write_graphs(
     objective, count = student.teacher.objective, _texts_compared(student, chunks)
     texts = list(texts_of(student, chunks, shape))
 
-    def choices(logits: Tensor) -> Tensor:
-        return objective.choices(logits[:count])  # what fills a fixed batch up behind them is there already
+    def choices(logits: Tensor, inputs: Inputs) -> Tensor:
+        return objective.choices(logits[:count], inputs)  # what fills a fixed batch up behind them is there already
 
     runs: dict[str, tuple[Callable[[PreTrainedModel], Run], Callable[[Path], Run]]] = {
         "model.onnx": (partial(student_whole, objective), whole)
@@ -159,7 +160,7 @@ class Beside(NamedTuple):
 
     own: Callable[[PreTrainedModel], Run]
     in_float: PreTrainedModel | None
-    choices: Callable[[Tensor], Tensor]
+    choices: Choices
     texts: list[Inputs]
 
 

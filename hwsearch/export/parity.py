@@ -49,6 +49,7 @@ SURE = 2.0  # standard errors beyond that: of a classifier's twenty texts the me
 FLOAT_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "0")
 WIDE_PRODUCTS = ("session.x64quantprecision", "1")
 Run = Callable[[Inputs], Tensor]
+Choices = Callable[[Tensor, Inputs], Tensor]
 
 
 class Parity(msgspec.Struct, frozen=True):
@@ -112,7 +113,7 @@ def compare(
     own: Run,
     in_float: Run | None,
     graph: Run,
-    choices: Callable[[Tensor], Tensor],
+    choices: Choices,
     texts: Iterable[Inputs],
     half: bool,
 ) -> Parity:
@@ -133,9 +134,9 @@ def compare(
     leads = [(0.0, 0.0)]  # of answers that change: the student's, and most that quantisation changes a logit by
     for inputs in texts:
         with torch.inference_mode():
-            wanted = choices(own(inputs)).detach().float()
-            plain = choices(in_float(inputs)).detach().float() if in_float else wanted
-            found = choices(graph(inputs)).float()
+            wanted = choices(own(inputs), inputs).detach().float()
+            plain = choices(in_float(inputs), inputs).detach().float() if in_float else wanted
+            found = choices(graph(inputs), inputs).float()
         if not bool(found.isfinite().all()):
             found, difference = wanted, math.inf
         kl += summed_kl(wanted, found)
@@ -170,7 +171,7 @@ def compare(
 def of_last_bits(
     runs: Callable[[PreTrainedModel], Run],
     student: PreTrainedModel,
-    choices: Callable[[Tensor], Tensor],
+    choices: Choices,
     texts: Collection[Inputs],
 ) -> float:
     """The most KL that a student has from itself where last bits differ, nats an answer: in float64, and there with

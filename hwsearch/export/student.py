@@ -39,18 +39,20 @@ def refuse(to: Path, needed: Iterable[Path] = ()) -> None:
         RunError: it cannot.
     """
     place = to.resolve()
+    if place.is_mount():
+        raise RunError(f"{to} is a mounted disk, whose place nothing takes; name a folder in it: --to {to / 'student'}")
     if place == Path.cwd():
         raise RunError(f"{to} is the folder that this was started in; name another --to")
     for path in needed:
         if place in (path.resolve(), *path.resolve().parents):
             raise RunError(f"{to} is, or holds, {path}, which is needed; choose another --to")
-    if to.is_dir() and any(to.iterdir()) and not _is_export(to):
+    if place.is_dir() and any(place.iterdir()) and not _is_export(place):
         raise RunError(f"{to} is not empty and holds no exported student; choose another --to")
-    if to.exists() and not to.is_dir():
+    if place.exists() and not place.is_dir():
         raise RunError(f"{to} is a file; choose another --to")
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=to.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=place.parent):
             pass
     except OSError as error:
         raise RunError(f"cannot write {to}: {error.strerror}; choose another --to") from error
@@ -128,15 +130,17 @@ class TrainedStudent:
     @contextmanager
     def folder(self, to: Path) -> Iterator[Path]:
         """A folder to write an export into, with its tokenizer or image processor, architecture and precision plan in
-        it; `to` appears whole when the block ends, or not at all, and takes an earlier export's place.
+        it; `to`, or what it links to, appears whole when the block ends, or not at all, and takes an earlier export's
+        place.
 
         Raises:
             RunError: `to` holds something else, or cannot be written.
         """
         refuse(to)
-        sweep(to.parent)
+        place = to.resolve()
+        sweep(place.parent)
         try:
-            with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=to.parent) as name:
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=place.parent) as name:
                 temporary = Path(name) / "student"
                 temporary.mkdir()
                 yield temporary
@@ -146,7 +150,8 @@ class TrainedStudent:
                 for path in filter(Path.is_file, temporary.rglob("*")):
                     path.chmod(path.stat().st_mode | 0o444)  # safetensors are their owner's alone
                 with held_back():
-                    _take_the_place(temporary, to, Path(name) / "earlier")  # which goes with the temporary folder
+                    refuse(to)  # somebody may have put something there meanwhile
+                    _take_the_place(temporary, place, Path(name) / "earlier")  # which goes with the temporary folder
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RunError(f"cannot write {to}: {reason}") from error

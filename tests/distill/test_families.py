@@ -327,6 +327,20 @@ def test_an_encoder_is_pooled_as_its_folder_says_or_refused(tmp_path: Path, file
         pooling_of(tmp_path)
 
 
+def test_a_sentence_encoders_settings_go_with_its_students(tmp_path: Path, text_file: Path) -> None:
+    """Under the name that newer versions have for the longest text."""
+    teacher = save_checkpoint(tmp_path / "teacher", "roberta embeds", text_file)
+    (teacher / "sentence_roberta_config.json").write_text('{"max_seq_length": 24}')
+    (teacher / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 96, "pooling_mode_cls_token": True, "include_prompt": False}
+    (teacher / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    loaded = load_teacher(str(teacher))
+    loaded.objective.save(tmp_path, loaded.model.config)
+    assert json.loads((tmp_path / "sentence_bert_config.json").read_text()) == {"max_seq_length": 24}
+    found = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
+    assert found == {**pooling, "pooling_mode_mean_tokens": False}
+
+
 @pytest.mark.parametrize(("padding", "longest"), [(0, 65), (1, 64), (3, 62)])
 def test_positions_count_from_the_padding_on(padding: int, longest: int, tmp_path: Path, text_file: Path) -> None:
     entries = {**CHECKPOINTS["roberta"][1], "pad_token_id": padding, "max_position_embeddings": 66}

@@ -15,7 +15,9 @@ from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.judging import divergence
 from hwsearch.distill.proxy import Student
 from hwsearch.distill.recipe import Recipe
+from hwsearch.distill.teacher import load_teacher
 from hwsearch.distill.workshop import Workshop
+from hwsearch.export.huggingface import write_huggingface
 from hwsearch.export.onnx import write_graphs
 from hwsearch.export.parity import session
 from hwsearch.export.student import TrainedStudent
@@ -80,6 +82,45 @@ def test_a_student_of_every_family_runs_as_a_graph(
     assert set(found) == {"model.onnx"} | ({"model_with_past.onnx"} if whole.block == "decoder" else set())
     if whole.block == "decoder":
         check_filled_up(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [None, (8, 24)])
+def test_what_fills_a_text_up_is_not_compared(shape: tuple[int, int] | None, tmp_path: Path, text_file: Path) -> None:
+    """Farther from a text than half a window it sees nothing, and what it says is chance in float16."""
+    torch.set_num_threads(1)
+    teacher = load_teacher(str(save_checkpoint(tmp_path / "teacher", "modernbert tags", text_file)))
+    architecture = architecture_of(teacher.model.config, Precision.FP16)
+    student = TrainedStudent(teacher, architecture, SCHEME, teacher.model)
+    lengths = [24, *range(5, 12)]
+    ids = np.random.default_rng(0).integers(2, 300, (8, 24))
+    for row, length in zip(ids, lengths, strict=True):
+        row[length:] = teacher.objective.padding  # type: ignore[attr-defined]
+    found = write_graphs(student, np.column_stack([ids, np.zeros_like(ids)]), tmp_path, shape)["model.onnx"]
+    assert found.answers == sum(lengths)
+    assert found.difference < 0.01
+    given = {"input_ids": ids, "attention_mask": (ids != teacher.objective.padding).astype(np.int64)}  # type: ignore[attr-defined]
+    (said,) = session(tmp_path / "model.onnx").run(None, given)
+    with torch.inference_mode():
+        wanted = teacher.model(**{name: torch.from_numpy(value) for name, value in given.items()}).logits.numpy()
+    away = np.abs(said - wanted).max(-1) / np.abs(wanted).max()
+    there = given["attention_mask"].astype(bool)
+    assert away[there].max() < 0.01 < 0.1 < away[~there].max()
+
+
+@pytest.mark.parametrize(("name", "entry"), [("bert", "max_position_embeddings"), ("gpt2", "n_positions")])
+def test_a_student_of_few_positions_is_exported(
+    name: str, entry: str, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    task, entries = CHECKPOINTS[name]
+    monkeypatch.setitem(CHECKPOINTS, name, (task, {**entries, entry: 12}))
+    teacher = load_teacher(str(save_checkpoint(tmp_path / "teacher", name, text_file)))
+    architecture = architecture_of(teacher.model.config, Precision.FP32)
+    student = TrainedStudent(teacher, architecture, SCHEME, teacher.model)
+    write_huggingface(student, tmp_path / "student")
+    chunks = np.random.default_rng(0).integers(2, 300, (8, 11))
+    for graph in write_graphs(student, chunks, tmp_path, None).values():
+        assert graph.difference < 1e-5
 
 
 def check_filled_up(folder: Path) -> None:

@@ -12,7 +12,7 @@ from hwsearch.architecture import Architecture
 from hwsearch.distill.quantise import quantise_parts, restore
 from hwsearch.errors import RunError
 from hwsearch.export.huggingface import write_huggingface
-from hwsearch.export.student import TrainedStudent
+from hwsearch.export.student import TrainedStudent, refuse
 from hwsearch.files import TEMPORARY
 from hwsearch.precision import Scheme
 from tests.export.conftest import Make
@@ -82,6 +82,36 @@ def test_an_earlier_export_is_replaced_and_anything_else_is_kept(student: Traine
     with pytest.raises(RunError, match="holds no exported student"):
         write_huggingface(student, tmp_path / "folder")
     assert (tmp_path / "folder" / "thesis.txt").read_text() == (tmp_path / "file").read_text()
+
+
+def test_a_link_is_written_through(student: TrainedStudent, tmp_path: Path) -> None:
+    there, link = tmp_path / "disk" / "student", tmp_path / "student"
+    there.parent.mkdir()
+    link.symlink_to(there)
+    for _ in range(2):  # to nothing yet, and to an earlier export
+        write_huggingface(student, link)
+        assert link.is_symlink()
+        assert (there / "model.safetensors").is_file()
+        assert [path.name for path in there.parent.iterdir()] == ["student"]
+
+
+def test_what_is_put_there_meanwhile_is_kept(student: TrainedStudent, tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+
+    def write() -> None:
+        with student.folder(folder):
+            folder.mkdir()
+            (folder / "thesis.txt").write_text("do not touch")
+
+    with pytest.raises(RunError, match="holds no exported student"):
+        write()
+    assert (folder / "thesis.txt").read_text() == "do not touch"
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_mounted_disk_is_refused_at_once() -> None:
+    with pytest.raises(RunError, match=r"/proc is a mounted disk.* name a folder in it: --to /proc/student"):
+        refuse(Path("/proc"))
 
 
 def test_an_earlier_export_stands_where_the_new_one_cannot_take_its_place(

@@ -297,11 +297,14 @@ def _with_other_ranges(student: TrainedStudent) -> TrainedStudent:
     return Drifting(student.teacher, student.architecture, student.scheme, model)
 
 
+def flat(logits: torch.Tensor, _: Any) -> torch.Tensor:
+    return logits.flatten(end_dim=1)
+
+
 def test_a_graph_that_gives_no_numbers_is_an_error() -> None:
     logits, texts = torch.randn(2, 3, 5), [(torch.zeros(2, 3), torch.ones(2, 3))]
 
     def beside(factor: float) -> str | None:
-        flat = partial(torch.flatten, end_dim=1)
         return compare(lambda *_: logits, None, lambda *_: logits * factor, flat, texts, half=True).fault
 
     assert "not finite" in str(beside(np.nan))
@@ -392,7 +395,6 @@ def test_what_is_a_fault() -> None:
 def test_how_sure_a_rise_is_goes_by_its_spread_over_answers() -> None:
     plain, rng = torch.zeros(8, 50, 4), torch.Generator().manual_seed(0)
     wanted, found = (0.1 * torch.randn(8, 50, 4, generator=rng) for _ in range(2))
-    flat = partial(torch.flatten, end_dim=1)
     parity = compare(lambda *_: wanted, lambda *_: plain, lambda *_: found, flat, [None], True)  # type: ignore[list-item]
     first, second = (kl_of_each(plain, logits) for logits in (wanted, found))
     assert parity.kl_from_float - parity.kl_of_rounding == pytest.approx(float((second - first).mean()))
@@ -414,7 +416,7 @@ def test_an_answer_is_judged_by_what_rounding_does_to_it() -> None:
         before[7] = student[7]
         before[7, 0] += moved
         texts = [{"input_ids": torch.zeros(1)}]
-        return compare(lambda _: student, lambda _: before, lambda _: graph, lambda logits: logits, texts, False)
+        return compare(lambda _: student, lambda _: before, lambda _: graph, lambda logits, _: logits, texts, False)
 
     assert parity(0.3).margin == pytest.approx(0.1, abs=1e-6)
     assert parity(0.3).step == pytest.approx(0.3, abs=1e-6)

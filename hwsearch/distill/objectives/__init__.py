@@ -10,7 +10,7 @@ from hwsearch.distill.families.tasks import TASKS
 from hwsearch.distill.objectives.classes import Classes, Pairs, TypedPairs, names_of
 from hwsearch.distill.objectives.image_classes import ImageClasses
 from hwsearch.distill.objectives.masked_token import MaskedToken
-from hwsearch.distill.objectives.neighbours import Neighbours, pooling_of, settings_of
+from hwsearch.distill.objectives.neighbours import Neighbours, pooling_entries, pooling_of, settings_of
 from hwsearch.distill.objectives.next_token import NextToken
 from hwsearch.distill.objectives.objective import Objective
 from hwsearch.distill.objectives.tags import Tags
@@ -51,7 +51,7 @@ def objective_of(config: PretrainedConfig, processor: Processor, folder: Path, p
     if tokenizer.pad_token_id is None:
         raise TeacherError("the tokenizer has no padding token, which fills up short texts; set pad_token")
     if task == "sentence-similarity":
-        return Neighbours(tokenizer, pooling_of(folder), settings_of(folder))
+        return Neighbours(tokenizer, pooling_of(folder), settings_of(folder), pooling_entries(folder))
     if task == "token-classification":
         if not tokenizer.is_fast:
             raise TeacherError("the tokenizer does not say which word a token is of; save a fast one beside the model")

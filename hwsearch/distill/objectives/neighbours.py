@@ -35,7 +35,11 @@ Pooling = Literal["mean", "cls"]
 OLDER = "pooling_mode_"
 POOLING = Path("1_Pooling") / "config.json"  # as sentence-transformers keeps it
 PROMPTS = "config_sentence_transformers.json"
-SETTINGS = ("sentence_bert_config.json", PROMPTS)
+# The longest text, by the kind of encoder in older versions; of several the first is read.
+LONGEST = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
 
 
@@ -55,6 +59,7 @@ class Neighbours(Padded):
     Args:
         tokenizer: of the teacher.
         pooling: how the last hidden states become one vector.
+        entries: of the teacher's pooling, beside those that say how.
         beside: files of the teacher's folder that a student's gets as they are, by name.
     """
 
@@ -62,10 +67,14 @@ class Neighbours(Padded):
     outputs: ClassVar[type[Outputs]] = Vectors
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, pooling: Pooling, beside: Mapping[str, str] | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pooling: Pooling,
+        beside: Mapping[str, str] | None = None,
+        entries: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(tokenizer)
-        self.pooling, self.beside = pooling, dict(beside or {})
+        self.pooling, self.beside, self.entries = pooling, dict(beside or {}), dict(entries or {})
 
     def read(self, spec: TaskSpec) -> Corpus:
         """Texts, or pairs of them."""
@@ -131,7 +140,7 @@ class Neighbours(Padded):
         pooled = hidden[:, 0] if self.pooling == "cls" else (hidden * there).sum(1) / there.sum(1).clamp_min(1)
         return torch.nn.functional.normalize(pooled, dim=-1)
 
-    def choices(self, answer: Tensor) -> Tensor:
+    def choices(self, answer: Tensor, inputs: Inputs) -> Tensor:  # noqa: ARG002
         """The channels, as far apart as cosines are: a text may be alone."""
         return answer / TEMPERATURE
 
@@ -155,7 +164,7 @@ class Neighbours(Padded):
         for path, _ in MODULES[1:]:
             (folder / path).mkdir(exist_ok=True)
         width = int(config.hidden_size)
-        pooling = {
+        pooling = self.entries | {
             "word_embedding_dimension": width,
             "pooling_mode_cls_token": self.pooling == "cls",
             "pooling_mode_mean_tokens": self.pooling == "mean",
@@ -166,18 +175,27 @@ class Neighbours(Padded):
 
 
 def settings_of(folder: Path) -> dict[str, str]:
-    """What else sentence-transformers reads of a checkpoint: its longest text and its prompts, by file.
+    """What else sentence-transformers reads of a checkpoint: its longest text, in the file that newer versions have for
+    it, and its prompts, by file.
 
     Raises:
         TeacherError: texts are put behind a prompt, which students do not read.
     """
-    found = {name: (folder / name).read_text(encoding="utf-8") for name in SETTINGS if (folder / name).is_file()}
+    longest = next((name for name in LONGEST if (folder / name).is_file()), LONGEST[0])
+    files = {LONGEST[0]: folder / longest, PROMPTS: folder / PROMPTS}
+    found = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
     if PROMPTS in found and (prompt := read_json(folder / PROMPTS).get("default_prompt_name")):
         raise TeacherError(
             f"{folder} puts its prompt {prompt!r} before every text, which students are not trained for; put it before "
             f"the texts, and set default_prompt_name to null in {PROMPTS}"
         )
     return found
+
+
+def pooling_entries(folder: Path) -> dict[str, Any]:
+    """Whether a checkpoint's prompts are pooled too, where its folder says so."""
+    entries = read_json(folder / POOLING) if (folder / POOLING).is_file() else {}
+    return {name: value for name, value in entries.items() if name == "include_prompt"}
 
 
 def pooling_of(folder: Path) -> Pooling:

@@ -98,8 +98,8 @@ class Objective(Protocol):
         """What a model gives of its inputs, as a graph of it does."""
         ...
 
-    def choices(self, answer: Tensor) -> Tensor:
-        """Logits of what such an answer chooses from, [answers, classes]."""
+    def choices(self, answer: Tensor, inputs: Inputs) -> Tensor:
+        """Logits of what such an answer to `inputs` chooses from, [answers, classes]."""
         ...
 
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class Plain:
         logits: Tensor = model(**inputs).logits
         return logits
 
-    def choices(self, answer: Tensor) -> Tensor:
+    def choices(self, answer: Tensor, inputs: Inputs) -> Tensor:  # noqa: ARG002
         """The answer itself."""
         return answer.reshape(-1, answer.shape[-1])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwsearch.distill.data import Corpus
 from hwsearch.distill.objectives.classes import Classes, files_of
-from hwsearch.distill.objectives.objective import products
+from hwsearch.distill.objectives.objective import Inputs, products
 from hwsearch.distill.rows import NO_ANSWER, draw_tagged, tagged_texts
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ class Tags(Classes):
     def labels(self, chunks: Any) -> Any:
         """The second half."""
         return chunks[:, chunks.shape[1] // 2 :]
+
+    def choices(self, answer: Tensor, inputs: Inputs) -> Tensor:
+        """Of every token: what fills a text up is asked nothing."""
+        return answer[inputs["attention_mask"][: len(answer)].bool()]
 
     def logits(self, model: PreTrainedModel, chunks: Tensor) -> Tensor:
         """Of every token; 0 where nothing is asked, for which nothing is lost."""
