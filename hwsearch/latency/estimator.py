@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
@@ -27,7 +27,7 @@ from hwsearch.latency.analytic import AnalyticModel, Kernels, figures_of
 from hwsearch.latency.ratios import Ratios
 from hwsearch.latency.table import Z90, LatencyTable
 from hwsearch.latency.tables import table_of_target
-from hwsearch.workload import KIND, KINDS, OpTable, Workload, lower
+from hwsearch.workload import KIND, KINDS, PHASES, OpTable, Workload, lower
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +51,7 @@ class Latency(msgspec.Struct, frozen=True):
         extrapolated: whether some of the time lies outside the shapes that the profile rests on.
         covered: share of the time inside them.
         phases: milliseconds by phase, of one pass each: "prefill" (the first pass) and "decode_token" (each new token).
+        phases_high: upper ends of their own 90 % intervals, where they are known.
         ops: milliseconds of the whole workload by kind of kernel, with "overhead" for what a pass costs before any
             work.
     """
@@ -62,18 +63,28 @@ class Latency(msgspec.Struct, frozen=True):
     extrapolated: bool
     covered: float
     phases: dict[str, float] = {}
+    phases_high: dict[str, float] = {}
     ops: dict[str, float] = {}
 
-    def tightest(self, budget_ms: float, phases_ms: Mapping[str, float]) -> tuple[float, float, str]:
-        """The budget that it takes most of, of one for the whole workload and those of single phases: what it takes and
-        what it may take, ms, and what for."""
-        phases = [(self.phases[phase], ms, f" of one {phase.replace('_', ' ')}") for phase, ms in phases_ms.items()]
-        return max([(self.median_ms, budget_ms, ""), *phases], key=lambda one: one[0] / one[1])
+    def median_of(self, phase: str = "") -> float:
+        """The median of a phase, or of the whole workload, ms."""
+        return self.phases.get(phase, 0.0) if phase else self.median_ms
+
+    def at_most(self, phase: str = "") -> float:
+        """The upper end of the interval of a phase, or of the whole workload, ms: of a phase whose own is not known, as
+        far above its median as the whole's is."""
+        own = self.phases_high.get(phase) if phase else self.high_ms
+        return self.median_of(phase) * self.high_ms / self.median_ms if own is None else own
+
+    def tightest(self, budget_ms: float, phases_ms: Mapping[str, float]) -> tuple[str, float]:
+        """The budget that it takes most of, by the upper ends of its intervals: of which phase, empty for the whole
+        workload, and how much it is, ms."""
+        return max([("", budget_ms), *phases_ms.items()], key=lambda one: self.at_most(one[0]) / one[1])
 
     def filled(self, budget_ms: float, phases_ms: Mapping[str, float]) -> float:
         """The share of the tightest of these budgets that it takes, by the upper end of its interval."""
-        ms, most, _ = self.tightest(budget_ms, phases_ms)
-        return ms * self.high_ms / self.median_ms / most
+        phase, most = self.tightest(budget_ms, phases_ms)
+        return self.at_most(phase) / most
 
     @property
     def certainty(self) -> str:
@@ -85,6 +96,11 @@ class Latency(msgspec.Struct, frozen=True):
         return f"{self.source}, {where} measured shapes"
 
 
+def of_one(phase: str) -> str:
+    """Of what a budget is, as a person reads it; nothing for that of the whole workload."""
+    return f" of one {phase.replace('_', ' ')}" if phase else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Estimates:
     """Latencies of many architectures, each column of shape [architectures]; milliseconds of the whole workload.
@@ -92,6 +108,7 @@ class Estimates:
     Attributes:
         median_ms, low_ms, high_ms: as of `Latency`.
         prefill_ms, decode_token_ms: medians of one pass.
+        prefill_high_ms, decode_token_high_ms: upper ends of their 90 % intervals.
         covered: share of the time inside measured shapes.
         measured: share of the time that a measured table says.
         ops_ms: by kind of kernel, [architectures, len(KINDS) + 1]; the last is the overhead of the passes.
@@ -102,6 +119,8 @@ class Estimates:
     high_ms: Floats
     prefill_ms: Floats
     decode_token_ms: Floats
+    prefill_high_ms: Floats
+    decode_token_high_ms: Floats
     covered: Floats
     measured: Floats
     ops_ms: Floats
@@ -114,6 +133,8 @@ class Estimates:
             high_ms=self.high_ms * factor,
             prefill_ms=self.prefill_ms * factor,
             decode_token_ms=self.decode_token_ms * factor,
+            prefill_high_ms=self.prefill_high_ms * factor,
+            decode_token_high_ms=self.decode_token_high_ms * factor,
             covered=self.covered,
             measured=self.measured,
             ops_ms=self.ops_ms * np.expand_dims(factor, -1),
@@ -122,8 +143,10 @@ class Estimates:
     def __getitem__(self, index: int) -> Latency:
         covered = float(self.covered[index])
         phases = {"prefill": float(self.prefill_ms[index])}
+        phases_high = {"prefill": float(self.prefill_high_ms[index])}
         if self.decode_token_ms[index] > 0:
             phases["decode_token"] = float(self.decode_token_ms[index])
+            phases_high["decode_token"] = float(self.decode_token_high_ms[index])
         ops = zip((*KINDS, "overhead"), self.ops_ms[index].tolist(), strict=True)
         return Latency(
             median_ms=float(self.median_ms[index]),
@@ -133,6 +156,7 @@ class Estimates:
             extrapolated=covered < ALL_COVERED,
             covered=covered,
             phases=phases,
+            phases_high=phases_high,
             ops={kind: ms for kind, ms in ops if ms > 0},
         )
 
@@ -209,19 +233,23 @@ def estimation(profile: DeviceProfile, target: Target) -> Callable[[OpTable], Es
 
 def estimate_by(measured: LatencyTable, model: AnalyticModel, table: OpTable) -> Estimates:
     """Latencies of all architectures of `table` by a measured table, and by `model` for kernels that it lacks."""
-    priced = measured.price(table, model.kernels(table).total)
+    instead = model.kernels(table).total
+    priced = measured.price(table, instead)
     times, size = priced.rows_us * table.runs, table.size
     one_pass = np.bincount(table.architecture * 2 + table.phase, priced.rows_us * table.count, size * 2).reshape(
         size, 2
     )
     ops = np.bincount(table.architecture * len(KINDS) + table.kind, times, size * len(KINDS)).reshape(size, -1)
     median = priced.total_us / 1e3
+    high = one_pass * _upper(priced.sd, table, lambda part: measured.price(part, instead).sd)
     return Estimates(
         median_ms=median,
         low_ms=median * np.exp(-Z90 * priced.sd),
         high_ms=median * np.exp(Z90 * priced.sd),
         prefill_ms=one_pass[:, 0] / 1e3,
         decode_token_ms=one_pass[:, 1] / 1e3,
+        prefill_high_ms=high[:, 0] / 1e3,
+        decode_token_high_ms=high[:, 1] / 1e3,
         covered=priced.covered,
         measured=priced.known,
         ops_ms=np.asarray(np.column_stack([ops, np.zeros(size)]) / 1e3, np.float64),
@@ -241,7 +269,8 @@ def estimate_with(model: AnalyticModel, table: OpTable) -> Estimates:
     overhead = pass_us * table.passes.sum(axis=1)
     one_pass = np.bincount(table.architecture * 2 + table.phase, kernels.total * table.count, size * 2).reshape(size, 2)
     phases = np.where(one_pass > 0, one_pass + pass_us, 0.0)
-    sd = np.sqrt(_log_variance(model, kernels, table, median))
+    sd = _log_sd(model, kernels, table, median)
+    high = phases * _upper(sd, table, lambda part: _log_sd(model, kernels, part, medians_us(model, kernels, part)))
     ops = np.bincount(table.architecture * len(KINDS) + table.kind, times, size * len(KINDS)).reshape(size, -1)
     return Estimates(
         median_ms=median / 1e3,
@@ -249,10 +278,28 @@ def estimate_with(model: AnalyticModel, table: OpTable) -> Estimates:
         high_ms=median / 1e3 * np.exp(Z90 * sd),
         prefill_ms=phases[:, 0] / 1e3,
         decode_token_ms=phases[:, 1] / 1e3,
+        prefill_high_ms=high[:, 0] / 1e3,
+        decode_token_high_ms=high[:, 1] / 1e3,
         covered=by_architecture(times * kernels.covered) / (median - overhead),
         measured=np.zeros(size),
         ops_ms=np.column_stack([ops, overhead]) / 1e3,
     )
+
+
+def _upper(sd: Floats, table: OpTable, sd_of: Callable[[OpTable], Floats]) -> Floats:
+    """How many times its median a pass of each phase takes at most, [architectures, phases]; by the workload's own `sd`
+    where it runs one phase.
+
+    Args:
+        sd: of the logarithm of the whole workload's time, [architectures].
+        table: its kernels.
+        sd_of: the same of some of its passes.
+    """
+    if (table.passes > 0).all():
+        each = [sd_of(replace(table, passes=table.passes * alone)) for alone in np.eye(len(PHASES))]
+    else:
+        each = [sd] * len(PHASES)
+    return np.asarray(np.exp(Z90 * np.column_stack(each)))
 
 
 def medians_us(model: AnalyticModel, kernels: Kernels, table: OpTable) -> Floats:
@@ -261,8 +308,8 @@ def medians_us(model: AnalyticModel, kernels: Kernels, table: OpTable) -> Floats
     return np.asarray(work + model.values["pass_us"] * table.passes.sum(axis=1))
 
 
-def _log_variance(model: AnalyticModel, kernels: Kernels, table: OpTable, median: Floats) -> Floats:
-    """Variance of the logarithm of each architecture's time, [architectures]; `median` in microseconds."""
+def _log_sd(model: AnalyticModel, kernels: Kernels, table: OpTable, median: Floats) -> Floats:
+    """Standard deviation of the logarithm of each architecture's time, [architectures]; `median` in microseconds."""
     fit, parameters = model.runtime.fit, model.runtime.parameters
     assert parameters is not None
     gradient = log_gradient(model, kernels, table, median)
@@ -274,8 +321,7 @@ def _log_variance(model: AnalyticModel, kernels: Kernels, table: OpTable, median
     nothing = np.zeros(table.size)  # of a precision that the runtime has no more
     g = np.column_stack([gradient.get(name, nothing) for name in order])
     away = np.bincount(table.architecture, kernels.total * table.runs * kernels.away, table.size) / median
-    variance: Floats = noise**2 + np.einsum("ap,pq,aq->a", g, covariance, g) + away**2
-    return variance
+    return np.asarray(np.sqrt(noise**2 + np.einsum("ap,pq,aq->a", g, covariance, g) + away**2))
 
 
 def log_gradient(model: AnalyticModel, kernels: Kernels, table: OpTable, median: Floats) -> dict[str, Floats]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hwsearch.files import whole
-from hwsearch.latency.estimator import Latency
+from hwsearch.latency.estimator import Latency, of_one
 from hwsearch.report.by_hand import rivals
 from hwsearch.report.generation import speeds
 from hwsearch.search.outcome import Outcome
@@ -90,9 +90,8 @@ def overrun(latency: Latency, budget_ms: float, phases_ms: Mapping[str, float]) 
     """What a student may take over the tightest of these budgets; empty where it holds them."""
     if latency.filled(budget_ms, phases_ms) <= 1.0:
         return ""
-    ms, budget, what_for = latency.tightest(budget_ms, phases_ms)
-    most = format_ms(ms * latency.high_ms / latency.median_ms)
-    return f"It takes up to {most}{what_for}: over the budget of {format_ms(budget)}"
+    phase, budget = latency.tightest(budget_ms, phases_ms)
+    return f"It takes up to {format_ms(latency.at_most(phase))}{of_one(phase)}: over the budget of {format_ms(budget)}"
 
 
 def missed_elsewhere(document: dict[str, Any]) -> str:

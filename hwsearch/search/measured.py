@@ -15,7 +15,7 @@ from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.workers import mendable
 from hwsearch.files import pretty, read_as, read_or_drop, write_text
-from hwsearch.latency.estimator import Estimator, Latency
+from hwsearch.latency.estimator import Estimator, Latency, of_one
 from hwsearch.precision import Precision
 from hwsearch.search.baselines import HandMade, hand_made_as_run
 from hwsearch.search.plan import Plan
@@ -163,13 +163,13 @@ class Measurements:
                 (holding if inside else overshot).append(result)
                 if not inside and result.trial not in self._told:
                     self._told.add(result.trial)
-                    ms, budget_ms, what_for = self.plan.tightest(result.latency)
-                    most = ms * result.latency.high_ms / result.latency.median_ms
-                    estimated = self.plan.tightest(result.predicted)[0] if result.predicted else 0.0
+                    phase, budget_ms = self.plan.tightest(result.latency)
+                    ms, most = result.latency.median_of(phase), result.latency.at_most(phase)
+                    estimated = result.predicted.median_of(phase) if result.predicted else 0.0
                     self.progress.say(
                         f"trial {result.trial} takes {format_ms(ms)} (90 % interval to {format_ms(most)}), over the "
-                        f"budget{what_for} of {format_ms(budget_ms)}; before anything was measured it was estimated at "
-                        f"{format_ms(estimated)}"
+                        f"budget{of_one(phase)} of {format_ms(budget_ms)}; before anything was measured it was "
+                        f"estimated at {format_ms(estimated)}"
                     )
         return holding, overshot
 

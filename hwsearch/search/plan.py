@@ -185,21 +185,25 @@ class Plan:
         """The share of the tightest budget that each latency takes at most, [architectures]: the upper end of its
         interval, or where finalists are measured the median and what measuring leaves open."""
         found = self.price(architectures)
-        wide = np.full_like(found.median_ms, OPEN) if self.measures else found.high_ms / found.median_ms
-        medians = {"prefill": found.prefill_ms, "decode_token": found.decode_token_ms}
-        whole = found.median_ms * wide / self.budget_ms
-        shares = [whole, *(medians[p] * wide / ms for p, ms in self.phases_ms.items())]
-        return np.asarray(np.max(shares, axis=0))
+        if self.measures:
+            most = {"prefill": found.prefill_ms * OPEN, "decode_token": found.decode_token_ms * OPEN}
+            whole = found.median_ms * OPEN
+        else:
+            most = {"prefill": found.prefill_high_ms, "decode_token": found.decode_token_high_ms}
+            whole = found.high_ms
+        return np.asarray(np.max([whole / self.budget_ms, *(most[p] / ms for p, ms in self.phases_ms.items())], axis=0))
 
-    def _wide(self, latency: Latency) -> float:
-        """How far above the median a student may turn out to be, as `strain` has it."""
-        return OPEN if self.measures else latency.high_ms / latency.median_ms
+    def _at_most(self, latency: Latency, phase: str = "") -> float:
+        """What a student may turn out to take of a phase, or of the whole workload, ms, as `strain` has it."""
+        if self.measures:
+            return OPEN * (latency.phases.get(phase, 0.0) if phase else latency.median_ms)
+        return latency.at_most(phase)
 
     def filled(self, latency: Latency) -> float:
         """The share of the tightest budget that a latency takes, by the upper end of its interval."""
         return latency.filled(self.budget_ms, self.phases_ms)
 
-    def tightest(self, latency: Latency) -> tuple[float, float, str]:
+    def tightest(self, latency: Latency) -> tuple[str, float]:
         """The budget that a latency takes most of, as `Latency.tightest` has it."""
         return latency.tightest(self.budget_ms, self.phases_ms)
 
@@ -256,7 +260,7 @@ class Plan:
         nearest = self.priced(smallest[int(self.strain(smallest).argmin())])
         for phase, option in (("prefill", "--budget-ttft"), ("decode_token", "--budget-tpot")):
             latency = nearest.latency
-            at_most = latency.phases.get(phase, 0.0) * self._wide(latency)
+            at_most = self._at_most(latency, phase)
             if at_most > self.phases_ms.get(phase, np.inf):
                 raise NothingFits(
                     f"nothing fits {format_ms(self.phases_ms[phase])} for one {phase.replace('_', ' ')} on "
@@ -264,7 +268,7 @@ class Plan:
                     f"{format_ms(at_most * ROUNDED)}. Raise {option} to that",
                     nearest,
                 )
-        if (at_most := nearest.latency.median_ms * self._wide(nearest.latency)) > self.budget_ms:
+        if (at_most := self._at_most(nearest.latency)) > self.budget_ms:
             low, high = format_ms(nearest.latency.low_ms), format_ms(nearest.latency.high_ms)
             raise NothingFits(
                 f"nothing fits {format_ms(self.budget_ms)} on {self.target}: the smallest student, "

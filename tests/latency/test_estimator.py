@@ -1,7 +1,9 @@
+import dataclasses
 import time
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, Layer, parse_precisions, uniform_layers
 from hwsearch.latency.estimator import AT_ONCE, Estimator, Latency, estimation
@@ -40,8 +42,29 @@ def test_phases_of_a_generation_add_up() -> None:
 def test_a_latency_is_judged_by_every_budget() -> None:
     latency = Latency(10.0, 9.0, 11.0, "measured", False, 1.0, {"prefill": 1.0, "decode_token": 0.2})
     assert latency.filled(20.0, {}) == pytest.approx(0.55)
-    assert latency.tightest(20.0, {"prefill": 4.0, "decode_token": 0.25}) == (0.2, 0.25, " of one decode token")
+    assert latency.tightest(20.0, {"prefill": 4.0, "decode_token": 0.25}) == ("decode_token", 0.25)
+    assert (latency.median_of("decode_token"), latency.at_most("decode_token")) == (0.2, pytest.approx(0.22))
     assert latency.filled(20.0, {"prefill": 4.0, "decode_token": 0.2}) == pytest.approx(1.1)
+    unsure = replace(latency, phases_high={"prefill": 3.0, "decode_token": 0.2})
+    assert unsure.tightest(20.0, {"prefill": 4.0, "decode_token": 0.4}) == ("prefill", 4.0)
+    assert unsure.filled(20.0, {"prefill": 4.0, "decode_token": 0.4}) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(("device", "runtime"), [("t4", "onnxruntime"), ("t4", "tensorrt"), ("arm-cpu", "llama.cpp")])
+def test_a_phase_is_as_sure_as_it_would_be_alone(device: str, runtime: str) -> None:
+    """A workload of both is none of them."""
+    profile = find_profile(device)
+    target, facts = profile.target(runtime), profile.runtimes[runtime]
+    plan = [(facts.precisions[0], facts.precisions[0])] * 4
+    student = replace(decoder(), layers=uniform_layers(4, 4, 2, 512, plan)).with_float(facts.float_beside())
+    found = Estimator(profile, target, Workload(1, 512, 8)).one(student)
+    table = lower([student], Workload(1, 512, 8), facts.int8_products)
+    for phase, passes in (("prefill", [[1.0, 0.0]]), ("decode_token", [[0.0, 1.0]])):
+        alone = estimation(profile, target)(dataclasses.replace(table, passes=np.array(passes)))[0]
+        assert found.phases[phase] == pytest.approx(alone.median_ms)
+        assert found.at_most(phase) == pytest.approx(alone.high_ms)
+    widths = {phase: found.at_most(phase) / found.phases[phase] for phase in found.phases}
+    assert min(widths.values()) < max(widths.values())
 
 
 def test_what_lies_partly_outside_is_never_wholly_inside() -> None:
