@@ -146,7 +146,7 @@ def _facts(device: str, title: str, runtime: Runtime, points: list[Point], cores
             "bandwidth_gbs": Figure(max(flows), source),
         },
         power_modes={"default": mode},
-        runtimes={next(iter({point.case.runtime for point in points})): runtime},
+        runtimes={points[0].case.runtime: replace(runtime, borrows=())},
         cores=Figure(cores, "what the kit's process could use") if cores and runtime.threads else None,
     )
 

@@ -51,7 +51,7 @@ class Latency(msgspec.Struct, frozen=True):
         extrapolated: whether some of the time lies outside the shapes that the profile rests on.
         covered: share of the time inside them.
         phases: milliseconds by phase, of one pass each: "prefill" (the first pass) and "decode_token" (each new token).
-        phases_high: upper ends of their own 90 % intervals, where they are known.
+        phases_high: upper ends of their own 90 % intervals, where there are several and they are known.
         ops: milliseconds of the whole workload by kind of kernel, with "overhead" for what a pass costs before any
             work.
     """
@@ -63,7 +63,7 @@ class Latency(msgspec.Struct, frozen=True):
     extrapolated: bool
     covered: float
     phases: dict[str, float] = {}
-    phases_high: dict[str, float] = {}
+    phases_high: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     ops: dict[str, float] = {}
 
     def median_of(self, phase: str = "") -> float:
@@ -73,8 +73,9 @@ class Latency(msgspec.Struct, frozen=True):
     def at_most(self, phase: str = "") -> float:
         """The upper end of the interval of a phase, or of the whole workload, ms: of a phase whose own is not known, as
         far above its median as the whole's is."""
-        own = self.phases_high.get(phase) if phase else self.high_ms
-        return self.median_of(phase) * self.high_ms / self.median_ms if own is None else own
+        if phase and self.phases_high:
+            return self.phases_high[phase]
+        return self.median_of(phase) * self.high_ms / self.median_ms
 
     def tightest(self, budget_ms: float, phases_ms: Mapping[str, float]) -> tuple[str, float]:
         """The budget that it takes most of, by the upper ends of its intervals: of which phase, empty for the whole
@@ -143,10 +144,11 @@ class Estimates:
     def __getitem__(self, index: int) -> Latency:
         covered = float(self.covered[index])
         phases = {"prefill": float(self.prefill_ms[index])}
-        phases_high = {"prefill": float(self.prefill_high_ms[index])}
+        phases_high: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
         if self.decode_token_ms[index] > 0:
             phases["decode_token"] = float(self.decode_token_ms[index])
-            phases_high["decode_token"] = float(self.decode_token_high_ms[index])
+            high = {"prefill": self.prefill_high_ms, "decode_token": self.decode_token_high_ms}
+            phases_high = {phase: float(ms[index]) for phase, ms in high.items()}
         ops = zip((*KINDS, "overhead"), self.ops_ms[index].tolist(), strict=True)
         return Latency(
             median_ms=float(self.median_ms[index]),
