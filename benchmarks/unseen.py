@@ -28,7 +28,8 @@ from hwsearch.bench.host import fitted, host_measuring
 from hwsearch.bench.machine import facts, this_machine
 from hwsearch.bench.points import Ranges
 from hwsearch.bench.timing import take_turns
-from hwsearch.latency.estimator import Estimator, Latency
+from hwsearch.latency.estimator import Estimator
+from hwsearch.latency.latency import Latency
 from hwsearch.precision import Precision
 from hwsearch.workload import PHASES, Phase, Workload
 

@@ -18,7 +18,7 @@ from hwsearch.bench.onnxruntime import prepare_graph
 from hwsearch.bench.timing import Reference, Samples, take_turns
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.errors import CasesError
-from hwsearch.latency.estimator import Latency
+from hwsearch.latency.latency import Latency
 from hwsearch.latency.table import SESSIONS, Z90
 from hwsearch.latency.tables import folder_of, measured_facts
 from hwsearch.workload import PHASES, Phase, Workload

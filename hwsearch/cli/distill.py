@@ -15,7 +15,7 @@ from hwsearch.distill.job import Moved
 from hwsearch.distill.recipe import names, read_recipe
 
 if TYPE_CHECKING:
-    from hwsearch.latency.estimator import Latency
+    from hwsearch.latency.latency import Latency
     from hwsearch.search.finished import Finished
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hwsearch.files import whole
-from hwsearch.latency.estimator import Latency, of_one
+from hwsearch.latency.latency import Latency, of_one
 from hwsearch.report.by_hand import rivals
 from hwsearch.report.generation import speeds
 from hwsearch.search.outcome import Outcome

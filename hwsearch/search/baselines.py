@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 
 from hwsearch.architecture import Architecture
-from hwsearch.latency.estimator import Estimates, Latency
+from hwsearch.latency.estimator import Estimates
+from hwsearch.latency.latency import Latency
 from hwsearch.precision import Precision
 from hwsearch.space import SearchSpace, heads_share_width
 from hwsearch.units import format_ms

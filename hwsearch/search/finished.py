@@ -14,7 +14,7 @@ from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import UNMOVED, Moved, ProxyScore, TaskSpec
 from hwsearch.errors import HwsearchError, RunError
 from hwsearch.files import read_as, read_json
-from hwsearch.latency.estimator import Latency
+from hwsearch.latency.latency import Latency
 from hwsearch.search.description import Description
 from hwsearch.search.measured import Known
 from hwsearch.search.result import Result

@@ -15,7 +15,8 @@ from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.workers import mendable
 from hwsearch.files import pretty, read_as, read_or_drop, write_text
-from hwsearch.latency.estimator import Estimator, Latency, of_one
+from hwsearch.latency.estimator import Estimator
+from hwsearch.latency.latency import Latency, of_one
 from hwsearch.precision import Precision
 from hwsearch.search.baselines import HandMade, hand_made_as_run
 from hwsearch.search.plan import Plan

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill.job import Facts, Job, ProxyScore, work_of
-from hwsearch.latency.estimator import Estimator, Latency
+from hwsearch.latency.estimator import Estimator
+from hwsearch.latency.latency import Latency
 from hwsearch.precision import Precision
 from hwsearch.search.trial import Trial
 

@@ -14,7 +14,8 @@ from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile, Target
 from hwsearch.distill.job import COOL, Facts
 from hwsearch.errors import ArchitectureError, NothingFits, ProfileError
-from hwsearch.latency.estimator import Estimator, Latency
+from hwsearch.latency.estimator import Estimator
+from hwsearch.latency.latency import Latency
 from hwsearch.precision import Precision
 from hwsearch.runtime import Runtime
 from hwsearch.search.proposer import Proposer

@@ -10,7 +10,7 @@ import msgspec
 
 from hwsearch.architecture import Architecture
 from hwsearch.distill.job import ProxyScore
-from hwsearch.latency.estimator import Latency
+from hwsearch.latency.latency import Latency
 from hwsearch.precision import Precision
 from hwsearch.workload import Workload
 

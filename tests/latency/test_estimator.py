@@ -6,7 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from hwsearch.architecture import Architecture, Layer, parse_precisions, uniform_layers
-from hwsearch.latency.estimator import AT_ONCE, Estimator, Latency, estimation
+from hwsearch.latency.estimator import AT_ONCE, Estimator, estimation
+from hwsearch.latency.latency import Latency
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
 from hwsearch.workload import Workload, lower

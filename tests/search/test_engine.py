@@ -19,7 +19,8 @@ from hwsearch.architecture import Architecture
 from hwsearch.device import DeviceProfile
 from hwsearch.distill.job import Job, ProxyScore, TaskSpec
 from hwsearch.errors import NothingFits, RunError, TrainingError
-from hwsearch.latency.estimator import Estimator, Latency
+from hwsearch.latency.estimator import Estimator
+from hwsearch.latency.latency import Latency
 from hwsearch.profiles import find_profile
 from hwsearch.search.description import Description
 from hwsearch.search.engine import SUITING, Engine

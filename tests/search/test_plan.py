@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.device import DeviceProfile
 from hwsearch.errors import ArchitectureError, NothingFits
-from hwsearch.latency.estimator import Estimator, Latency
+from hwsearch.latency.estimator import Estimator
+from hwsearch.latency.latency import Latency
 from hwsearch.precision import Precision
 from hwsearch.profiles import find_profile
 from hwsearch.runtime import Figure
