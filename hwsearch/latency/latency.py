@@ -45,9 +45,9 @@ class Latency(msgspec.Struct, frozen=True):
     def at_most(self, phase: str = "") -> float:
         """The upper end of the interval of a phase, or of the whole workload, ms: of a phase whose own is not known, as
         far above its median as the whole's is."""
-        if phase and self.phases_high:
-            return self.phases_high[phase]
-        return self.median_of(phase) * self.high_ms / self.median_ms
+        if not phase:
+            return self.high_ms
+        return self.phases_high[phase] if self.phases_high else self.median_of(phase) * self.high_ms / self.median_ms
 
     def tightest(self, budget_ms: float, phases_ms: Mapping[str, float]) -> tuple[str, float]:
         """The budget that it takes most of, by the upper ends of its intervals: of which phase, empty for the whole

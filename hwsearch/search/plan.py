@@ -196,9 +196,7 @@ class Plan:
 
     def _at_most(self, latency: Latency, phase: str = "") -> float:
         """What a student may turn out to take of a phase, or of the whole workload, ms, as `strain` has it."""
-        if self.measures:
-            return OPEN * (latency.phases.get(phase, 0.0) if phase else latency.median_ms)
-        return latency.at_most(phase)
+        return OPEN * latency.median_of(phase) if self.measures else latency.at_most(phase)
 
     def filled(self, latency: Latency) -> float:
         """The share of the tightest budget that a latency takes, by the upper end of its interval."""

@@ -18,7 +18,8 @@ from filelock import FileLock
 from hwsearch.errors import RunError
 from hwsearch.interrupt import held_back
 
-LONGEST = 2**20  # bytes of a journal that are read at once: more than a line has
+LONGEST = 2**20  # bytes of a journal's first line
+TAIL = 2**12  # bytes of a journal that are looked at at once for the end of its last line
 LOCK = 0x68777365  # of PostgreSQL, beside the study's own number
 
 Address = Path | str  # an SQLite file; or a URL of SQLAlchemy's, or the path of a journal file
@@ -84,7 +85,7 @@ def _end_of_lines(path: Path) -> int:
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end:
-            start = max(0, end - LONGEST)
+            start = max(0, end - TAIL)
             file.seek(start)
             if (found := file.read(end - start).rfind(b"\n")) >= 0:
                 return start + found + 1

@@ -108,8 +108,8 @@ class Study:
                     to_study_name=self.name,
                 )
                 return
-            there = self._storage.get_n_trials(self._storage.get_study_id_from_name(self.name))
-            if there < (here := len(other._study.get_trials(deepcopy=False))):
+            here = other._storage.get_n_trials(other._study._study_id)
+            if (there := self._storage.get_n_trials(self._storage.get_study_id_from_name(self.name))) < here:
                 raise RunError(
                     f"{path} has {here} trials of this search, study {self.name!r} in {public(self.address)} "
                     f"{there}; leave --storage out, or name a --study that is not there yet"
