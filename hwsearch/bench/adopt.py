@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from hwsearch import __version__
 from hwsearch.bench import onnxruntime
-from hwsearch.bench.answers import import_kit, kit_facts, kit_readings, ran_on
+from hwsearch.bench.answers import identity_of, measured_of, read_results, readings_of
 from hwsearch.bench.host import fitted
-from hwsearch.bench.kit import Manifest, read_manifest
+from hwsearch.bench.kit import Manifest
 from hwsearch.bench.machine import check_here
 from hwsearch.bench.measuring import Measuring, Raw
 from hwsearch.bench.points import Ranges
@@ -66,28 +66,28 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     Raises:
         CasesError: the results are missing, damaged or of another kit.
     """
-    manifest, _ = read_manifest(folder)
-    cases, raw = import_kit(folder)
-    about = kit_facts(folder)
+    results = read_results(folder)
+    manifest, board, about = results.manifest, results.board, identity_of(results)
+    cases, raw = measured_of(results)
     device, name = full_name(manifest.device), manifest.runtime
     table = f"{device}/{name}"
     place = (to.resolve() if to else own_tables()) / table
     known = known_profile(device, to)
     _check(manifest, cases, raw, known)
-    on = ran_on(name, str(about.get("board", device)), str(about.get("graphics", "")))
+    on = results.ran_on or device
     facts = known.runtimes.get(name, manifest.facts) if known else manifest.facts
     runtime = replace(
         facts,
         version=cases[0].runtime_version,
         threads=cases[0].threads,
-        scheme=facts.scheme.saturating() if about.get("saturates") else facts.scheme,
+        scheme=facts.scheme.saturating() if board.saturates else facts.scheme,
         table=(str(place) if to else table) if raw[0].kernels else "",
     )
     measuring = Measuring(place, runtime, device, name, Ranges(), about, run=lambda: None, fresh=True)
     measuring.cases, measuring.raw = cases, raw
     measuring.reference = measuring.reference_of(raw)
     points = measuring.points() if raw[0].kernels else [Point(case) for case in cases]
-    shown = _facts(device, on, runtime, points, int(about.get("cores", 0)))
+    shown = _facts(device, on, runtime, points, board.cores)
     # A runtime may compute in what none before it did.
     known = replace(known, peaks={**shown.peaks, **known.peaks}) if known else shown
     known = known.with_measured(name, runtime)
@@ -97,7 +97,7 @@ def adopt_kit(folder: Path, to: Path | None = None) -> tuple[DeviceProfile, Path
     else:
         profile, _ = fit_or_refine(known, cases, f"{MEASURED} by a kit on {on}", name)
         write_table(place, points, about, {case.model: one for case, one in zip(cases, raw, strict=True)})
-    write_text(place / "readings.json", pretty(kit_readings(folder)) + "\n")
+    write_text(place / "readings.json", pretty(readings_of(results)) + "\n")
     file = (to or user_folder()) / f"{device}.toml"
     write_profile(profile, file)
     return profile, file, len(cases)
@@ -159,21 +159,6 @@ def check_kit_here(device: str) -> None:
     """
     if (profile := known_profile(device)) is not None:
         check_here(profile, kit=True)
-
-
-def device_of(folder: Path) -> str:
-    """The device that a kit is for."""
-    return full_name(read_manifest(folder)[0].device)
-
-
-def runtime_of(folder: Path) -> str:
-    """The runtime that a kit measures."""
-    return read_manifest(folder)[0].runtime
-
-
-def asked_of(folder: Path) -> int:
-    """How many models a kit asks for."""
-    return len(read_manifest(folder)[0].points)
 
 
 def kit_name(device: str, name: str, wishes: dict[str, Any]) -> str:

@@ -75,15 +75,30 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     readings: Readings
 
 
-def ran_on(runtime: str, board: str, graphics: str) -> str:
-    """What ran a kit's models: the graphics card of a runtime that needs one, where it is known."""
-    return graphics if graphics and runtime != "onnxruntime" else board
+class Results(msgspec.Struct, frozen=True):
+    """What a board has measured of a kit, checked.
+
+    Attributes:
+        manifest: what was asked.
+        board: what it was measured on.
+        answers: of the models that were measured, in the order of the manifest.
+        folder: where the graphs that the runtime made lie, `<point>.onnx`.
+    """
+
+    manifest: Manifest
+    board: Board
+    answers: tuple[tuple[Asked, Answer], ...]
+    folder: Path
+
+    @property
+    def ran_on(self) -> str:
+        """What ran the models: the graphics card of a runtime that needs one, where it is known."""
+        graphics = self.board.graphics if self.board.runtime != "onnxruntime" else ""
+        return graphics or self.board.board
 
 
-def import_kit(folder: Path, results: Path | None = None) -> tuple[list[Case], list[Raw]]:
-    """What a board measured, as `Measuring` holds it. Models that it has not measured yet are left out.
-
-    The latencies in the cases are those that `Measuring` would say; `Raw` has no kernels where the runtime told none.
+def read_results(folder: Path, results: Path | None = None) -> Results:
+    """What a board has measured of a kit. Models that it has not measured yet are left out.
 
     Args:
         folder: of the kit, as it was written.
@@ -92,58 +107,7 @@ def import_kit(folder: Path, results: Path | None = None) -> tuple[list[Case], l
     Raises:
         CasesError: there are none, or they are not results of this kit.
     """
-    manifest, board, answers = _read(folder, results or folder / "results")
-    cases, raws = [], []
-    for asked, answer in answers:
-        raws.append(_raw(manifest, asked, answer, (results or folder / "results") / f"{asked.id}.onnx"))
-        cases.append(
-            replace(
-                asked.case,
-                runtime_version=board.runtime_version,
-                threads=board.threads,
-                power_mode=board.power_mode,
-                io="compute",
-                source=f"hwsearch kit on {ran_on(board.runtime, board.board, board.graphics)}",
-            )
-        )
-    usual = Reference(lambda: None, known=[spell for raw in raws for spell in raw.reference[::5]]).usual
-    latencies = [float(f"{raw.samples.low_ms(usual):.5g}") for raw in raws]
-    return [replace(case, latency_ms=ms) for case, ms in zip(cases, latencies, strict=True)], raws
-
-
-def kit_facts(folder: Path, results: Path | None = None) -> dict[str, Any]:
-    """What identifies a kit's measurement, for `measured.toml`: the board, versions, power mode, clocks, power and
-    temperature over all models, as (smallest, middle, largest).
-
-    Raises:
-        CasesError: as `import_kit`.
-    """
-    manifest, board, answers = _read(folder, results or folder / "results")
-    told = {
-        name: value
-        for name, value in msgspec.to_builtins(board).items()
-        if name not in ("format", "clocks", "runtime", "runtime_version") and value not in ("", 0)
-    }
-    return {
-        "kind": "measured",
-        **told,
-        "runtime": board.runtime_version,
-        "hwsearch": manifest.hwsearch,
-        "asked": len(manifest.points),
-        **facts_of([answer.readings for _, answer in answers]),
-    }
-
-
-def kit_readings(folder: Path, results: Path | None = None) -> dict[str, Readings]:
-    """Clocks, power, temperature, throttling and energy of every model that was measured, by the case's model.
-
-    Raises:
-        CasesError: as `import_kit`.
-    """
-    return {asked.model: answer.readings for asked, answer in _read(folder, results or folder / "results")[2]}
-
-
-def _read(folder: Path, results: Path) -> tuple[Manifest, Board, list[tuple[Asked, Answer]]]:
+    results = results or folder / "results"
     manifest, digest = read_manifest(folder)
     if not results.is_dir():
         raise CasesError(f"{results} is missing; run `python3 run.py` on the board and copy its folder results back")
@@ -170,7 +134,56 @@ def _read(folder: Path, results: Path) -> tuple[Manifest, Board, list[tuple[Aske
         raise CasesError(
             f"{results / silent[0]}.json has no times of kernels, as others have; delete it on the board and run again"
         )
-    return manifest, board, answers
+    return Results(manifest, board, tuple(answers), results)
+
+
+def measured_of(results: Results) -> tuple[list[Case], list[Raw]]:
+    """The models as `Measuring` holds them: cases with the latencies that it would say, and what was timed, without
+    kernels where the runtime told none.
+
+    Raises:
+        CasesError: a graph that the runtime made is missing, damaged or another's.
+    """
+    board = results.board
+    cases, raws = [], []
+    for asked, answer in results.answers:
+        raws.append(_raw(results.manifest, asked, answer, results.folder / f"{asked.id}.onnx"))
+        cases.append(
+            replace(
+                asked.case,
+                runtime_version=board.runtime_version,
+                threads=board.threads,
+                power_mode=board.power_mode,
+                io="compute",
+                source=f"hwsearch kit on {results.ran_on}",
+            )
+        )
+    usual = Reference(lambda: None, known=[spell for raw in raws for spell in raw.reference[::5]]).usual
+    latencies = [float(f"{raw.samples.low_ms(usual):.5g}") for raw in raws]
+    return [replace(case, latency_ms=ms) for case, ms in zip(cases, latencies, strict=True)], raws
+
+
+def identity_of(results: Results) -> dict[str, Any]:
+    """What identifies the measurement, for `measured.toml`: the board, versions, power mode, clocks, power and
+    temperature over all models, as (smallest, middle, largest)."""
+    told = {
+        name: value
+        for name, value in msgspec.to_builtins(results.board).items()
+        if name not in ("format", "clocks", "runtime", "runtime_version") and value not in ("", 0)
+    }
+    return {
+        "kind": "measured",
+        **told,
+        "runtime": results.board.runtime_version,
+        "hwsearch": results.manifest.hwsearch,
+        "asked": len(results.manifest.points),
+        **facts_of([answer.readings for _, answer in results.answers]),
+    }
+
+
+def readings_of(results: Results) -> dict[str, Readings]:
+    """Clocks, power, temperature, throttling and energy of every model that was measured, by the case's model."""
+    return {asked.model: answer.readings for asked, answer in results.answers}
 
 
 def _decode(path: Path, kind: type[T]) -> T:

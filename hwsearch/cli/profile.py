@@ -95,7 +95,7 @@ def profile(
     if kit is not None:
         manifest = _write_kit(device, runtime, kit, **options)
         if as_json:
-            print_json({"kit": str(kit), "device": device, "points": manifest})
+            print_json({"kit": click.format_filename(kit), "device": device, "points": manifest})
         else:
             note(f"{manifest} models in {kit}; its README.txt says what to do on the board")
         return
@@ -113,7 +113,7 @@ def profile(
         fitted, written = _measure(device, runtime, to, phase, fresh, **options)
     if as_json:
         fits = {name: r.fit for name, r in fitted.runtimes.items() if r.fit}
-        print_json({"profile": str(written), "device": fitted.name, "fits": fits})
+        print_json({"profile": click.format_filename(written), "device": fitted.name, "fits": fits})
         return
     from hwsearch.cli.devices import evidence
 
@@ -274,12 +274,15 @@ def _take_back(
 ) -> tuple[DeviceProfile, Path]:
     """What a board measured, as its device's profile and where that was written; `device` and `runtime` as the command
     named them."""
-    from hwsearch.bench import adopt
+    from hwsearch.bench.adopt import adopt_kit
+    from hwsearch.bench.kit import read_manifest
+    from hwsearch.profiles import full_name
 
-    if runtime not in (None, measured_in := adopt.runtime_of(folder)):
-        raise click.UsageError(f"the kit measures {measured_in}; got --runtime {runtime}")
-    if device != HOST and device != (made_for := adopt.device_of(folder)):
+    manifest, _ = read_manifest(folder)
+    if runtime not in (None, manifest.runtime):
+        raise click.UsageError(f"the kit measures {manifest.runtime}; got --runtime {runtime}")
+    if device not in (HOST, made_for := full_name(manifest.device)):
         raise click.UsageError(f"the kit is for {made_for}; got --device {device}")
-    profile, file, count = adopt.adopt_kit(folder, to)
-    note(f"{count} of {adopt.asked_of(folder)} models measured on {profile.name}")
+    profile, file, count = adopt_kit(folder, to)
+    note(f"{count} of {len(manifest.points)} models measured on {profile.name}")
     return profile, file

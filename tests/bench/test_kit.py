@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from hwsearch.bench import adopt, board, carry
 from hwsearch.bench.adopt import adopt_kit
-from hwsearch.bench.answers import import_kit, kit_facts, kit_readings
+from hwsearch.bench.answers import identity_of, measured_of, read_results, readings_of
 from hwsearch.bench.board import run as board_run
 from hwsearch.bench.board import tensorrt as board_tensorrt
 from hwsearch.bench.kit import read_manifest, write_kit
@@ -144,7 +144,7 @@ def test_a_kit_asks_for_the_points_that_measuring_begins_with(kit: Path, runtime
 def test_a_board_gives_the_table_that_measuring_here_gives(measured: Path, runtime: Runtime, tmp_path: Path) -> None:
     direct = Measuring(tmp_path, runtime, "board", "onnxruntime", RANGES, {})
     here = {point.case.model: point for point in direct.measure(POINTS, 3.0)}
-    cases, raws = import_kit(measured)
+    cases, raws = measured_of(read_results(measured))
     assert [case.model for case in cases] == list(here)
     reference = Reference(lambda: None, known=[spell for raw in raws for spell in raw.reference[::5]])
     # The machine may have been slower in one of the two: each beside its own reference model.
@@ -167,14 +167,14 @@ def test_a_board_gives_the_table_that_measuring_here_gives(measured: Path, runti
 
 
 def test_what_was_measured_says_where(measured: Path) -> None:
-    facts = kit_facts(measured)
+    facts = identity_of(read_results(measured))
     assert facts["interface"] == "onnxruntime"
     assert facts["runtime"] == onnxruntime.__version__
     assert facts["asked"] == POINTS
-    cases, _ = import_kit(measured)
+    cases, _ = measured_of(read_results(measured))
     assert {case.runtime_version for case in cases} == {onnxruntime.__version__}
     assert {case.threads for case in cases} == {1}
-    assert all(reading.samples > 0 for reading in kit_readings(measured).values())
+    assert all(reading.samples > 0 for reading in readings_of(read_results(measured)).values())
     assert not (measured / "work").exists()
     assert not (measured / "graphs" / "weights.bin").exists()
 
@@ -216,36 +216,36 @@ def test_results_that_do_not_belong_are_refused(
 ) -> None:
     folder = edited(measured, tmp_path / "results", name, edit)
     with pytest.raises(CasesError, match=says) as error:
-        import_kit(measured, folder)
+        measured_of(read_results(measured, folder))
     assert "\n" not in str(error.value)
 
 
 def test_unknown_damaged_and_missing_files_are_refused(measured: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     with pytest.raises(CasesError, match=r"python3 run\.py"):
-        import_kit(measured, folder)
+        measured_of(read_results(measured, folder))
     shutil.copytree(measured / "results", folder)
     (folder / "0099.json").write_text("{}")
     with pytest.raises(CasesError, match="no result of this kit"):
-        import_kit(measured, folder)
+        measured_of(read_results(measured, folder))
     (folder / "0099.json").unlink()
     (folder / "0002.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(CasesError, match=r"0002\.onnx is damaged"):
-        import_kit(measured, folder)
+        measured_of(read_results(measured, folder))
     for path in folder.glob("0*"):
         path.unlink()
     with pytest.raises(CasesError, match="no measured models"):
-        import_kit(measured, folder)
+        measured_of(read_results(measured, folder))
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(CasesError, match="not the manifest of a kit"):
-        import_kit(tmp_path, measured / "results")
+        measured_of(read_results(tmp_path, measured / "results"))
 
 
 def test_a_part_of_the_models_can_be_taken_back(measured: Path, tmp_path: Path) -> None:
     shutil.copytree(measured / "results", tmp_path / "results")
     (tmp_path / "results" / "0003.json").unlink()
     (tmp_path / "results" / ".0003.json.part").write_text("half")
-    cases, raws = import_kit(measured, tmp_path / "results")
+    cases, raws = measured_of(read_results(measured, tmp_path / "results"))
     assert len(cases) == len(raws) == POINTS - 1
 
 
@@ -342,7 +342,7 @@ def test_a_model_that_the_board_cannot_run_keeps_back_no_other(
     assert f"{POINTS - 1} of {POINTS} models are measured" in said
     assert tried.count("0002") == tried.count("0005") == 2
     assert not (folder / "work").exists()
-    cases, _ = import_kit(folder)
+    cases, _ = measured_of(read_results(folder))
     assert len(cases) == POINTS - 1
 
 
@@ -437,7 +437,7 @@ def test_tensorrt_builds_and_runs_with_names_that_every_version_has(
     assert set(module.asked["networks"]) == ({2} if version.startswith("10.") else {0})
     assert len(module.asked["builds"]) == 5
     assert len(driver.memory) == 2  # of the reference model, which is used to the end
-    cases, raws = import_kit(kit)
+    cases, raws = measured_of(read_results(kit))
     assert len(cases) == 4
     assert all(case.latency_ms > 0 and case.runtime_version == version for case in cases)
     assert all(not raw.kernels and len(raw.reference) == len(raw.samples.wall) for raw in raws)
@@ -518,7 +518,7 @@ def test_a_graph_that_the_runtime_refuses_is_named_and_the_others_are_measured(
     monkeypatch.setattr(module.OnnxParser, "parse_from_file", refuse)
     assert board_run.main(["--kit", str(kit)]) == 0
     assert "TensorRT cannot read 0002.onnx: In node 3" in capsys.readouterr().out
-    assert len(import_kit(kit)[0]) == 3
+    assert len(measured_of(read_results(kit))[0]) == 3
 
 
 TRTEXEC = """#!{python}
@@ -567,7 +567,7 @@ def test_trtexec_alone_suffices(
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert board_run.main(["--kit", str(kit)]) == 0
-    cases, raws = import_kit(kit)
+    cases, raws = measured_of(read_results(kit))
     assert {case.runtime_version for case in cases} == {version}
     assert {case.latency_ms for case in cases} == {2.0}
     assert {len(raw.samples.wall) for raw in raws} == {3 * 200}
@@ -594,7 +594,7 @@ def test_a_kit_runs_here(runtime: Runtime, tmp_path: Path) -> None:
     kit = tmp_path / "kit"
     write_kit(kit, runtime, "board", "onnxruntime", RANGES, 2, seconds=0.02, batch=2)
     said: list[str] = []
-    assert len(import_kit(kit, carry.run_here(kit, said.append))[0]) == 2
+    assert len(measured_of(read_results(kit, carry.run_here(kit, said.append)))[0]) == 2
     assert any("2 of 2 models" in line for line in said)
     (kit / "manifest.json").write_text("{}")
     with pytest.raises(CasesError, match="format"):
@@ -633,7 +633,7 @@ def test_ssh_copies_runs_and_fetches(runtime: Runtime, libraries: Path, home: Pa
     python.chmod(0o755)
     said: list[str] = []
     results = carry.run_over_ssh("user@board", kit, said.append, python=str(python))
-    assert len(import_kit(kit, results)[0]) == 2
+    assert len(measured_of(read_results(kit, results))[0]) == 2
     assert any("2 of 2 models" in line for line in said)
     digest = read_manifest(kit)[1]
     assert not list(home.iterdir())  # the next kit of these models is measured anew

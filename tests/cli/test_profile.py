@@ -1,6 +1,7 @@
 """hwsearch profile, on a board: written, run, taken back."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,14 @@ def test_a_board_is_called_by_its_own_name_whatever_the_alias(tmp_path: Path) ->
     assert "the kit is for jetson-agx-orin-64gb" in other.output
     other = run("--runtime", "onnxruntime", "--import", str(kit))
     assert "the kit measures tensorrt; got --runtime onnxruntime" in other.output
+
+
+def test_a_kit_in_a_folder_whose_name_is_no_text_is_named_as_far_as_it_can_be(tmp_path: Path) -> None:
+    kit = tmp_path / os.fsdecode(b"kit\xff")
+    made = run("--device", "b", "--kit", str(kit), "--points", "8", *SMALL, "--json")
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["kit"] == str(tmp_path / "kit\N{REPLACEMENT CHARACTER}")
+    assert (kit / "manifest.json").is_file()
 
 
 def test_this_machine_is_measured_as_what_it_can_be() -> None:
