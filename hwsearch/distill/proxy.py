@@ -1,9 +1,10 @@
 """Score an architecture by a short distillation from teacher slices.
 
 What makes a short run rank as a long one does: it starts from importance-sorted slices, it keeps the long run's
-constant learning rate and data order, and it is judged on one fixed held-out set. Its loss is taken as measured: drawn
-on along its slope it orders students no better after 160 steps, if better from 480 on, where the finalists are picked
-already (`python benchmarks/replay.py`). A longer run of the same student goes on where the short one stopped.
+constant learning rate and data order, and it is judged by the average of its last weights (`averaging`) on one fixed
+held-out set. Its loss is taken as measured: drawn on along its slope it orders students no better after 160 steps, if
+better from 480 on, where the finalists are picked already (`python benchmarks/replay.py`). A longer run of the same
+student goes on where the short one stopped.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hwsearch.distill.averaging import Average
 from hwsearch.distill.features import hidden_maps
 from hwsearch.distill.job import ProxyScore
 from hwsearch.distill.judging import an_answer, bootstrap, divergence, evaluate
@@ -38,7 +40,8 @@ POOL = 32  # batches among whose texts the lengths are sorted
 
 
 class Student:
-    """A student in training: its model, optimiser and place in the data.
+    """A student in training: its model, optimiser and place in the data. Between trainings the model holds the average
+    of its last weights, which it is judged by.
 
     Args:
         task: what it is trained on.
@@ -94,6 +97,7 @@ class Student:
         trained = [*self.model.parameters(), *self.maps.parameters()]
         self.rate = rate * task.recipe.rate * task.teacher.objective.rate
         self.optimizer = torch.optim.Adam(trained, lr=self.rate, betas=(0.9, 0.98), fused=True)
+        self.average = Average(self.model)
         self.step = 0
         self.seconds = 0.0
         self.curve: list[tuple[int, float]] = []
@@ -127,13 +131,15 @@ class Student:
         while self.step < until:
             number, _ = recipe.at(self.step)
             self.model.train()
-            with Lesson(recipe.stages[number], self.task, self.model, self.layers, self.maps) as lesson:
+            stage = Lesson(recipe.stages[number], self.task, self.model, self.layers, self.maps)
+            with stage as lesson, self.average.trained():
                 while self.step < until and recipe.at(self.step)[0] == number:
+                    rate, falls = self.rate * min(1.0, (self.step + 1) / recipe.warm_up), False
+                    if cool_from is not None and self.step > cool_from:
+                        end, falls = end or until, True
+                        rate *= max(0, end - self.step) / (end - cool_from)
                     for group in self.optimizer.param_groups:
-                        group["lr"] = self.rate * min(1.0, (self.step + 1) / recipe.warm_up)
-                        if cool_from is not None and self.step > cool_from:
-                            end = end or until
-                            group["lr"] *= max(0, end - self.step) / (end - cool_from)
+                        group["lr"] = rate
                     self.optimizer.zero_grad(set_to_none=True)
                     pieces = np.array_split(self._rows(), recipe.accumulate)
                     asked = [self._asked(rows) for rows in pieces]
@@ -142,6 +148,7 @@ class Student:
                     torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
                     self.optimizer.step()
                     self.step += 1
+                    self.average.follow(self.step, rests=falls)
                     if advance:
                         advance(1)
         self.seconds += time.perf_counter() - started
@@ -220,6 +227,7 @@ class Student:
         """Write everything that going on needs."""
         state = {
             "model": self.model.state_dict(),
+            "last": self.average.last,
             "layers": None if self.fresh else list(self.layers),
             "optimizer": self.optimizer.state_dict(),
             "maps": self.maps.state_dict(),
@@ -234,6 +242,7 @@ class Student:
     def _go_on(self, state: dict[str, Any]) -> None:
         # It is on the CPU; loading puts it where the model is.
         self.model.load_state_dict(state["model"])
+        self.average.go_on_from(state["last"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.maps.load_state_dict(state.get("maps", {}))
         self.step, self.seconds = state["step"], state["seconds"]

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 BLOCK = 256  # chunks of the teacher's outputs that are computed and kept together
 TOKENS = 2**23  # whose likeliest continuations are kept at most: 1 GiB, 1.5 of a vocabulary over 65,536
 STATISTICS_CHUNKS = 192
-FORMAT = f"{__version__}, 13"  # of what is kept and of how scores come about; what an earlier one has left is not read
+FORMAT = f"{__version__}, 14"  # of what is kept and of how scores come about; what an earlier one has left is not read
 SUBSET_CHUNKS = 16  # for the choice of layers and for sensitivity: differences there are large
 REFIT_CHUNKS = 96  # for the choice of layers where students are refitted, a third of which is to judge by
 
