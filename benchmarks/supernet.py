@@ -30,6 +30,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from hwsearch.architecture import Architecture, uniform_layers
 from hwsearch.distill import student as slicing
+from hwsearch.distill.averaging import Average
 from hwsearch.distill.job import COOL
 from hwsearch.distill.lesson import Lesson
 from hwsearch.distill.proxy import Student
@@ -97,6 +98,7 @@ def begun(task: Task, architecture: Architecture, source: Mapping[str, Tensor] |
         restore(student.model)
         student.model.load_state_dict(sliced(task, source, architecture)[1])
         quantise_parts(student.model, architecture, task.scheme)
+        student.average = Average(student.model)
     return student
 
 

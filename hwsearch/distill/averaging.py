@@ -17,7 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WINDOW = 8.0  # after t steps weights of about t / WINDOW of them count
+WINDOW = 16.0  # after t steps weights of about t / WINDOW of them count
 
 
 class Average:
