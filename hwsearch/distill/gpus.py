@@ -10,7 +10,7 @@ from pathlib import Path
 from hwsearch.distill.checkpoint import Checkpoint
 
 CONTEXT = 2**30  # bytes of a process on a GPU before it holds anything
-PER_WEIGHT = 32  # bytes: itself, its gradient and Adam's two moments in float32, and as much for what is computed
+PER_WEIGHT = 40  # bytes: itself, its gradient, two moments and average in float32, and as much for what is computed
 FREE = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
 
 
