@@ -28,31 +28,26 @@ from hwsearch.search.rank import agreement
 
 def train(row: dict[str, Any], marks: list[int], windows: list[int]) -> dict[str, dict[str, float]]:
     """KL on *select* after so many steps, by the last weights ("last") and by averages."""
-    import torch
-    from torch.optim.swa_utils import get_ema_multi_avg_fn
-
+    from hwsearch.distill.averaging import Average
     from hwsearch.distill.judging import divergence
     from hwsearch.distill.proxy import Student
 
     task, architecture = workshop(0).task, Architecture.from_json(row["architecture"])
     student = Student(task, architecture, layers=task.layers[architecture.depth][0])
-    weights = list(student.model.parameters())
-    averages = {window: [weight.detach().clone() for weight in weights] for window in windows}
+    averages = {window: Average(student.model, window) for window in windows}
 
     def advance(_: int) -> None:
-        for window, average in averages.items():
-            get_ema_multi_avg_fn(1 - (window + 1) / (student.step + window))(tuple(average), tuple(weights), 0)
+        for average in averages.values():
+            average.follow(student.step, rests=False)
 
     found: dict[str, dict[str, float]] = {}
     for mark in marks:
         student.train(mark, advance)
-        with student.average.trained(), torch.no_grad():
+        with student.average.trained():
             found[str(mark)] = {"last": divergence(student.model, task.select)}
-            last = [weight.clone() for weight in weights]
             for window, average in averages.items():
-                torch._foreach_copy_(weights, average)
-                found[str(mark)][f"window {window}"] = divergence(student.model, task.select)
-            torch._foreach_copy_(weights, last)
+                with average.trained():  # the model has its last weights already: it changes to the average
+                    found[str(mark)][f"window {window}"] = divergence(student.model, task.select)
     return found
 
 

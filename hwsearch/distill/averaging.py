@@ -21,9 +21,15 @@ WINDOW = 16.0  # after t steps weights of about t / WINDOW of them count
 
 
 class Average:
-    """Of a model's weights; it is what the model holds, but for the time that it is trained."""
+    """Of a model's weights; it is what the model holds, but for the time that it is trained.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: whose weights.
+        window: w of `follow`.
+    """
+
+    def __init__(self, model: nn.Module, window: float = WINDOW) -> None:
+        self._window = window
         self._weights = list(model.parameters())
         self._aside = [weight.detach().clone() for weight in self._weights]
 
@@ -52,7 +58,7 @@ class Average:
         The average moves by (w + 1) / (t + w) towards them after t steps: polynomial decay (Shamir and Zhang 2013,
         arXiv:1212.1824, section 4).
         """
-        share = 1.0 if rests else (WINDOW + 1) / (step + WINDOW)
+        share = 1.0 if rests else (self._window + 1) / (step + self._window)
         get_ema_multi_avg_fn(1 - share)(tuple(self._aside), tuple(self._weights), 0)
 
     def _change(self) -> None:

@@ -4,29 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgspec.structs import replace
 
-from hwsearch.architecture import Architecture, parse_precisions, uniform_layers
+from hwsearch.architecture import Architecture
 from hwsearch.distill.averaging import WINDOW, Average
-from hwsearch.distill.job import TaskSpec
 from hwsearch.distill.proxy import Student, load_state
-from hwsearch.distill.recipe import Recipe
 from hwsearch.distill.workshop import Workshop
+from tests.distill.test_proxy import small_task, student_shape
 
 
 @pytest.fixture(scope="module")
 def workshop(tiny_teacher: Path, text_file: Path) -> Workshop:
     torch.set_num_threads(1)
-    spec = TaskSpec(
-        teacher=str(tiny_teacher), data=str(text_file), sequence=24, chunks=300, held_out_chunks=40,
-        recipe=Recipe(batch=4),
-    )  # fmt: skip
-    return Workshop(spec)
+    return Workshop(small_task(tiny_teacher, text_file))
 
 
 def shape(workshop: Workshop) -> Architecture:
-    own = workshop.facts().architecture
-    return replace(own, width=64, tied=False, layers=uniform_layers(2, 4, 2, 64, parse_precisions("int8", 2)))
+    return student_shape(workshop, "int8")
 
 
 def weights(student: Student) -> list[torch.Tensor]:
